@@ -1,0 +1,456 @@
+//! What a node counts and measures, for `/metrics`.
+//!
+//! [`Metrics`] holds one typed handle per metric. Core code calls the handles where something
+//! happens; what can be asked for at any time (positions, lag, links) is set just before a scrape.
+//!
+//! Not here: deciding what is an alarm, and the HTTP route. Names carry the prefix `meridian_`, base
+//! units (seconds, bytes) and, for counters, the suffix `_total`, which the encoder adds.
+
+use std::fmt;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Metric, Registry, Unit};
+
+/// A gauge of a measured quantity, such as seconds.
+pub type Level = Gauge<f64, AtomicU64>;
+
+/// How an append ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(
+    non_camel_case_types,
+    reason = "the variants are the label's values, and those are the API's error codes"
+)]
+pub enum AppendOutcome {
+    /// It is durable at the level that was asked for.
+    appended,
+    /// Its events were recorded before; it was answered as the first time.
+    repeated,
+    /// Someone else wrote first.
+    wrong_expected_revision,
+    /// Another region orders the stream.
+    not_home,
+    /// Nothing was written.
+    unavailable,
+    /// It may be written.
+    indeterminate,
+    /// The request was refused as it stands.
+    invalid,
+    /// The request was larger than the limits.
+    too_large,
+}
+
+/// Label: how an append ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Outcome {
+    /// The outcome.
+    pub outcome: AppendOutcome,
+}
+
+/// Label: a partition of this node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Partition {
+    /// Its number.
+    pub partition: u16,
+}
+
+/// Labels: one origin log.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Log {
+    /// The name of the region that writes it.
+    pub origin: String,
+    /// Its partition.
+    pub partition: u16,
+}
+
+/// Label: a region that wrote events first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Origin {
+    /// Its name.
+    pub origin: String,
+}
+
+/// Label: a region that this node talks with.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Peer {
+    /// Its name.
+    pub peer: String,
+}
+
+/// Who opened a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label's values")]
+pub enum Direction {
+    /// The peer did: it pulls from us.
+    inbound,
+    /// We did: we pull from the peer.
+    outbound,
+}
+
+/// Labels: one of the two links with a peer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Link {
+    /// The peer's region.
+    pub peer: String,
+    /// Who opened it.
+    pub direction: Direction,
+}
+
+/// Label: what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Alarm {
+    /// A stable word for it, such as `divergence` or `clock_skew`.
+    pub alarm: String,
+}
+
+/// Labels: one kind of HTTP request and how it was answered.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HttpRequest {
+    /// The request's method, `OTHER` for one that HTTP does not define.
+    pub method: &'static str,
+    /// The route's pattern, never the path itself: a stream's name would make a series each.
+    pub route: String,
+    /// The answer's status code.
+    pub status: u16,
+}
+
+/// Label: one HTTP route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HttpRoute {
+    /// The route's pattern.
+    pub route: String,
+}
+
+/// Makes the latency histograms of a family.
+#[derive(Clone, Copy, Debug)]
+pub struct Latencies;
+
+impl MetricConstructor<Histogram> for Latencies {
+    fn new_metric(&self) -> Histogram {
+        latencies()
+    }
+}
+
+/// 100 µs (a commit takes about 200 µs) to 26 s, doubling.
+fn latencies() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 19))
+}
+
+/// Every metric of one node.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+
+    /// Appends that were answered, by outcome.
+    pub appends: Family<Outcome, Counter>,
+    /// From an append's arrival to its answer.
+    pub append_seconds: Histogram,
+    /// Appends that wait for their answer.
+    pub appends_in_flight: Gauge,
+    /// Events that this region appended.
+    pub events_appended: Counter,
+    /// Bytes of data and metadata that this region appended.
+    pub bytes_appended: Counter,
+    /// Appends that were sent on to their home.
+    pub appends_forwarded: Family<Peer, Counter>,
+    /// Appends that wait for a partition's sequencer.
+    pub queue_depth: Family<Partition, Gauge>,
+
+    /// Commit rounds: one write and one sync each.
+    pub commits: Counter,
+    /// From the write of a commit round to its durability.
+    pub commit_seconds: Histogram,
+    /// Blocks made durable, of own and of other origins.
+    pub blocks_committed: Counter,
+    /// Bytes made durable, of own and of other origins.
+    pub bytes_committed: Counter,
+    /// Calls that made the disk durable.
+    pub syncs: Counter,
+    /// Whether the store takes writes (1), or failed one and refuses all since (0).
+    pub store_writable: Gauge,
+    /// Bytes that segments and their indexes take up.
+    pub store_bytes: Gauge,
+    /// Segments of the physical log.
+    pub store_segments: Gauge,
+    /// Events held, of all origins.
+    pub store_events: Gauge,
+    /// Ranges of blocks that cannot be read now.
+    pub damaged_ranges: Gauge,
+    /// Damaged ranges that were fetched again from a peer.
+    pub repaired_ranges: Counter,
+
+    /// Whether a link with a peer stands (1) or not (0).
+    pub link_up: Family<Link, Gauge>,
+    /// Round-trip time of a link.
+    pub link_rtt_seconds: Family<Peer, Level>,
+    /// How long ago a peer was last heard.
+    pub link_silence_seconds: Family<Peer, Level>,
+    /// How far a peer's clock is ahead of ours.
+    pub clock_offset_seconds: Family<Peer, Level>,
+    /// Whether this node's clock may give out stamps (1) or is too far off (0).
+    pub clock_trusted: Gauge,
+    /// Position up to which an origin log is durable here.
+    pub log_position: Family<Log, Gauge>,
+    /// Positions that an origin log is known to be ahead of what is durable here.
+    pub replication_lag_events: Family<Log, Gauge>,
+    /// How long ago an origin log was last known complete here.
+    pub replication_lag_seconds: Family<Log, Level>,
+    /// From an event's timestamp to its durability here.
+    pub replication_delay_seconds: Family<Origin, Histogram, Latencies>,
+    /// Events of other origins made durable here.
+    pub events_replicated: Family<Origin, Counter>,
+    /// Bytes of other origins' blocks made durable here.
+    pub bytes_replicated: Family<Origin, Counter>,
+    /// Events of this region's own logs that a peer has not made durable yet.
+    pub unreplicated_events: Family<Peer, Gauge>,
+
+    /// Alarms that stand now, by kind.
+    pub alarms: Family<Alarm, Gauge>,
+    /// When this node's certificate ends, in seconds since 1970.
+    pub certificate_expiry_seconds: Gauge,
+    /// Whether the node answers `/readyz` with yes (1).
+    pub ready: Gauge,
+
+    /// HTTP requests that were answered, by method, route and status.
+    pub http_requests: Family<HttpRequest, Counter>,
+    /// From an HTTP request's arrival to the head of its answer.
+    pub http_request_seconds: Family<HttpRoute, Histogram, Latencies>,
+    /// HTTP connections that are open.
+    pub http_connections: Gauge,
+    /// Event streams that follow on.
+    pub http_followers: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at zero, registered under their names.
+    #[expect(clippy::too_many_lines, reason = "one entry per metric, in one list")]
+    pub fn new() -> Self {
+        let mut list = Registering(Registry::with_prefix("meridian"));
+        list.0.register(
+            "build",
+            "The version of this build",
+            Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        Self {
+            appends: list.add("appends", "Appends that were answered, by outcome"),
+            append_seconds: list.timed(
+                "append_duration",
+                "From an append's arrival to its answer",
+                latencies(),
+            ),
+            appends_in_flight: list.add("appends_in_flight", "Appends that wait for their answer"),
+            events_appended: list.add("events_appended", "Events that this region appended"),
+            bytes_appended: list.in_bytes(
+                "appended",
+                "Bytes of data and metadata that this region appended",
+            ),
+            appends_forwarded: list.add(
+                "appends_forwarded",
+                "Appends that were sent on to their home region",
+            ),
+            queue_depth: list.add(
+                "sequencer_queue_depth",
+                "Appends that wait for a partition's sequencer",
+            ),
+            commits: list.add("commits", "Commit rounds: one write and one sync each"),
+            commit_seconds: list.timed(
+                "commit_duration",
+                "From the write of a commit round to its durability",
+                latencies(),
+            ),
+            blocks_committed: list.add(
+                "blocks_committed",
+                "Blocks made durable, of own and of other origins",
+            ),
+            bytes_committed: list.in_bytes(
+                "committed",
+                "Bytes made durable, of own and of other origins",
+            ),
+            syncs: list.add("syncs", "Calls that made the disk durable"),
+            store_writable: list.add(
+                "store_writable",
+                "1 while the store takes writes; 0 once a write or sync failed: restart the node",
+            ),
+            store_bytes: list.in_bytes("store", "What segments and their indexes take up"),
+            store_segments: list.add("store_segments", "Segments of the physical log"),
+            store_events: list.add("store_events", "Events held, of all origins"),
+            damaged_ranges: list.add(
+                "damaged_ranges",
+                "Ranges of blocks that cannot be read now; they are fetched again from a peer",
+            ),
+            repaired_ranges: list.add(
+                "repaired_ranges",
+                "Damaged ranges that were fetched again from a peer",
+            ),
+            link_up: list.add("link_up", "1 while a link with a peer stands"),
+            link_rtt_seconds: list.in_seconds("link_rtt", "Round-trip time of a link"),
+            link_silence_seconds: list
+                .in_seconds("link_silence", "How long ago a peer was last heard"),
+            clock_offset_seconds: list
+                .in_seconds("clock_offset", "How far a peer's clock is ahead of ours"),
+            clock_trusted: list.add(
+                "clock_trusted",
+                "1 while this node may give out stamps; 0 while its clock is too far off",
+            ),
+            log_position: list.add(
+                "log_position",
+                "Position up to which an origin log is durable here",
+            ),
+            replication_lag_events: list.add(
+                "replication_lag_events",
+                "Positions that an origin log is known to be ahead of what is durable here",
+            ),
+            replication_lag_seconds: list.in_seconds(
+                "replication_lag",
+                "How long ago an origin log was last known complete here",
+            ),
+            replication_delay_seconds: list.timed(
+                "replication_delay",
+                "From an event's timestamp to its durability here",
+                Family::new_with_constructor(Latencies),
+            ),
+            events_replicated: list.add(
+                "events_replicated",
+                "Events of other origins made durable here",
+            ),
+            bytes_replicated: list.in_bytes(
+                "replicated",
+                "Bytes of other origins' blocks made durable here",
+            ),
+            unreplicated_events: list.add(
+                "unreplicated_events",
+                "Events of this region's own logs that a peer has not made durable yet",
+            ),
+            alarms: list.add("alarms", "Alarms that stand now, by kind"),
+            certificate_expiry_seconds: list.in_seconds(
+                "certificate_expiry_timestamp",
+                "When this node's certificate ends, since 1970-01-01",
+            ),
+            ready: list.add("ready", "1 while the node answers /readyz with yes"),
+            http_requests: list.add(
+                "http_requests",
+                "HTTP requests that were answered, by method, route and status",
+            ),
+            http_request_seconds: list.timed(
+                "http_request_duration",
+                "From an HTTP request's arrival to the head of its answer",
+                Family::new_with_constructor(Latencies),
+            ),
+            http_connections: list.add("http_connections", "HTTP connections that are open"),
+            http_followers: list.add(
+                "http_followers",
+                "Event streams over HTTP that follow what is appended",
+            ),
+            registry: list.0,
+        }
+    }
+
+    /// Counts an append that was answered with `outcome` after `took`.
+    pub fn append_answered(&self, outcome: AppendOutcome, took: Duration) {
+        self.appends.get_or_create(&Outcome { outcome }).inc();
+        self.append_seconds.observe(took.as_secs_f64());
+    }
+
+    /// All metrics as OpenMetrics text.
+    ///
+    /// # Errors
+    /// When a metric cannot be formatted, which is a defect in its labels.
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        text::encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+/// Makes a metric and lists it in one go, so that none is forgotten.
+struct Registering(Registry);
+
+impl Registering {
+    fn add<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+
+    fn in_bytes<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        let metric = M::default();
+        self.0
+            .register_with_unit(name, help, Unit::Bytes, metric.clone());
+        metric
+    }
+
+    fn in_seconds<M: Metric + Clone + Default>(&mut self, name: &str, help: &str) -> M {
+        self.timed(name, help, M::default())
+    }
+
+    fn timed<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0
+            .register_with_unit(name, help, Unit::Seconds, metric.clone());
+        metric
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_has_the_prefix_and_a_help_text() {
+        let text = Metrics::new().encode().expect("labels are sound");
+        let helped = text.lines().filter(|line| line.starts_with("# HELP "));
+        let typed = text.lines().filter(|line| line.starts_with("# TYPE "));
+        assert_eq!(helped.count(), typed.count());
+        for line in text.lines().filter(|line| !line.starts_with("# EOF")) {
+            let name = line
+                .trim_start_matches("# HELP ")
+                .trim_start_matches("# TYPE ")
+                .trim_start_matches("# UNIT ");
+            assert!(name.starts_with("meridian_"), "{line}");
+        }
+    }
+
+    #[test]
+    fn an_answered_append_is_counted_by_outcome_and_timed() {
+        let metrics = Metrics::new();
+        metrics.append_answered(
+            AppendOutcome::wrong_expected_revision,
+            Duration::from_millis(3),
+        );
+        let text = metrics.encode().expect("labels are sound");
+        assert!(
+            text.contains("meridian_appends_total{outcome=\"wrong_expected_revision\"} 1"),
+            "{text}"
+        );
+        assert!(
+            text.contains("meridian_append_duration_seconds_count 1"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn units_and_suffixes_follow_the_conventions() {
+        let metrics = Metrics::new();
+        metrics.bytes_appended.inc_by(7);
+        metrics.certificate_expiry_seconds.set(1_900_000_000);
+        let text = metrics.encode().expect("labels are sound");
+        for line in [
+            "meridian_appended_bytes_total 7",
+            "meridian_certificate_expiry_timestamp_seconds 1900000000",
+            "meridian_store_writable 0",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}
