@@ -1,1 +1,32 @@
+//! What applications import, and the protocol that they and the nodes share.
+//!
+//! A [`Client`] learns from any node which regions there are and which of them is home to a stream,
+//! keeps one connection per region, and repeats an append with the *same* event ids until it knows
+//! what became of it or its time is up. [`Connection`] is one such connection; nodes use it too, to
+//! forward an append to its home. [`server`] is the other end of it, generic over a
+//! [`server::Service`]. [`tls`] holds what both ends prove about themselves.
+//!
+//! Not here: the rule that names a stream's home (`conflict`), how blocks travel between regions
+//! (`replication`), and anything that touches a disk. Start reading at `request`, then `wire`, then
+//! `connection`.
+//!
+//! Always true (`idempotent`): an outcome that is not known is never reported as a failure. It is
+//! asked for again with the same ids, or reported as [`AppendError::Indeterminate`].
+#![allow(clippy::todo, dead_code, reason = "the bodies follow the signatures")]
 
+mod client;
+mod connection;
+mod read;
+mod request;
+pub mod server;
+pub mod tls;
+mod topology;
+pub mod wire;
+
+pub use client::{Client, ClientConfig, LiveReader, ReadAt, Seed, StreamReader};
+pub use connection::{ConnectError, Connection, RequestError};
+pub use read::{
+    Direction, EventFilter, LiveCursor, LivePage, LiveRead, ReadError, StreamPage, StreamRead,
+};
+pub use request::{AppendError, AppendRequest, Appended, Durability, Expected, Limits};
+pub use topology::{Member, Topology};
