@@ -1,3 +1,20 @@
-//! One region's node: takes appends, makes them durable, ships them and serves what is held.
+//! One region's node: the sequencers, the routing between regions, and the doors.
+//!
+//! [`Node::start`] wires the store, the clock, the links and the doors together; everything that
+//! reaches the outside world goes through [`seams`], so that the simulator runs the same node.
+//!
+//! Not here: the log (`store`), the talk between regions (`replication`), what clients import
+//! (`client`). Start reading at `node`, then `sequencer`, then `append`.
+//!
+//! Always true (`durable`): nothing is acknowledged before it is durable at the level it was asked
+//! for.
+#![allow(clippy::todo, dead_code, reason = "the core is being filled in")]
 
+pub mod config;
 pub mod metrics;
+mod node;
+pub mod seams;
+mod status;
+
+pub use node::{Node, StartError};
+pub use status::{DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus};

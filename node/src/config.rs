@@ -1,0 +1,82 @@
+//! What an operator may change about a node.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use meridian_client::Limits;
+use meridian_clock::RegionId;
+use meridian_conflict::{CategoryPolicy, Policies};
+use uuid::Uuid;
+
+/// One region of the federation, as every node knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberConfig {
+    /// Its number, never reused.
+    pub id: RegionId,
+    /// Its name, as in its certificate.
+    pub name: String,
+    /// Where its node takes links and clients over QUIC.
+    pub quic: SocketAddr,
+    /// Where its node answers HTTP.
+    pub http: SocketAddr,
+}
+
+/// Where this node's certificate, key and trusted authority are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificatePaths {
+    /// The federation's certificate authority, PEM.
+    pub authority: PathBuf,
+    /// This region's certificate chain, PEM.
+    pub certificate: PathBuf,
+    /// Its private key, PEM.
+    pub key: PathBuf,
+}
+
+/// Everything that one node needs to know to run.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Which federation this node belongs to; nodes of another one are refused.
+    pub federation: Uuid,
+    /// This node's region, one of `members`.
+    pub region: RegionId,
+    /// How many partitions the federation has, fixed at `init`.
+    pub partitions: u16,
+    /// All regions, this one included.
+    pub members: Vec<MemberConfig>,
+    /// Where the node keeps its data.
+    pub data: PathBuf,
+    /// Where HTTP is served; port 0 lets the system choose.
+    pub listen_http: SocketAddr,
+    /// Where QUIC is served; port 0 lets the system choose.
+    pub listen_quic: SocketAddr,
+    /// Certificate files.
+    pub certificates: CertificatePaths,
+    /// Policies of categories that are not `home` by `hash`.
+    pub categories: BTreeMap<String, CategoryPolicy>,
+    /// The largest requests that are taken.
+    pub limits: Limits,
+    /// How long an append may wait for its durability before it is indeterminate.
+    pub append_timeout: Duration,
+    /// How far clocks may be apart before stamping stops.
+    pub max_offset: Duration,
+    /// How large a log segment file is, in bytes.
+    pub segment_bytes: u64,
+}
+
+impl NodeConfig {
+    /// This node's own entry among the members.
+    pub fn own(&self) -> Option<&MemberConfig> {
+        self.members.iter().find(|member| member.id == self.region)
+    }
+
+    /// The category policies over these members.
+    ///
+    /// # Errors
+    /// When a rule names a region that is no member.
+    pub fn policies(&self) -> Result<Policies, meridian_conflict::PolicyError> {
+        let members = self.members.iter().map(|member| member.id).collect();
+        Policies::new(members, self.categories.clone())
+    }
+}
