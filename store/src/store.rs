@@ -1,0 +1,501 @@
+//! The store: one physical log that holds many origin logs.
+
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use meridian_clock::{Dot, Epoch, Incarnation, LogId, Position, RegionId, Timestamp};
+use meridian_event::{Block, Chain, EventId, RecordedEvent, Revision, StreamId};
+use tokio::sync::watch;
+
+use crate::{
+    DamagedRange, Disk, Hole, LogOffset, RepairError, ScrubCursor, ScrubStep, SmallState,
+    StoreOptions,
+};
+
+/// How far an origin log goes here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogHead {
+    /// Which log.
+    pub log: LogId,
+    /// The life of that log that its last block was written in.
+    pub incarnation: Incarnation,
+    /// The epoch that its last block was written in.
+    pub epoch: Epoch,
+    /// The position of its last event; 0 when it is empty.
+    pub position: Position,
+    /// The chain hash after its last block.
+    pub chain: Chain,
+    /// The timestamp of its last batch.
+    pub timestamp: Timestamp,
+}
+
+impl LogHead {
+    /// The head of a log without events.
+    pub fn empty(log: LogId) -> Self {
+        Self {
+            log,
+            incarnation: Incarnation::default(),
+            epoch: Epoch::default(),
+            position: Position::ZERO,
+            chain: Chain::EMPTY,
+            timestamp: Timestamp::ZERO,
+        }
+    }
+}
+
+/// What opening a store found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovery {
+    /// There was no event at all: a new node, or one that lost its disk.
+    pub was_empty: bool,
+    /// Something at the end of the log was cut, because it was never acknowledged.
+    pub tail_cut: bool,
+    /// A log may have gone further than its head says: the tail was cut, or bytes are damaged of
+    /// which nothing tells what they held. Stays so at each opening until
+    /// [`Store::settle_heads`]: ask the peers for their copies of this node's own logs first.
+    pub heads_uncertain: bool,
+    /// What was committed and cannot be read.
+    pub damaged: Vec<DamagedRange>,
+    /// Damaged bytes of which nothing tells what they held; a copy of the segment is kept in the
+    /// folder `damaged`.
+    pub holes: Vec<Hole>,
+    /// The highest timestamp in any log.
+    pub last_stamp: Timestamp,
+}
+
+/// Why a data folder was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Another node has this folder open.
+    #[error(
+        "the data folder is in use by another process; stop that one, or give this node a folder \
+         of its own"
+    )]
+    InUse,
+    /// A segment was written by a newer build.
+    #[error("{path} has format {found}, newer than this build reads; upgrade this node")]
+    NewerFormat {
+        /// The file, below the data folder.
+        path: String,
+        /// The version it has.
+        found: u8,
+    },
+    /// The disk failed.
+    #[error("open {path}")]
+    Io {
+        /// What was being done, or to which file below the data folder.
+        path: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+}
+
+/// Why a block was not queued. Nothing was written.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SubmitError {
+    /// The block does not begin where its log ends. Send the block at `expected`.
+    #[error("log {log} ends before position {expected}, the block begins at {actual}")]
+    NotNext {
+        /// The log.
+        log: LogId,
+        /// The position that comes next.
+        expected: Position,
+        /// The position that was offered.
+        actual: Position,
+    },
+    /// The block continues another history than the one held here: the copies diverged.
+    #[error("log {log} has chain {expected} before {position}, the block continues {actual}")]
+    WrongChain {
+        /// The log.
+        log: LogId,
+        /// The block's first position.
+        position: Position,
+        /// The chain that is held here.
+        expected: Chain,
+        /// The chain that the block continues.
+        actual: Chain,
+    },
+    /// The block is of an earlier life or epoch of its log than what is held here.
+    #[error(
+        "log {log} is at incarnation {} epoch {}, the block is of {incarnation} and {epoch}",
+        head.incarnation, head.epoch
+    )]
+    Superseded {
+        /// The log.
+        log: LogId,
+        /// Where the log stands.
+        head: Box<LogHead>,
+        /// The block's incarnation.
+        incarnation: Incarnation,
+        /// The block's epoch.
+        epoch: Epoch,
+    },
+    /// The block's timestamps do not rise above the last one in its log.
+    #[error("log {log} was last stamped {last}, the block begins at {actual}; it must rise")]
+    NotRising {
+        /// The log.
+        log: LogId,
+        /// The log's last timestamp.
+        last: Timestamp,
+        /// The block's first timestamp.
+        actual: Timestamp,
+    },
+    /// The block's body does not decode, although its checksum is right.
+    #[error("the block's body does not decode: {reason}")]
+    Unreadable {
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// More waits to be written than the queue holds. Wait for [`Store::room`].
+    #[error("the write queue is full; wait for room and submit again")]
+    Full,
+    /// A write or sync failed earlier, so what is on disk is unknown. Restart and recover.
+    #[error("the store is closed after a failed write: {reason}; restart the node to recover")]
+    Poisoned {
+        /// What failed.
+        reason: String,
+    },
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+}
+
+/// Why a queued block is not known to be durable.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum CommitError {
+    /// There is no room on the disk. Nothing of this block was written, nor of the blocks queued
+    /// after it: [`Store::submitted_head`] is back at the last durable block. Make room; the next
+    /// block is tried again.
+    #[error("the disk is full: {reason}; make room, then append again")]
+    DiskFull {
+        /// What the disk said.
+        reason: String,
+    },
+    /// A write or sync failed: this block may or may not be on the disk. Restart and recover.
+    #[error("the store failed: {reason}; restart the node to recover")]
+    Failed {
+        /// What failed.
+        reason: String,
+    },
+    /// The store was closed before this block was written.
+    #[error("the store was closed first; nothing was written")]
+    Closed,
+}
+
+/// Why something could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It was committed here but is damaged. Ask another region, and repair.
+    #[error("{0}; it is not served until it is repaired from another region")]
+    Damaged(DamagedRange),
+    /// The disk failed.
+    #[error("read {path}")]
+    Io {
+        /// The file, below the data folder.
+        path: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+}
+
+/// Whether the store takes blocks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// It does.
+    Writable,
+    /// The disk is full; it does again once there is room.
+    DiskFull {
+        /// What the disk said.
+        reason: String,
+    },
+    /// A write or sync failed; it does not until it is opened anew.
+    Failed {
+        /// What failed.
+        reason: String,
+    },
+}
+
+/// Figures for operators.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// How many segments there are, the open one included.
+    pub segments: u64,
+    /// How many bytes of them hold blocks.
+    pub bytes: u64,
+    /// How many events are held.
+    pub events: u64,
+    /// How many blocks were committed since opening.
+    pub blocks_committed: u64,
+    /// How many groups were synced since opening.
+    pub fsyncs: u64,
+    /// How many bytes wait to be written.
+    pub queue_bytes: u64,
+    /// How many damaged ranges are known.
+    pub damaged: u64,
+}
+
+/// Which way a stream is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From old to new.
+    Forwards,
+    /// From new to old.
+    Backwards,
+}
+
+/// Which part of a stream to read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamRange {
+    /// The first event to give, in the direction of reading. Backwards, a number beyond the end
+    /// stands for the last event.
+    pub from: Revision,
+    /// Which way.
+    pub direction: Direction,
+    /// At most this many events.
+    pub limit: usize,
+    /// At most this many bytes of data and metadata, but at least one event.
+    pub bytes_max: usize,
+}
+
+/// Where an event is, and which.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Its identity.
+    pub dot: Dot,
+    /// Its writer's id for it.
+    pub id: EventId,
+    /// Its stream.
+    pub stream: StreamId,
+    /// Its place in the stream.
+    pub revision: Revision,
+    /// When its batch was stamped.
+    pub timestamp: Timestamp,
+}
+
+/// A part of the physical log.
+#[derive(Clone, Debug, Default)]
+pub struct ScanPage {
+    /// Blocks in the order they arrived, each with where it begins.
+    pub blocks: Vec<(LogOffset, Block)>,
+    /// Where to go on.
+    pub next: LogOffset,
+    /// Nothing was committed beyond `next` when this page was read.
+    pub at_end: bool,
+    /// What lay in between and is damaged.
+    pub skipped: Vec<DamagedRange>,
+}
+
+/// Runs when a block is durable and can be read, or is not.
+pub type Done = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
+
+/// A group of blocks that was written and is not yet synced; see [`Store::commit_begin`].
+#[must_use = "what was written is lost to its writers until it is finished"]
+pub struct CommitGroup {}
+
+impl fmt::Debug for CommitGroup {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("CommitGroup")
+    }
+}
+
+/// A node's disk, open. See the crate's page.
+pub struct Store {}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("Store")
+    }
+}
+
+impl Store {
+    /// Opens the store on `disk`, takes its lock and recovers from whatever ended its last life.
+    ///
+    /// # Errors
+    /// When another node has the folder, the disk fails, or a newer build wrote it. Damage to the
+    /// log is no error: see [`Recovery::damaged`].
+    pub fn open(
+        disk: Arc<dyn Disk>,
+        options: StoreOptions,
+    ) -> Result<(Arc<Self>, Recovery), OpenError> {
+        todo!()
+    }
+
+    /// How far `log` is committed.
+    pub fn head(&self, log: LogId) -> LogHead {
+        todo!()
+    }
+
+    /// How far each log that has events is committed, ascending by log.
+    pub fn heads(&self) -> Vec<LogHead> {
+        todo!()
+    }
+
+    /// How far `log` goes with what is queued but not yet durable: the next block must follow this.
+    pub fn submitted_head(&self, log: LogId) -> LogHead {
+        todo!()
+    }
+
+    /// Queues `block`, which must be the exact next one of its log.
+    ///
+    /// `done` runs on the thread that commits, once this block and every block submitted before it
+    /// is durable and can be read, or with the reason why not. It must not wait for anything.
+    ///
+    /// # Errors
+    /// When the block does not continue its log, or the store takes none now. `done` is then not
+    /// called.
+    pub fn submit(&self, block: Block, done: Done) -> Result<(), SubmitError> {
+        todo!()
+    }
+
+    /// Waits until the queue has room (or the store takes no more blocks at all).
+    pub async fn room(&self) {
+        todo!()
+    }
+
+    /// A number that changes after each commit.
+    pub fn committed(&self) -> watch::Receiver<u64> {
+        todo!()
+    }
+
+    /// The committed blocks of `log`, verbatim and contiguous, from the block that holds the
+    /// position after `after`; at least one if there is any, and no more than about `bytes_max`.
+    ///
+    /// # Errors
+    /// When the first of them is damaged, or the disk fails.
+    pub fn read_log(
+        &self,
+        log: LogId,
+        after: Position,
+        bytes_max: usize,
+    ) -> Result<Vec<Block>, ReadError> {
+        todo!()
+    }
+
+    /// The committed blocks of all logs in the order they arrived here, from `after` on.
+    ///
+    /// # Errors
+    /// When the disk fails. Damaged blocks are left out and listed.
+    pub fn scan(&self, after: LogOffset, bytes_max: usize) -> Result<ScanPage, ReadError> {
+        todo!()
+    }
+
+    /// The committed event with this id.
+    ///
+    /// # Errors
+    /// When it is damaged, or the disk fails.
+    pub fn find_event(&self, id: EventId) -> Result<Option<Found>, ReadError> {
+        todo!()
+    }
+
+    /// The last committed event of `stream`, among those of `origin` if one is given: by revision
+    /// within an origin, by order key across origins.
+    ///
+    /// # Errors
+    /// When it is damaged, or the disk fails.
+    pub fn stream_last(
+        &self,
+        stream: &StreamId,
+        origin: Option<RegionId>,
+    ) -> Result<Option<Found>, ReadError> {
+        todo!()
+    }
+
+    /// Committed events of `stream`.
+    ///
+    /// A stream whose revisions are distinct across origins (every home stream, moved or not) is
+    /// read by revision. A stream that several regions write is read in the order of order keys,
+    /// and [`StreamRange::from`] counts in that order.
+    ///
+    /// # Errors
+    /// When one of them is damaged and nothing before it could be given, or the disk fails.
+    pub fn read_stream(
+        &self,
+        stream: &StreamId,
+        range: StreamRange,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        todo!()
+    }
+
+    /// What is known to be damaged.
+    pub fn damaged(&self) -> Vec<DamagedRange> {
+        todo!()
+    }
+
+    /// Puts a block that another region gave back into its damaged place. The damaged segment file
+    /// is kept in the folder `damaged`; a sound copy takes its place atomically. Returns whether
+    /// anything was damaged there.
+    ///
+    /// # Errors
+    /// When the block is not what was there, or the disk fails.
+    pub fn repair(&self, block: Block) -> Result<bool, RepairError> {
+        todo!()
+    }
+
+    /// As [`Store::repair`], for blocks of any logs at once: each segment is copied only once.
+    /// Returns how many blocks were put back.
+    ///
+    /// # Errors
+    /// At the first block that is not what was there, or when the disk fails.
+    pub fn repair_all(&self, blocks: Vec<Block>) -> Result<usize, RepairError> {
+        todo!()
+    }
+
+    /// Reads the next `bytes_max` or so of the sealed segments again and checks every checksum and
+    /// chain. What is damaged is remembered, see [`Store::damaged`]; a damaged index is made anew.
+    pub fn scrub(&self, cursor: &mut ScrubCursor, bytes_max: usize) -> ScrubStep {
+        todo!()
+    }
+
+    /// Notes that this node's own logs have been compared with what the peers hold, so that
+    /// [`Recovery::heads_uncertain`] is not raised again at the next opening.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn settle_heads(&self) -> io::Result<()> {
+        todo!()
+    }
+
+    /// Whether the store takes blocks.
+    pub fn health(&self) -> Health {
+        todo!()
+    }
+
+    /// Figures for operators.
+    pub fn stats(&self) -> StoreStats {
+        todo!()
+    }
+
+    /// Small derived state. Opened at the first call.
+    pub fn small(&self) -> &dyn SmallState {
+        todo!()
+    }
+
+    /// Writes and syncs what is queued, stops the lanes and releases the lock. Later blocks are
+    /// refused; reads go on.
+    pub fn close(&self) {
+        todo!()
+    }
+
+    /// Waits until there is something to commit or to keep house about. For [`crate::Lanes::Driven`].
+    pub async fn wants_commit(&self) {
+        todo!()
+    }
+
+    /// Writes the next group, if any block is queued and fewer than two groups are in flight. For
+    /// [`crate::Lanes::Driven`].
+    pub fn commit_begin(&self) -> Option<CommitGroup> {
+        todo!()
+    }
+
+    /// Syncs a group, and completes it and its finished successors if all before it are complete.
+    pub fn commit_finish(&self, group: CommitGroup) {
+        todo!()
+    }
+
+    /// Takes one bounded step of preparing the next segment or sealing the last one. Returns
+    /// whether there was anything to do. For [`crate::Lanes::Driven`].
+    pub fn housekeep(&self) -> bool {
+        todo!()
+    }
+}
