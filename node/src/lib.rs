@@ -10,9 +10,7 @@
 //! for.
 #![allow(clippy::todo, dead_code, reason = "the core is being filled in")]
 
-pub mod certificates;
 pub mod config;
-pub mod files;
 pub mod metrics;
 mod node;
 pub mod seams;
