@@ -11,6 +11,7 @@
 #![allow(clippy::todo, dead_code, reason = "the core is being filled in")]
 
 pub mod config;
+pub mod http;
 pub mod metrics;
 mod node;
 pub mod seams;

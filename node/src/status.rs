@@ -2,9 +2,10 @@
 
 use meridian_clock::{LogId, RegionId};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// A region of the federation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MemberStatus {
     /// Its number.
     pub id: u16,
@@ -17,7 +18,7 @@ pub struct MemberStatus {
 }
 
 /// One origin log as it is held here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct LogStatus {
     /// The name of the region that writes it.
     pub origin: String,
@@ -32,7 +33,7 @@ pub struct LogStatus {
 }
 
 /// The talk with one other region.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct LinkStatus {
     /// The other region's name.
     pub region: String,
@@ -53,7 +54,7 @@ pub struct LinkStatus {
 }
 
 /// The answer of `GET /v1/status`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeStatus {
     /// This node's region.
     pub region: String,
@@ -78,7 +79,7 @@ pub struct NodeStatus {
 }
 
 /// One origin log's content in brief: equal position and chain mean equal bytes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DigestEntry {
     /// The name of the region that writes it.
     pub origin: String,

@@ -1,0 +1,302 @@
+//! `GET /v1/events`: everything that is held here, by pages or followed as it comes.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use meridian_client::{EventFilter, LiveCursor};
+use meridian_event::{Category, EventType};
+use serde::Deserialize;
+use tokio::sync::watch;
+use utoipa::{IntoParams, ToSchema};
+
+use super::params::{Params, check_limit};
+use super::problem::Problem;
+use super::views::{EventView, EventsPageView};
+use super::{Door, sse};
+use crate::metrics::Metrics;
+
+/// How many events a follower is sent in one go.
+const FOLLOW_PAGE_EVENTS: u32 = 256;
+
+/// Which events, from where.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct EventsParams {
+    /// How settled the events must be; `live` by default, and the only tier for now.
+    #[serde(default)]
+    tier: TierParam,
+    /// Read on after this `cursor`; from the beginning by default. The header `Last-Event-ID` goes
+    /// before it.
+    after: Option<String>,
+    /// The most events: of a page (100 by default), or of an event stream (no end by default).
+    #[param(minimum = 1, maximum = 10_000)]
+    limit: Option<u32>,
+    /// Only events of this category's streams.
+    #[param(value_type = Option<String>)]
+    category: Option<Category>,
+    /// Only events of this type.
+    #[serde(rename = "type")]
+    #[param(value_type = Option<String>)]
+    event_type: Option<EventType>,
+}
+
+/// How settled the events are that a reader sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+#[schema(as = Tier)]
+enum TierParam {
+    /// All that is held here, in the order it arrived.
+    #[default]
+    Live,
+    /// What no earlier event can still come before, in the same order in every region.
+    Stable,
+    /// What every region knows to be stable.
+    Final,
+}
+
+/// Reads everything that this region holds
+///
+/// In the order it arrived here, a page at a time. With `Accept: text/event-stream` the answer goes
+/// on with what comes, one message per event with its cursor as `id`; `Last-Event-ID` resumes. A
+/// message named `error` holds a problem and ends the stream.
+#[utoipa::path(
+    get,
+    path = "/v1/events",
+    tag = "events",
+    params(
+        EventsParams,
+        ("Last-Event-ID" = Option<String>, Header, description = "Read on after this cursor; goes before `after`"),
+    ),
+    responses(
+        (status = 200, description = "A page, or an event stream", content(
+            (EventsPageView = "application/json"),
+            (EventView = "text/event-stream"),
+        )),
+        (status = 400, description = "`invalid`: the request is wrong as it stands", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`unavailable`: it cannot be read here now; see `Retry-After`", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn read(
+    State(door): State<Door>,
+    headers: HeaderMap,
+    Params(params): Params<EventsParams>,
+) -> Result<Response, Problem> {
+    if params.tier != TierParam::Live {
+        return Err(Problem::invalid(
+            "this build serves tier=live only; stable and final are not available yet",
+        ));
+    }
+    let after = match headers.get("last-event-id") {
+        Some(id) => Some(
+            id.to_str()
+                .map_err(|_| Problem::invalid("the header Last-Event-ID is no cursor"))?
+                .to_owned(),
+        ),
+        None => params.after,
+    };
+    let after = LiveCursor(after.unwrap_or_default());
+    let filter = EventFilter {
+        category: params.category,
+        event_type: params.event_type,
+    };
+    let limit = params.limit.map(|limit| check_limit(Some(limit)));
+    if wants_event_stream(&headers) {
+        let remaining = limit.transpose()?;
+        return follow(door, after, filter, remaining).await;
+    }
+
+    let limit = limit.unwrap_or_else(|| check_limit(None))?;
+    let page = door
+        .backend
+        .read_live(after, filter, limit)
+        .await
+        .map_err(|error| Problem::of_read(&error))?;
+    Ok(Json(EventsPageView {
+        events: page
+            .events
+            .iter()
+            .map(|(_, event)| EventView::new(event, &door))
+            .collect(),
+        cursor: page.cursor.0,
+        watermark: None,
+        end: page.at_end,
+    })
+    .into_response())
+}
+
+fn wants_event_stream(headers: &HeaderMap) -> bool {
+    headers.get_all(header::ACCEPT).iter().any(|accept| {
+        accept.to_str().is_ok_and(|accept| {
+            accept.split(',').any(|range| {
+                let essence = range.split(';').next().unwrap_or("");
+                essence.trim().eq_ignore_ascii_case("text/event-stream")
+            })
+        })
+    })
+}
+
+/// One client that follows on.
+///
+/// It holds a place in the log and nothing else: the next page is read when the client took the
+/// one before, so a slow client costs a page, and one far behind reads from disk at its own pace.
+struct Follower {
+    door: Door,
+    committed: watch::Receiver<u64>,
+    cursor: LiveCursor,
+    filter: EventFilter,
+    remaining: Option<u32>,
+    // Cleared once the stream is over.
+    going: bool,
+    _counted: Counted,
+}
+
+/// Answers with an event stream. The first page is read before the answer begins, so that a wrong
+/// cursor is a plain problem.
+async fn follow(
+    door: Door,
+    after: LiveCursor,
+    filter: EventFilter,
+    remaining: Option<u32>,
+) -> Result<Response, Problem> {
+    let counted = Counted::new(&door);
+    let mut follower = Follower {
+        committed: door.backend.committed(),
+        door,
+        cursor: after,
+        filter,
+        remaining,
+        going: true,
+        _counted: counted,
+    };
+    let mut first = b"retry: 1000\n: what follows is live\n\n".to_vec();
+    follower.read(&mut first).await?;
+    let first = stream::iter([Bytes::from(first)]);
+    let rest = stream::unfold(follower, |mut follower| async move {
+        follower.next().await.map(|bytes| (bytes, follower))
+    });
+    let bytes = futures_util::StreamExt::map(
+        futures_util::StreamExt::chain(first, rest),
+        Ok::<_, std::convert::Infallible>,
+    );
+    let headers = [
+        (
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("text/event-stream"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+        // nginx and its kin would otherwise hold events back until a buffer is full.
+        (
+            header::HeaderName::from_static("x-accel-buffering"),
+            HeaderValue::from_static("no"),
+        ),
+    ];
+    Ok((headers, Body::from_stream(bytes)).into_response())
+}
+
+impl Follower {
+    /// What to send next; `None` when the stream is over.
+    async fn next(&mut self) -> Option<Bytes> {
+        let draining = self.door.draining.clone();
+        let mut heartbeat = std::pin::pin!(tokio::time::sleep(self.door.options.heartbeat));
+        let mut out = Vec::new();
+        while self.going && !draining.is_cancelled() {
+            let at_end = match self.read(&mut out).await {
+                Ok(at_end) => at_end,
+                Err(problem) => {
+                    sse::write_message(&mut out, Some("error"), None, &problem.to_json());
+                    self.going = false;
+                    break;
+                }
+            };
+            if !out.is_empty() {
+                break;
+            }
+            if !at_end {
+                // The filter wanted nothing of a long stretch: give way, then read on.
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => break,
+                changed = self.committed.changed() => {
+                    // The store is gone, so nothing more will come.
+                    self.going = changed.is_ok();
+                }
+                () = heartbeat.as_mut() => {
+                    sse::write_heartbeat(&mut out, &self.cursor.0);
+                    break;
+                }
+            }
+        }
+        (!out.is_empty()).then(|| Bytes::from(out))
+    }
+
+    /// Writes the next page to `out`. Returns whether there was nothing more.
+    async fn read(&mut self, out: &mut Vec<u8>) -> Result<bool, Problem> {
+        // Before reading: what is committed while we read wakes us again.
+        self.committed.borrow_and_update();
+        let limit = self
+            .remaining
+            .map_or(FOLLOW_PAGE_EVENTS, |left| left.min(FOLLOW_PAGE_EVENTS));
+        let page = self
+            .door
+            .backend
+            .read_live(self.cursor.clone(), self.filter.clone(), limit)
+            .await
+            .map_err(|error| Problem::of_read(&error))?;
+        for (cursor, event) in &page.events {
+            let json = serde_json::to_vec(&EventView::new(event, &self.door))
+                .map_err(|error| Problem::internal(format!("an event cannot be shown: {error}")))?;
+            sse::write_message(out, None, Some(&cursor.0), &json);
+        }
+        self.cursor = page.cursor;
+        if let Some(left) = &mut self.remaining {
+            *left = left.saturating_sub(u32::try_from(page.events.len()).unwrap_or(u32::MAX));
+            self.going = *left > 0;
+        }
+        Ok(page.at_end)
+    }
+}
+
+/// Counts a follower for as long as it is there.
+struct Counted(Arc<dyn super::Backend>);
+
+impl Counted {
+    fn new(door: &Door) -> Self {
+        let metrics: &Metrics = door.backend.metrics();
+        metrics.http_followers.inc();
+        Self(door.backend.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.metrics().http_followers.dec();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accept(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))])
+    }
+
+    #[test]
+    fn an_event_stream_is_sent_to_who_asks_for_it() {
+        assert!(wants_event_stream(&accept("text/event-stream")));
+        assert!(wants_event_stream(&accept(
+            "application/json;q=0.5, Text/Event-Stream;q=1"
+        )));
+        assert!(!wants_event_stream(&accept("*/*")));
+        assert!(!wants_event_stream(&HeaderMap::new()));
+    }
+}

@@ -1,0 +1,74 @@
+//! The HTTP door: JSON and Server-Sent Events, described by `/openapi.json`.
+//!
+//! [`serve`] takes connections from a listener and answers each request by asking a [`Backend`],
+//! which is the node or, in tests, something that plays one.
+//!
+//! Not here: what an append or a read means (the node), the QUIC door (`meridian_client::server`).
+//! Start reading at `routes`, then `append` and `events`.
+//!
+//! Always true: every error, whatever its cause, is `application/problem+json` with a stable
+//! `code`; a body is never read beyond its limit; a follower that does not read costs one page.
+
+mod append;
+mod backend;
+mod body;
+mod categories;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
+mod events;
+mod openapi;
+mod operations;
+mod params;
+mod problem;
+mod routes;
+mod server;
+mod sse;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
+mod stream;
+mod views;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use meridian_clock::RegionId;
+use tokio_util::sync::CancellationToken;
+
+pub use backend::{Backend, LiveEvents};
+pub use openapi::openapi;
+pub use server::{ServeOptions, serve};
+
+/// What every handler is given.
+#[derive(Clone)]
+struct Door {
+    backend: Arc<dyn Backend>,
+    // Membership is static in the configuration, so the names are asked for once.
+    regions: Arc<BTreeMap<RegionId, String>>,
+    // Followers end when this is cancelled; requests in progress are still answered.
+    draining: CancellationToken,
+    options: ServeOptions,
+}
+
+impl Door {
+    fn new(backend: Arc<dyn Backend>, options: ServeOptions, draining: CancellationToken) -> Self {
+        let regions = Arc::new(backend.regions());
+        Self {
+            backend,
+            regions,
+            draining,
+            options,
+        }
+    }
+
+    /// The name of `region`, or something that says its number when it is no member.
+    fn region_name(&self, region: RegionId) -> String {
+        self.regions
+            .get(&region)
+            .cloned()
+            .unwrap_or_else(|| format!("region-{region}"))
+    }
+}

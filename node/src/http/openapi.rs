@@ -1,0 +1,61 @@
+//! `/openapi.json`: the API described, from the handlers themselves.
+
+use std::sync::LazyLock;
+
+use axum::body::Bytes;
+use axum::http::{HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use utoipa::OpenApi;
+
+use super::{append, categories, events, operations, stream};
+
+#[derive(OpenApi)]
+#[openapi(
+    info(
+        title = "Meridian",
+        description = "A multi-region, active-active event store.",
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
+        contact()
+    ),
+    paths(
+        append::append,
+        stream::read,
+        events::read,
+        operations::status,
+        operations::digest,
+        operations::home,
+        categories::list,
+        categories::read,
+        categories::set,
+        categories::unset,
+        operations::healthz,
+        operations::readyz,
+        operations::metrics,
+        document,
+    ),
+    tags(
+        (name = "events", description = "Append and read"),
+        (name = "categories", description = "How writes to a category's streams are settled"),
+        (name = "operations", description = "What operators and their tools ask"),
+    )
+)]
+struct Description;
+
+/// The description of the whole HTTP API.
+pub fn openapi() -> utoipa::openapi::OpenApi {
+    Description::openapi()
+}
+
+/// Describes this API
+#[utoipa::path(
+    get,
+    path = "/openapi.json",
+    tag = "operations",
+    responses((status = 200, description = "This document, OpenAPI 3.1", body = serde_json::Value))
+)]
+pub(super) async fn document() -> Response {
+    static TEXT: LazyLock<Bytes> =
+        LazyLock::new(|| openapi().to_pretty_json().unwrap_or_default().into());
+    let content_type = HeaderValue::from_static("application/json");
+    ([(header::CONTENT_TYPE, content_type)], TEXT.clone()).into_response()
+}

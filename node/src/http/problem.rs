@@ -1,0 +1,297 @@
+//! Every error that HTTP answers: `application/problem+json` (RFC 9457) with a stable `code`.
+
+use std::borrow::Cow;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use meridian_client::{AppendError, ReadError};
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::Door;
+use super::views::{EpochView, EventView};
+
+/// What went wrong, in one word that does not change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Code {
+    /// 409: someone else wrote first. See `actual` and `events_since`, then decide again.
+    WrongExpectedRevision,
+    /// 421: another region orders this stream. Send the request to `home`.
+    NotHome,
+    /// 503: nothing was written, or it cannot be read now. Try again after `Retry-After` seconds.
+    Unavailable,
+    /// 504: the events may be written, or may yet be. Repeat the request with the same ids.
+    Indeterminate,
+    /// 400 or 415: the request is wrong as it stands. Nothing was written.
+    Invalid,
+    /// 413: the request is over a limit. Nothing was written.
+    TooLarge,
+    /// 404: there is nothing under this name.
+    NotFound,
+    /// 405: the path exists, but not with this method. See the header `Allow`.
+    MethodNotAllowed,
+    /// 408: the request's body did not arrive in time. Nothing was written.
+    Timeout,
+    /// 501: this build does not do that yet.
+    NotImplemented,
+    /// 500: a defect of the server. It is in its log.
+    Internal,
+}
+
+impl Code {
+    fn status(self) -> StatusCode {
+        match self {
+            Self::WrongExpectedRevision => StatusCode::CONFLICT,
+            Self::NotHome => StatusCode::MISDIRECTED_REQUEST,
+            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Indeterminate => StatusCode::GATEWAY_TIMEOUT,
+            Self::Invalid => StatusCode::BAD_REQUEST,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Timeout => StatusCode::REQUEST_TIMEOUT,
+            Self::NotImplemented => StatusCode::NOT_IMPLEMENTED,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+}
+
+/// An error. What it holds beyond the first four depends on its `code`.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub(super) struct Problem {
+    /// The status in words.
+    #[schema(value_type = String)]
+    title: &'static str,
+    /// The HTTP status.
+    status: u16,
+    /// What went wrong, in one word that does not change.
+    code: Code,
+    /// What went wrong this time, and what to do next.
+    #[schema(value_type = String)]
+    detail: Cow<'static, str>,
+    // In a box because nearly every function of this door may answer with a problem.
+    #[serde(flatten)]
+    #[schema(inline)]
+    more: Box<More>,
+}
+
+/// What only some problems have.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
+struct More {
+    /// `wrong_expected_revision`, `not_home`: the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stream: Option<String>,
+    /// `wrong_expected_revision`: the revision of the stream's last event, null when it has none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<u64>)]
+    actual: Option<Option<u64>>,
+    /// `wrong_expected_revision`: what was written after the expected revision, as far as fits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events_since: Option<Vec<EventView>>,
+    /// `not_home`: the name of the region that orders the stream.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    home: Option<String>,
+    /// `not_home`: since which epoch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    epoch: Option<EpochView>,
+    /// `unavailable`: when trying again makes sense.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+    /// `too_large`: the limit that was exceeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limit: Option<u64>,
+
+    #[serde(skip)]
+    #[schema(ignore)]
+    allow: Option<HeaderValue>,
+}
+
+impl Problem {
+    fn new(code: Code, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::with_status(code, code.status(), detail)
+    }
+
+    fn with_status(code: Code, status: StatusCode, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self {
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            code,
+            detail: detail.into(),
+            more: Box::default(),
+        }
+    }
+
+    fn and(mut self, more: More) -> Self {
+        *self.more = more;
+        self
+    }
+
+    /// The request is wrong as it stands.
+    pub(super) fn invalid(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Invalid, detail)
+    }
+
+    /// The body says that it is something else than JSON.
+    pub(super) fn not_json(content_type: &str) -> Self {
+        Self::with_status(
+            Code::Invalid,
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            format!(
+                "the body is {content_type:?}; send JSON with the header \
+                 `Content-Type: application/json`"
+            ),
+        )
+    }
+
+    /// The body is over the limit, whatever is in it.
+    pub(super) fn body_too_large(limit_bytes: u64) -> Self {
+        Self::new(
+            Code::TooLarge,
+            format!(
+                "the body is larger than {limit_bytes} bytes, the most that is read; split the \
+                 batch"
+            ),
+        )
+        .and(More {
+            limit: Some(limit_bytes),
+            ..More::default()
+        })
+    }
+
+    /// There is nothing at this path.
+    pub(super) fn no_such_path(path: &str) -> Self {
+        Self::new(
+            Code::NotFound,
+            format!("there is nothing at {path:?}; /openapi.json lists every path"),
+        )
+    }
+
+    /// The path does not take this method.
+    pub(super) fn method_not_allowed(method: &str, allow: Option<HeaderValue>) -> Self {
+        Self::new(
+            Code::MethodNotAllowed,
+            format!("this path does not take {method}; the header Allow lists what it takes"),
+        )
+        .and(More {
+            allow,
+            ..More::default()
+        })
+    }
+
+    /// The body did not arrive in time.
+    pub(super) fn slow_body() -> Self {
+        Self::new(
+            Code::Timeout,
+            "the body did not arrive in time; nothing was written, send it again",
+        )
+    }
+
+    /// This build does not do that yet.
+    pub(super) fn not_implemented(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::NotImplemented, detail)
+    }
+
+    /// It cannot be done now.
+    pub(super) fn unavailable(detail: impl Into<Cow<'static, str>>, retry_after_ms: u64) -> Self {
+        Self::new(Code::Unavailable, detail).and(More {
+            retry_after_ms: Some(retry_after_ms),
+            ..More::default()
+        })
+    }
+
+    /// A defect of ours.
+    pub(super) fn internal(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::Internal, detail)
+    }
+
+    /// The answer to an append that was not done.
+    pub(super) fn of_append(error: AppendError, door: &Door) -> Self {
+        let detail = error.to_string();
+        match error {
+            AppendError::WrongExpectedRevision {
+                stream,
+                actual,
+                events_since,
+                ..
+            } => Self::new(Code::WrongExpectedRevision, detail).and(More {
+                stream: Some(stream.to_string()),
+                actual: Some(actual.map(|revision| revision.0)),
+                events_since: Some(
+                    events_since
+                        .iter()
+                        .map(|event| EventView::new(event, door))
+                        .collect(),
+                ),
+                ..More::default()
+            }),
+            AppendError::NotHome {
+                stream,
+                home,
+                epoch,
+            } => {
+                let home = door.region_name(home);
+                Self::new(
+                    Code::NotHome,
+                    format!("stream {stream} is ordered in region {home}; send the request there"),
+                )
+                .and(More {
+                    stream: Some(stream.to_string()),
+                    home: Some(home),
+                    epoch: Some(epoch.into()),
+                    ..More::default()
+                })
+            }
+            AppendError::Unavailable { retry_after_ms, .. } => {
+                Self::unavailable(detail, retry_after_ms)
+            }
+            AppendError::Indeterminate { .. } => Self::new(Code::Indeterminate, detail),
+            AppendError::Invalid { .. } => Self::invalid(detail),
+            AppendError::TooLarge { limit, .. } => Self::new(Code::TooLarge, detail).and(More {
+                limit: Some(limit),
+                ..More::default()
+            }),
+        }
+    }
+
+    /// The answer to a read that was not done.
+    pub(super) fn of_read(error: &ReadError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ReadError::Unavailable { retry_after_ms, .. } => {
+                Self::unavailable(detail, *retry_after_ms)
+            }
+            ReadError::Invalid { .. } => Self::invalid(detail),
+            ReadError::UnknownRegion { .. } => Self::new(Code::NotFound, detail),
+        }
+    }
+
+    /// This problem as JSON.
+    pub(super) fn to_json(&self) -> Vec<u8> {
+        // Every part serialises by construction; were that ever wrong, the status still tells.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = Response::new(Body::from(self.to_json()));
+        *response.status_mut() =
+            StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = response.headers_mut();
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/problem+json"),
+        );
+        if let Some(retry_after_ms) = self.more.retry_after_ms {
+            // The header counts whole seconds; 0 would ask for a busy loop.
+            let seconds = retry_after_ms.div_ceil(1000).max(1);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(allow) = self.more.allow {
+            headers.insert(header::ALLOW, allow);
+        }
+        response
+    }
+}

@@ -1,0 +1,119 @@
+//! Which path leads where, and what every answer has in common.
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use jiff::Timestamp as WallTime;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use tokio::time::Instant;
+
+use super::problem::Problem;
+use super::{Door, append, categories, events, openapi, operations, stream};
+use crate::metrics::{HttpRequest, HttpRoute};
+
+/// Every path of the API. The document at `/openapi.json` has the same, which a test checks.
+pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
+    vec![
+        (
+            "/v1/streams/{stream}/events",
+            post(append::append).get(stream::read),
+        ),
+        ("/v1/events", get(events::read)),
+        ("/v1/status", get(operations::status)),
+        ("/v1/digest", get(operations::digest)),
+        ("/v1/homes/{stream}", get(operations::home)),
+        ("/v1/categories", get(categories::list)),
+        (
+            "/v1/categories/{category}",
+            get(categories::read)
+                .put(categories::set)
+                .delete(categories::unset),
+        ),
+        ("/healthz", get(operations::healthz)),
+        ("/readyz", get(operations::readyz)),
+        ("/metrics", get(operations::metrics)),
+        ("/openapi.json", get(openapi::document)),
+    ]
+}
+
+/// The whole API over `door`.
+pub(super) fn router(door: Door) -> Router {
+    paths()
+        .into_iter()
+        .fold(Router::new(), |router, (path, methods)| {
+            router.route(path, methods)
+        })
+        .fallback(no_such_path)
+        .layer(middleware::from_fn_with_state(door.clone(), observe))
+        .with_state(door)
+}
+
+async fn no_such_path(request: Request) -> Problem {
+    Problem::no_such_path(request.uri().path())
+}
+
+/// Counts and times every request, dates every answer, and words what axum answers by itself.
+async fn observe(State(door): State<Door>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let method = known(request.method());
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
+
+    let mut response = next.run(request).await;
+    if response.status() == StatusCode::METHOD_NOT_ALLOWED {
+        let allow = response.headers_mut().remove(header::ALLOW);
+        response = Problem::method_not_allowed(method, allow).into_response();
+    }
+    if let Some(date) = http_date(&door) {
+        response.headers_mut().insert(header::DATE, date);
+    }
+
+    let status = response.status().as_u16();
+    let took = begun.elapsed();
+    tracing::debug!(method, route, status, ?took, "answered");
+    let metrics = door.backend.metrics();
+    metrics
+        .http_request_seconds
+        .get_or_create(&HttpRoute {
+            route: route.clone(),
+        })
+        .observe(took.as_secs_f64());
+    metrics
+        .http_requests
+        .get_or_create(&HttpRequest {
+            method,
+            route,
+            status,
+        })
+        .inc();
+    response
+}
+
+/// The method's name. One that HTTP does not define is `OTHER`: the client chooses it freely, and
+/// each would be a time series of its own.
+fn known(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::PUT => "PUT",
+        Method::DELETE => "DELETE",
+        Method::HEAD => "HEAD",
+        Method::OPTIONS => "OPTIONS",
+        Method::PATCH => "PATCH",
+        _ => "OTHER",
+    }
+}
+
+fn http_date(door: &Door) -> Option<HeaderValue> {
+    let since = door.backend.wall_clock()?.since_unix();
+    let at = WallTime::from_second(i64::try_from(since.as_secs()).ok()?).ok()?;
+    let text = DateTimePrinter::new()
+        .timestamp_to_rfc9110_string(&at)
+        .ok()?;
+    HeaderValue::from_str(&text).ok()
+}
