@@ -1,4 +1,7 @@
-//! What an operator may change about a node.
+//! What an operator may change about a node, and the TOML file that says it.
+//!
+//! [`load`] reads a file into a [`NodeConfig`]; [`FileText::render`] writes one, with every key
+//! explained. Unknown keys are refused, with the line and the nearest known key.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,6 +12,13 @@ use meridian_client::Limits;
 use meridian_clock::RegionId;
 use meridian_conflict::{CategoryPolicy, Policies};
 use uuid::Uuid;
+
+mod file;
+mod keys;
+mod written;
+
+pub use file::{ConfigError, Loaded, load, parse};
+pub use written::{FileMember, FileText};
 
 /// One region of the federation, as every node knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

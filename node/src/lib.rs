@@ -8,14 +8,23 @@
 //!
 //! Always true (`durable`): nothing is acknowledged before it is durable at the level it was asked
 //! for.
-#![allow(clippy::todo, dead_code, reason = "the core is being filled in")]
 
+mod append;
+pub mod certificates;
 pub mod config;
+mod door;
+pub mod files;
+mod gate;
 pub mod http;
+mod identity;
+mod live;
 pub mod metrics;
 mod node;
 pub mod seams;
+mod sequencer;
 mod status;
+mod time;
 
+pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
 pub use status::{DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus};

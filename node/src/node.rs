@@ -1,29 +1,146 @@
 //! The node: everything wired together.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
+use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError};
+use meridian_client::wire::{PROTOCOL_VERSION, Welcome};
 use meridian_client::{
-    AppendError, AppendRequest, Appended, LivePage, LiveRead, ReadError, StreamPage, StreamRead,
+    AppendError, AppendRequest, Appended, Direction, LivePage, LiveRead, ReadError, StreamPage,
+    StreamRead, Topology, server,
 };
-use meridian_clock::RegionId;
-use meridian_conflict::Policies;
-use meridian_event::StreamId;
+use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, VersionVector};
+use meridian_conflict::{Policies, PolicyError, Route};
+use meridian_event::{Revision, StreamId};
+use meridian_replication::quic::{DelayObserver, EndpointError};
+use meridian_replication::{Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member};
+use meridian_store::{
+    Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions, StreamRange,
+    checked_file::CheckedFileError,
+};
 use tokio::sync::watch;
+use tokio::time::{Instant, interval, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use crate::config::NodeConfig;
-use crate::metrics::Metrics;
+use crate::append::{Appends, Home, Presentation};
+use crate::config::{MemberConfig, NodeConfig};
+use crate::door::Door;
+use crate::gate::{Gate, Memory, Verdict};
+use crate::identity::{FirstWrite, Identity, IdentityError};
+use crate::live::{self, LiveCursor};
+use crate::metrics::{Metrics, Origin};
 use crate::seams::{Random, Seams};
-use crate::status::{DigestEntry, NodeStatus};
+use crate::sequencer::{Sequencer, Tools};
+use crate::status::{DigestEntry, Names, NodeStatus};
+use crate::time::TimeKeeper;
 
-/// Why a node did not start.
+/// How often the gate is judged and the durable clock ceiling looked after: several times in the
+/// half second before stamping would have to wait for it.
+const UPKEEP_EVERY: Duration = Duration::from_millis(100);
+/// How much of the sealed log is read again at each step of the scrub, and how often.
+const SCRUB_BYTES: usize = 1 << 20;
+const SCRUB_EVERY: Duration = Duration::from_millis(50);
+/// How long after a whole round of the scrub the next one begins.
+const SCRUB_ROUND_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// How long a stopping node waits for what is in flight.
+const DRAIN_FOR: Duration = Duration::from_secs(10);
+/// The largest page of events that is read at once.
+const PAGE_EVENTS_MAX: usize = 4096;
+const PAGE_BYTES_MAX: usize = 8 << 20;
+/// The longest that a live read waits for something to read.
+const LIVE_WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
-pub enum StartError {}
+pub enum StartError {
+    /// The configuration contradicts itself.
+    #[error("the configuration cannot be used: {0}")]
+    Config(String),
+    /// A category's rule names a stranger.
+    #[error("the configuration's categories cannot be used")]
+    Policies(#[from] PolicyError),
+    /// A certificate file cannot be read.
+    #[error("read {path}; check `certificates` in the configuration")]
+    CertificateFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The certificates do not fit together.
+    #[error("the certificates cannot be used")]
+    Certificates(#[from] TlsError),
+    /// The certificate is another region's.
+    #[error("the certificate is for {found}, this node is region {expected}; use its own")]
+    ForeignCertificate {
+        /// Who it is for.
+        found: String,
+        /// Who this node is.
+        expected: String,
+    },
+    /// The data folder is another node's, or damaged.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The clock's ceiling cannot be read: time could run backwards.
+    #[error("the clock's ceiling cannot be read")]
+    Ceiling(#[source] CheckedFileError),
+    /// The log cannot be opened.
+    #[error("the log cannot be opened")]
+    Store(#[from] OpenError),
+    /// The clock's ceiling cannot be written.
+    #[error("the data folder cannot be written")]
+    Disk(#[source] io::Error),
+    /// QUIC does not start.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// An address is taken or not ours.
+    #[error("listen on {addr} for {door}; stop what holds it, or change the configuration")]
+    Listen {
+        /// Which door.
+        door: &'static str,
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
 
 /// One region's node, running. Ends with [`Node::shutdown`].
 pub struct Node {
-    metrics: Metrics,
+    config: NodeConfig,
+    names: Arc<Names>,
+    policies: Arc<Policies>,
+    random: Arc<dyn Random>,
+    store: Arc<Store>,
+    hlc: Arc<Hlc>,
+    links: Arc<Links>,
+    endpoint: Endpoint,
+    identity: Arc<RwLock<Arc<TlsIdentity>>>,
+    appends: Appends,
+    shut: Arc<RwLock<Option<String>>>,
+    metrics: Arc<Metrics>,
+    http_addr: SocketAddr,
+    quic_addr: SocketAddr,
+    // Doors close first, then what serves them.
+    doors: CancellationToken,
+    tasks: CancellationToken,
+    door_tracker: TaskTracker,
+    tracker: TaskTracker,
+}
+
+/// The value behind a lock whose holders never panic half-way through a change.
+pub(crate) fn read_lock<T: Clone>(lock: &RwLock<T>) -> T {
+    lock.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+fn write_lock<T>(lock: &RwLock<T>, value: T) {
+    *lock.write().unwrap_or_else(PoisonError::into_inner) = value;
 }
 
 impl Node {
@@ -32,13 +149,333 @@ impl Node {
     /// # Errors
     /// When the folder, the certificates or an address cannot be used.
     pub async fn start(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, StartError> {
-        let _ = (config, seams);
-        todo!()
+        let span = info_span!("start", region = %config.region);
+        Self::start_inner(config, seams).instrument(span).await
+    }
+
+    async fn start_inner(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, StartError> {
+        let own = check(&config)?.clone();
+        let policies = Arc::new(config.policies()?);
+        let tls = Arc::new(load_certificates(&config, &own)?);
+
+        let disk = Arc::clone(&seams.disk);
+        // The lock on the folder comes with the store, before anything in it is written.
+        let options = StoreOptions {
+            segment_bytes: config.segment_bytes,
+            lanes: seams.lanes,
+            ..StoreOptions::default()
+        };
+        let (store, recovery) = Store::open(Arc::clone(&disk), options)?;
+        let identity = Identity::load(&*disk, &config)?;
+        let memory = memory_of(identity.as_ref(), &recovery);
+        let identity = match identity {
+            Some(identity) => identity,
+            None => Identity::create(&*disk, &config, &*seams.random, false)?,
+        };
+        report(&recovery, memory);
+
+        let ceiling = TimeKeeper::load(&*disk).map_err(StartError::Ceiling)?;
+        let start = HlcStart {
+            ceiling,
+            last_stamp: recovery.last_stamp,
+        };
+        let hlc = Arc::new(Hlc::new(Arc::clone(&seams.clock), start, config.max_offset));
+        let time = Arc::new(TimeKeeper::new(Arc::clone(&hlc), Arc::clone(&disk)));
+        time.keep_ahead().map_err(StartError::Disk)?;
+
+        let listen = |door, addr| move |source| StartError::Listen { door, addr, source };
+        let socket = seams
+            .network
+            .udp(config.listen_quic)
+            .map_err(listen("QUIC", config.listen_quic))?;
+        let stable = identity.quic_reset_key;
+        let keys = EndpointKeys {
+            stable,
+            seed: random_array(&*seams.random),
+        };
+        let endpoint = Endpoint::new(socket, seams.network.quinn_runtime(), &tls, keys)
+            .map_err(StartError::Endpoint)?;
+        let quic_addr = endpoint
+            .local_addr()
+            .map_err(listen("QUIC", config.listen_quic))?;
+        let http = seams.network.tcp(config.listen_http).await;
+        let http = http.map_err(listen("HTTP", config.listen_http))?;
+        let http_addr = http
+            .local_addr()
+            .map_err(listen("HTTP", config.listen_http))?;
+
+        let names = config
+            .members
+            .iter()
+            .map(|member| (member.id, member.name.clone()));
+        let names = Arc::new(Names(names.collect()));
+        let metrics = Arc::new(Metrics::new());
+        let shut = Arc::new(RwLock::new(
+            (memory != Memory::Fresh).then(|| "the node has only just started".to_owned()),
+        ));
+        let doors = CancellationToken::new();
+        let tasks = CancellationToken::new();
+        let door_tracker = TaskTracker::new();
+        let tracker = TaskTracker::new();
+
+        let first_write = Arc::new(FirstWrite::new(Arc::clone(&disk), identity.clone()));
+        let mut sequencers = Vec::new();
+        for partition in 0..config.partitions {
+            let tools = Tools {
+                log: LogId::new(config.region, PartitionId(partition)),
+                incarnation: identity.incarnation,
+                store: Arc::clone(&store),
+                time: Arc::clone(&time),
+                policies: Arc::clone(&policies),
+                shut: Arc::clone(&shut),
+                first_write: Arc::clone(&first_write),
+                members: config.members.len(),
+            };
+            let (sequencer, run) = Sequencer::new(tools, tasks.clone());
+            tracker.spawn(run.instrument(info_span!("sequencer", partition)));
+            sequencers.push(Arc::new(sequencer));
+        }
+
+        let promise_time = Arc::clone(&time);
+        let promising = sequencers.clone();
+        let promises = Arc::new(move || {
+            promising
+                .iter()
+                .map(|sequencer| sequencer.promise(&promise_time))
+                .collect()
+        });
+        let delays = {
+            let (metrics, names) = (Arc::clone(&metrics), Arc::clone(&names));
+            Arc::new(move |origin, delay: Duration| {
+                let origin = Origin {
+                    origin: names.of(origin),
+                };
+                let delays = &metrics.replication_delay_seconds;
+                delays.get_or_create(&origin).observe(delay.as_secs_f64());
+            })
+        };
+        let links = Links::start(
+            links_config(&config, &identity, delays),
+            Arc::clone(&store),
+            Arc::clone(&hlc),
+            endpoint.clone(),
+            promises,
+            u64::from_le_bytes(random_array(&*seams.random)),
+        );
+
+        let identity_lock = Arc::new(RwLock::new(Arc::clone(&tls)));
+        let us = Presentation {
+            endpoint: endpoint.quinn().clone(),
+            identity: Arc::clone(&identity_lock),
+            federation: config.federation,
+            name: own.name.clone(),
+        };
+        let others = config
+            .members
+            .iter()
+            .filter(|member| member.id != config.region);
+        let appends = Appends {
+            region: config.region,
+            names: Arc::clone(&names),
+            members: config.members.len(),
+            partitions: config.partitions,
+            policies: Arc::clone(&policies),
+            limits: config.limits,
+            timeout: config.append_timeout,
+            store: Arc::clone(&store),
+            sequencers,
+            homes: others
+                .map(|member| (member.id, Home::new(member.clone(), us.clone())))
+                .collect(),
+            held: links.held(),
+            metrics: Arc::clone(&metrics),
+        };
+        let node = Arc::new(Self {
+            names,
+            policies,
+            random: Arc::clone(&seams.random),
+            store,
+            hlc,
+            links,
+            endpoint,
+            identity: identity_lock,
+            appends,
+            shut,
+            metrics,
+            http_addr,
+            quic_addr,
+            doors,
+            tasks,
+            door_tracker,
+            tracker,
+            config,
+        });
+        node.spawn_upkeep(time, memory);
+        node.spawn_scrub();
+        node.spawn_accept();
+        let serve = crate::http::serve(
+            http,
+            Arc::clone(&node) as Arc<dyn crate::http::Backend>,
+            crate::http::ServeOptions::default(),
+            node.doors.clone(),
+        );
+        node.door_tracker
+            .spawn(serve.instrument(info_span!("http")));
+        info!(region = %own.name, http = %http_addr, quic = %quic_addr, "the node is running");
+        Ok(node)
+    }
+
+    // Keeps the clock's ceiling ahead, and judges whether positions may be given out.
+    fn spawn_upkeep(self: &Arc<Self>, time: Arc<TimeKeeper>, memory: Memory) {
+        let peers = self.config.members.iter().map(|member| member.id);
+        let peers = peers.filter(|id| *id != self.config.region).collect();
+        let mut gate = Gate::new(memory, self.config.region, peers);
+        let mut opened = false;
+        let (store, links) = (Arc::clone(&self.store), Arc::clone(&self.links));
+        let (shut, tasks) = (Arc::clone(&self.shut), self.tasks.clone());
+        let upkeep = async move {
+            let mut ticks = interval(UPKEEP_EVERY);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = tasks.cancelled() => break,
+                    _ = ticks.tick() => {}
+                }
+                if let Err(error) = time.keep_ahead() {
+                    error!(%error, "the clock ceiling cannot be made durable; appends will stop");
+                }
+                let seen = Arc::clone(&links.vectors_seen().borrow());
+                // What we hold is read after what peers said, so that only a true loss shows.
+                let held = VersionVector::from_iter(
+                    store
+                        .heads()
+                        .into_iter()
+                        .map(|head| (head.log, head.position)),
+                );
+                let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held) {
+                    Verdict::Open => None,
+                    Verdict::Shut(reason) => Some(reason),
+                };
+                if verdict.is_none() && !opened {
+                    opened = true;
+                    links.writing_own();
+                    if let Err(error) = store.settle_heads() {
+                        warn!(%error, "the log's end is settled, but that cannot be noted");
+                    }
+                }
+                if verdict != read_lock(&shut) {
+                    match &verdict {
+                        None => info!("appends are taken"),
+                        Some(reason) => warn!(%reason, "appends are refused"),
+                    }
+                    write_lock(&shut, verdict);
+                }
+            }
+        };
+        self.tracker.spawn(upkeep.instrument(info_span!("upkeep")));
+    }
+
+    // Reads sealed segments again, slowly, so that damage is found while a peer still has a copy.
+    fn spawn_scrub(self: &Arc<Self>) {
+        let (store, tasks) = (Arc::clone(&self.store), self.tasks.clone());
+        let scrub = async move {
+            let mut cursor = ScrubCursor::default();
+            loop {
+                let step = store.scrub(&mut cursor, SCRUB_BYTES);
+                for range in &step.found {
+                    error!(%range, "the log is damaged here; the range is fetched from a peer");
+                }
+                let pause = if step.round_done {
+                    SCRUB_ROUND_EVERY
+                } else {
+                    SCRUB_EVERY
+                };
+                tokio::select! {
+                    biased;
+                    () = tasks.cancelled() => break,
+                    () = sleep(pause) => {}
+                }
+            }
+        };
+        self.tracker.spawn(scrub.instrument(info_span!("scrub")));
+    }
+
+    // Takes QUIC connections and hands each to whom it is for.
+    fn spawn_accept(self: &Arc<Self>) {
+        let topology = self.topology();
+        let door = Arc::new(Door {
+            federation: self.config.federation,
+            welcome: Welcome {
+                version: PROTOCOL_VERSION,
+                region: self.config.region,
+                topology,
+            },
+            node: Arc::downgrade(self),
+        });
+        let (endpoint, links) = (self.endpoint.clone(), Arc::clone(&self.links));
+        let (doors, tracker) = (self.doors.clone(), self.door_tracker.clone());
+        let accept = async move {
+            loop {
+                let incoming = tokio::select! {
+                    biased;
+                    () = doors.cancelled() => break,
+                    incoming = endpoint.accept() => incoming,
+                };
+                match incoming {
+                    Some(Incoming::Link(connection, peer)) => links.accept(connection, peer),
+                    Some(Incoming::Client(connection, peer)) => {
+                        let span = info_span!("client", peer = %peer);
+                        let serve = server::serve(connection, peer, door.clone(), doors.clone());
+                        let serve = async move {
+                            if let Err(error) = serve.await {
+                                debug!(%error, "a client's connection ended");
+                            }
+                        };
+                        tracker.spawn(serve.instrument(span));
+                    }
+                    None => break,
+                }
+            }
+        };
+        self.door_tracker
+            .spawn(accept.instrument(info_span!("accept")));
+    }
+
+    fn topology(&self) -> Topology {
+        let members = self
+            .config
+            .members
+            .iter()
+            .map(|member| meridian_client::Member {
+                id: member.id,
+                name: member.name.clone(),
+                quic: member.quic.to_string(),
+                http: member.http.to_string(),
+            });
+        Topology {
+            partitions: self.config.partitions,
+            members: members.collect(),
+            categories: self.config.categories.clone(),
+        }
     }
 
     /// Refuses new work, finishes what is in flight (bounded), closes links and the log.
     pub async fn shutdown(&self) {
-        todo!()
+        info!("the node is stopping");
+        self.doors.cancel();
+        self.door_tracker.close();
+        if timeout(DRAIN_FOR, self.door_tracker.wait()).await.is_err() {
+            warn!("some requests were still in flight and are abandoned; repeat them");
+        }
+        self.tasks.cancel();
+        self.tracker.close();
+        if timeout(DRAIN_FOR, self.tracker.wait()).await.is_err() {
+            warn!("some tasks did not end in time");
+        }
+        self.links.shutdown().await;
+        self.endpoint.close().await;
+        self.store.close();
+        info!("the node has stopped");
     }
 
     /// Appends a batch: here, or at its home.
@@ -46,8 +483,17 @@ impl Node {
     /// # Errors
     /// See [`AppendError`]; an indeterminate append is repeated with the same event ids.
     pub async fn append(&self, request: AppendRequest) -> Result<Appended, AppendError> {
-        let _ = request;
-        todo!()
+        self.appends.append(request, 0, None).await
+    }
+
+    /// As [`Node::append`], for a request that `hops` nodes passed on, of use until `deadline`.
+    pub(crate) async fn append_until(
+        &self,
+        request: AppendRequest,
+        hops: u8,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        self.appends.append(request, hops, Some(deadline)).await
     }
 
     /// Reads a page of one stream as it is held here.
@@ -55,8 +501,44 @@ impl Node {
     /// # Errors
     /// When the log cannot be read there.
     pub fn read_stream(&self, read: &StreamRead) -> Result<StreamPage, ReadError> {
-        let _ = read;
-        todo!()
+        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
+        let direction = match read.direction {
+            Direction::Forwards => meridian_store::Direction::Forwards,
+            Direction::Backwards => meridian_store::Direction::Backwards,
+        };
+        let from = Revision(read.from);
+        // One more than asked tells whether there is more.
+        let range = StreamRange {
+            from,
+            direction,
+            limit: limit + 1,
+            bytes_max: PAGE_BYTES_MAX,
+        };
+        let mut events = self
+            .store
+            .read_stream(&read.stream, range)
+            .map_err(unreadable)?;
+        // A page cut short by its bytes may claim more than there is; the next one is then empty.
+        let cut_at = PAGE_BYTES_MAX.saturating_sub(self.config.limits.event_bytes_max);
+        let more = events.len() > limit || bytes_of(&events) > cut_at;
+        events.truncate(limit);
+        let shared = self.policies.route(&read.stream) == Route::Anywhere;
+        let (first, count) = (read.from, events.len() as u64);
+        let next = more
+            .then(|| match (read.direction, events.last()) {
+                (_, None) => None,
+                // Streams of several writers are counted, not numbered.
+                (Direction::Forwards, Some(_)) if shared => Some(first + count),
+                (Direction::Forwards, Some(last)) => Some(last.revision.0 + 1),
+                (Direction::Backwards, Some(_)) if shared => first.checked_sub(count),
+                (Direction::Backwards, Some(last)) => last.revision.0.checked_sub(1),
+            })
+            .flatten();
+        Ok(StreamPage {
+            end: next.is_none(),
+            events,
+            next,
+        })
     }
 
     /// Reads a page of the live tier; waits up to `read.wait_ms` when there is nothing yet.
@@ -64,49 +546,112 @@ impl Node {
     /// # Errors
     /// When the cursor is not one of ours, or the log cannot be read.
     pub async fn read_live(&self, read: &LiveRead) -> Result<LivePage, ReadError> {
-        let _ = read;
-        todo!()
+        let mut after = match read.after.0.as_str() {
+            "" => LiveCursor::default(),
+            text => text
+                .parse()
+                .map_err(|error: live::CursorError| ReadError::Invalid {
+                    reason: error.to_string(),
+                })?,
+        };
+        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
+        let wait = Duration::from_millis(u64::from(read.wait_ms)).min(LIVE_WAIT_MAX);
+        let deadline = Instant::now() + wait;
+        let mut committed = self.store.committed();
+        loop {
+            committed.borrow_and_update();
+            let page =
+                live::read_live(&self.store, after, &read.filter, limit).map_err(unreadable)?;
+            if !page.events.is_empty() || !page.at_end {
+                return Ok(page.into());
+            }
+            after = page.cursor;
+            let more = tokio::select! {
+                biased;
+                () = self.doors.cancelled() => false,
+                changed = tokio::time::timeout_at(deadline, committed.changed()) => {
+                    matches!(changed, Ok(Ok(())))
+                }
+            };
+            if !more {
+                return Ok(page.into());
+            }
+        }
     }
 
     /// Changes each time something becomes durable here.
     pub fn committed(&self) -> watch::Receiver<u64> {
-        todo!()
+        self.store.committed()
     }
 
     /// What `GET /v1/status` answers.
     pub fn status(&self) -> NodeStatus {
-        todo!()
+        crate::status::of(self)
     }
 
     /// What `GET /v1/digest` answers.
     pub fn digest(&self) -> Vec<DigestEntry> {
-        todo!()
+        let heads = self.store.heads().into_iter();
+        heads
+            .map(|head| DigestEntry {
+                origin: self.names.of(head.log.origin),
+                partition: head.log.partition.0,
+                position: head.position.0,
+                chain: head.chain.to_string(),
+            })
+            .collect()
     }
 
     /// The home of `stream`; `None` when every region may write it.
     pub fn home_of(&self, stream: &StreamId) -> Option<RegionId> {
-        let _ = stream;
-        todo!()
+        match self.policies.route(stream) {
+            Route::Home(home) => Some(home),
+            Route::Anywhere => None,
+        }
     }
 
     /// The category policies in force.
     pub fn policies(&self) -> &Policies {
-        todo!()
+        &self.policies
     }
 
     /// The names of all regions by their number.
     pub fn region_names(&self) -> &BTreeMap<RegionId, String> {
-        todo!()
+        &self.names.0
     }
 
     /// The configuration that the node was started with.
     pub fn config(&self) -> &NodeConfig {
-        todo!()
+        &self.config
     }
 
     /// Where event ids come from that a client did not give.
     pub fn random(&self) -> &dyn Random {
-        todo!()
+        &*self.random
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.links
+    }
+
+    pub(crate) fn hlc(&self) -> &Hlc {
+        &self.hlc
+    }
+
+    pub(crate) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    pub(crate) fn appends(&self) -> &Appends {
+        &self.appends
+    }
+
+    pub(crate) fn certificate_expires(&self) -> Duration {
+        read_lock(&self.identity).expires()
     }
 
     /// Whether the node takes appends now.
@@ -114,7 +659,22 @@ impl Node {
     /// # Errors
     /// Why it does not.
     pub fn ready(&self) -> Result<(), String> {
-        todo!()
+        if self.doors.is_cancelled() {
+            return Err("the node is stopping".to_owned());
+        }
+        if let Some(reason) = read_lock(&self.shut) {
+            return Err(reason);
+        }
+        if let Some(reason) = self.hlc.skewed() {
+            return Err(reason);
+        }
+        match self.store.health() {
+            Health::Writable => Ok(()),
+            Health::DiskFull { reason } => Err(format!("the disk is full: {reason}")),
+            Health::Failed { reason } => Err(format!(
+                "the log is closed after a failed write: {reason}; restart the node"
+            )),
+        }
     }
 
     /// What is counted; gauges are brought up to date by [`Node::refresh_metrics`].
@@ -124,24 +684,128 @@ impl Node {
 
     /// Brings the gauges up to date, just before a scrape.
     pub fn refresh_metrics(&self) {
-        todo!()
+        crate::status::refresh_metrics(self);
     }
 
     /// Where HTTP is served.
     pub fn http_addr(&self) -> SocketAddr {
-        todo!()
+        self.http_addr
     }
 
     /// Where QUIC is served.
     pub fn quic_addr(&self) -> SocketAddr {
-        todo!()
+        self.quic_addr
     }
 
     /// Reads the certificate files again; running connections go on with the old ones.
     ///
     /// # Errors
     /// When the files cannot be read or do not fit together; the old ones stay in use.
-    pub fn reload_certificates(&self) -> Result<(), String> {
-        todo!()
+    pub fn reload_certificates(&self) -> Result<(), StartError> {
+        let tls = Arc::new(load_certificates(&self.config, check(&self.config)?)?);
+        self.endpoint.reload(&tls);
+        write_lock(&self.identity, tls);
+        Ok(())
+    }
+}
+
+fn check(config: &NodeConfig) -> Result<&MemberConfig, StartError> {
+    if config.partitions == 0 {
+        return Err(StartError::Config(
+            "a federation has at least one partition".to_owned(),
+        ));
+    }
+    let own = config.own();
+    own.ok_or_else(|| StartError::Config(format!("region {} is not a member", config.region)))
+}
+
+fn load_certificates(config: &NodeConfig, own: &MemberConfig) -> Result<TlsIdentity, StartError> {
+    let paths = &config.certificates;
+    let authority = read_file(&paths.authority)?;
+    let certificate = read_file(&paths.certificate)?;
+    let key = read_file(&paths.key)?;
+    let identity = TlsIdentity::load(&authority, &certificate, &key)?;
+    let expected = PeerName::Region(own.name.clone());
+    if *identity.name() != expected {
+        let found = identity.name().to_string();
+        return Err(StartError::ForeignCertificate {
+            found,
+            expected: own.name.clone(),
+        });
+    }
+    Ok(identity)
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, StartError> {
+    let text = crate::files::read_text(path).map(String::into_bytes);
+    text.map_err(|source| StartError::CertificateFile {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn memory_of(identity: Option<&Identity>, recovery: &Recovery) -> Memory {
+    match identity {
+        Some(identity) if recovery.was_empty && identity.fresh => Memory::Fresh,
+        Some(_) if !recovery.was_empty && !recovery.heads_uncertain => Memory::Whole,
+        Some(_) if !recovery.was_empty => Memory::Cut,
+        _ => Memory::Lost,
+    }
+}
+
+fn report(recovery: &Recovery, memory: Memory) {
+    if recovery.tail_cut {
+        info!("the end of the log was torn and is cut; none of it had been acknowledged");
+    }
+    for range in &recovery.damaged {
+        error!(%range, "the log is damaged here; the range is fetched from a peer");
+    }
+    for hole in &recovery.holes {
+        error!(
+            ?hole,
+            "bytes of the log are damaged, and nothing tells what they held"
+        );
+    }
+    if memory == Memory::Lost {
+        warn!("the data folder is empty although it may once have held a log; peers are asked");
+    }
+}
+
+fn links_config(config: &NodeConfig, identity: &Identity, delays: DelayObserver) -> LinksConfig {
+    let members = config.members.iter().map(|member| Member {
+        id: member.id,
+        name: member.name.clone(),
+        addr: member.quic,
+    });
+    LinksConfig {
+        max_offset: config.max_offset,
+        delays: Some(delays),
+        ..LinksConfig::new(
+            config.federation,
+            config.region,
+            identity.incarnation,
+            config.partitions,
+            members.collect(),
+        )
+    }
+}
+
+fn random_array<const N: usize>(random: &dyn Random) -> [u8; N] {
+    let mut bytes = [0; N];
+    random.fill(&mut bytes);
+    bytes
+}
+
+fn bytes_of(events: &[meridian_event::RecordedEvent]) -> usize {
+    events
+        .iter()
+        .map(|event| event.data.len() + event.metadata.len())
+        .sum()
+}
+
+fn unreadable(error: meridian_store::ReadError) -> ReadError {
+    ReadError::Unavailable {
+        reason: error.to_string(),
+        retry_after_ms: 1000,
     }
 }

@@ -6,11 +6,13 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use meridian_clock::{PhysicalClock, Timestamp};
+use meridian_store::{Disk, RealDisk, StoreOptions};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 /// A byte stream of an accepted TCP connection.
@@ -53,12 +55,32 @@ pub trait Random: Send + Sync {
 /// What a node is given to reach the outside world.
 #[derive(Clone)]
 pub struct Seams {
+    /// The node's data folder.
+    pub disk: Arc<dyn Disk>,
     /// The wall clock.
     pub clock: Arc<dyn PhysicalClock>,
     /// Randomness.
     pub random: Arc<dyn Random>,
     /// Sockets.
     pub network: Arc<dyn Network>,
+    /// How the store commits: on threads of its own, or driven by the simulator.
+    pub lanes: meridian_store::Lanes,
+}
+
+impl Seams {
+    /// The host's own disk (below `data`, which is created), clock, randomness and network.
+    ///
+    /// # Errors
+    /// When the folder cannot be created.
+    pub fn host(data: &Path) -> io::Result<Self> {
+        Ok(Self {
+            disk: Arc::new(RealDisk::new(data)?),
+            clock: Arc::new(SystemClock),
+            random: Arc::new(SystemRandom),
+            network: Arc::new(HostNetwork),
+            lanes: StoreOptions::default().lanes,
+        })
+    }
 }
 
 /// The system's wall clock.
@@ -98,7 +120,6 @@ impl Random for SystemRandom {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostNetwork;
 
-// Room for a burst at the windows of DESIGN §6; the kernel grants what it is allowed to.
 impl Network for HostNetwork {
     fn udp(&self, addr: SocketAddr) -> io::Result<Arc<dyn quinn::AsyncUdpSocket>> {
         #[expect(
@@ -111,6 +132,10 @@ impl Network for HostNetwork {
 
     fn tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpListener>>> {
         Box::pin(async move {
+            #[expect(
+                clippy::disallowed_methods,
+                reason = "the one place that listens on TCP"
+            )]
             let listener = tokio::net::TcpListener::bind(addr).await?;
             Ok(Box::new(HostListener(listener)) as Box<dyn TcpListener>)
         })

@@ -1,8 +1,14 @@
 //! What a node says about itself and its federation.
 
-use meridian_clock::{LogId, RegionId};
+use meridian_clock::RegionId;
+use meridian_replication::link::AlarmKind;
+use meridian_store::Health;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::Node;
+use crate::append::behind;
+use crate::metrics::{Alarm, Direction, Link, Log, Partition, Peer};
 
 /// A region of the federation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -101,8 +107,178 @@ impl Names {
             .cloned()
             .unwrap_or_else(|| format!("region-{region}"))
     }
+}
 
-    pub(crate) fn log(&self, log: LogId) -> String {
-        format!("{}/{}", self.of(log.origin), log.partition)
+/// What `node` says of itself now.
+pub(crate) fn of(node: &Node) -> NodeStatus {
+    let config = node.config();
+    let names = node.names();
+    let held = node.appends().held.borrow().clone();
+    let logs = node.store().heads().into_iter().map(|head| LogStatus {
+        origin: names.of(head.log.origin),
+        partition: head.log.partition.0,
+        position: head.position.0,
+        timestamp: head.timestamp.to_string(),
+        held_by: held
+            .iter()
+            .filter(|(region, _)| **region != config.region)
+            .map(|(region, vector)| (names.of(*region), vector.get(head.log).0))
+            .collect(),
+    });
+    let links = node.links().peers().into_iter().map(|peer| LinkStatus {
+        region: names.of(peer.region),
+        receiving: peer.connected_out,
+        sending: peer.connected_in,
+        last_heard_ms: peer
+            .last_heard
+            .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+        rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+        clock_offset_ms: peer.clock_offset_nanos.map(|nanos| nanos as f64 / 1e6),
+        lag_events: peer.lag_positions,
+        alarm: peer.alarms.first().cloned().or(peer.last_error),
+    });
+    let members = config.members.iter().map(|member| MemberStatus {
+        id: member.id.0,
+        name: member.name.clone(),
+        http: member.http.to_string(),
+        quic: member.quic.to_string(),
+    });
+    NodeStatus {
+        region: names.of(config.region),
+        federation: config.federation.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        partitions: config.partitions,
+        members: members.collect(),
+        links: links.collect(),
+        logs: logs.collect(),
+        events: node.store().stats().events,
+        refusing: node.ready().err(),
+        damaged: node
+            .store()
+            .damaged()
+            .iter()
+            .map(ToString::to_string)
+            .collect(),
+    }
+}
+
+/// Brings `node`'s gauges up to date.
+pub(crate) fn refresh_metrics(node: &Node) {
+    let (metrics, names, stats) = (node.metrics(), node.names(), node.store().stats());
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    metrics.store_bytes.set(count(stats.bytes));
+    metrics.store_segments.set(count(stats.segments));
+    metrics.store_events.set(count(stats.events));
+    metrics.damaged_ranges.set(count(stats.damaged));
+    raise_to(&metrics.blocks_committed, stats.blocks_committed);
+    raise_to(&metrics.commits, stats.fsyncs);
+    raise_to(&metrics.syncs, stats.fsyncs);
+    metrics
+        .store_writable
+        .set((node.store().health() == Health::Writable).into());
+    metrics.ready.set(node.ready().is_ok().into());
+    metrics
+        .clock_trusted
+        .set(node.hlc().skewed().is_none().into());
+    metrics
+        .certificate_expiry_seconds
+        .set(count(node.certificate_expires().as_secs()));
+    for (partition, sequencer) in (0..).zip(&node.appends().sequencers) {
+        let depth = metrics.queue_depth.get_or_create(&Partition { partition });
+        depth.set(count(sequencer.waiting() as u64));
+    }
+    let heads = node.store().heads();
+    for head in &heads {
+        let log = Log {
+            origin: names.of(head.log.origin),
+            partition: head.log.partition.0,
+        };
+        metrics
+            .log_position
+            .get_or_create(&log)
+            .set(count(head.position.0));
+    }
+    let own = heads
+        .iter()
+        .filter(|head| head.log.origin == node.config().region);
+    let own: Vec<_> = own.map(|head| (head.log, head.position)).collect();
+    let held = node.appends().held.borrow().clone();
+    for (region, events) in behind(&held, &own) {
+        if region != node.config().region {
+            let peer = Peer {
+                peer: names.of(region),
+            };
+            metrics
+                .unreplicated_events
+                .get_or_create(&peer)
+                .set(count(events));
+        }
+    }
+    for peer in node.links().peers() {
+        let label = Peer {
+            peer: names.of(peer.region),
+        };
+        for (direction, up) in [
+            (Direction::inbound, peer.connected_out),
+            (Direction::outbound, peer.connected_in),
+        ] {
+            let link = Link {
+                peer: label.peer.clone(),
+                direction,
+            };
+            metrics.link_up.get_or_create(&link).set(up.into());
+        }
+        if let Some(rtt) = peer.rtt {
+            metrics
+                .link_rtt_seconds
+                .get_or_create(&label)
+                .set(rtt.as_secs_f64());
+        }
+        if let Some(ago) = peer.last_heard {
+            metrics
+                .link_silence_seconds
+                .get_or_create(&label)
+                .set(ago.as_secs_f64());
+        }
+        if let Some(offset) = peer.clock_offset_nanos {
+            metrics
+                .clock_offset_seconds
+                .get_or_create(&label)
+                .set(offset as f64 / 1e9);
+        }
+        for subscription in peer.subscriptions {
+            let origin = names.of(subscription.log.origin);
+            let log = Log {
+                origin,
+                partition: subscription.log.partition.0,
+            };
+            let lag = count(subscription.lag_positions);
+            metrics.replication_lag_events.get_or_create(&log).set(lag);
+            let seconds = subscription.lag.as_secs_f64();
+            metrics
+                .replication_lag_seconds
+                .get_or_create(&log)
+                .set(seconds);
+        }
+    }
+    metrics.alarms.clear();
+    for alarm in node.links().alarms() {
+        let label = Alarm {
+            alarm: alarm_name(&alarm.kind).to_owned(),
+        };
+        metrics.alarms.get_or_create(&label).inc();
+    }
+}
+
+// The store counts since it was opened, and so does the counter.
+fn raise_to(counter: &prometheus_client::metrics::counter::Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+fn alarm_name(kind: &AlarmKind) -> &'static str {
+    match kind {
+        AlarmKind::Diverged { .. } => "diverged",
+        AlarmKind::LaterIncarnation { .. } => "later_incarnation",
+        AlarmKind::HoldsMoreOfOurs { .. } => "holds_more_of_ours",
     }
 }

@@ -1,0 +1,412 @@
+//! An append from whichever door it came through to its answer: here, or at its home.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_client::tls::{Alpn, Identity};
+use meridian_client::wire::{HOPS_MAX, Hello, Request, Response};
+use meridian_client::{
+    AppendError, AppendRequest, Appended, Connection, Durability, Expected, Limits, RequestError,
+};
+use meridian_clock::{Epoch, Position, RegionId, VersionVector};
+use meridian_conflict::{Policies, Route};
+use meridian_event::{Revision, StreamId};
+use meridian_store::{Direction, Store, StreamRange};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, warn};
+use uuid::Uuid;
+
+use crate::config::MemberConfig;
+use crate::metrics::{AppendOutcome, Metrics, Peer};
+use crate::sequencer::{Outcome, Sequencer};
+use crate::status::Names;
+
+/// How long a request keeps trying to reach a home that cannot be dialled. Nothing was written, so
+/// the caller is better served by knowing than by waiting.
+const REACH_HOME_FOR: Duration = Duration::from_millis(1500);
+/// The pause between two attempts to reach a home.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// How long one attempt to dial a home may take.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much of what was written since goes into a conflict answer.
+const EVENTS_SINCE_MAX: usize = 100;
+const EVENTS_SINCE_BYTES_MAX: usize = 256 << 10;
+
+/// Which regions hold what, as they acknowledged it.
+pub(crate) type Held = watch::Receiver<Arc<BTreeMap<RegionId, VersionVector>>>;
+
+/// Everything that an append passes through.
+pub(crate) struct Appends {
+    pub(crate) region: RegionId,
+    pub(crate) names: Arc<Names>,
+    pub(crate) members: usize,
+    pub(crate) partitions: u16,
+    pub(crate) policies: Arc<Policies>,
+    pub(crate) limits: Limits,
+    pub(crate) timeout: Duration,
+    pub(crate) store: Arc<Store>,
+    pub(crate) sequencers: Vec<Arc<Sequencer>>,
+    pub(crate) homes: BTreeMap<RegionId, Home>,
+    pub(crate) held: Held,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+impl Appends {
+    /// Appends `request`, which `hops` nodes have passed on so far.
+    pub(crate) async fn append(
+        &self,
+        request: AppendRequest,
+        hops: u8,
+        deadline: Option<Instant>,
+    ) -> Result<Appended, AppendError> {
+        let began = Instant::now();
+        let own = began + self.timeout;
+        let deadline = deadline.map_or(own, |asked| asked.min(own));
+        self.metrics.appends_in_flight.inc();
+        let weight: usize = request
+            .events
+            .iter()
+            .map(|event| event.weight_bytes())
+            .sum();
+        let result = self.route(request, hops, deadline).await;
+        self.metrics.appends_in_flight.dec();
+        if let Ok(appended) = &result
+            && appended.home == self.region
+        {
+            self.metrics
+                .events_appended
+                .inc_by(appended.dots.len() as u64);
+            self.metrics.bytes_appended.inc_by(weight as u64);
+        }
+        self.metrics
+            .append_answered(outcome_of(&result), began.elapsed());
+        result
+    }
+
+    async fn route(
+        &self,
+        request: AppendRequest,
+        hops: u8,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        self.check(&request)?;
+        match self.policies.route(&request.stream) {
+            Route::Home(home) if home != self.region => {
+                let Some(path) = self.homes.get(&home).filter(|_| hops < HOPS_MAX) else {
+                    return Err(AppendError::NotHome {
+                        stream: request.stream,
+                        home,
+                        epoch: Epoch::FIRST,
+                    });
+                };
+                let peer = Peer {
+                    peer: self.names.of(home),
+                };
+                self.metrics.appends_forwarded.get_or_create(&peer).inc();
+                path.append(request, hops + 1, deadline).await
+            }
+            Route::Home(_) | Route::Anywhere => self.append_here(request, deadline).await,
+        }
+    }
+
+    async fn append_here(
+        &self,
+        request: AppendRequest,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let (expected, durability) = (request.expected, request.durability);
+        let stream = request.stream.clone();
+        let partition = stream.partition(self.partitions);
+        let sequencer = &self.sequencers[usize::from(partition.0)];
+        let Ok(queued) = timeout_at(deadline, sequencer.enqueue(request)).await else {
+            return Err(AppendError::Unavailable {
+                reason: "more appends wait than are being written".to_owned(),
+                retry_after_ms: 1000,
+            });
+        };
+        let Some(answered) = queued else {
+            return Err(AppendError::Unavailable {
+                reason: "the node is stopping".to_owned(),
+                retry_after_ms: 1000,
+            });
+        };
+        match timeout_at(deadline, answered).await {
+            Ok(Ok(Outcome::Appended(appended))) => self.reach(appended, durability, deadline).await,
+            Ok(Ok(Outcome::WrongRevision { actual })) => {
+                Err(self.conflict(stream, expected, actual))
+            }
+            Ok(Ok(Outcome::Refused(error))) => Err(error),
+            Ok(Err(_)) => Err(AppendError::Indeterminate {
+                reason: "the node stopped before the events were durable".to_owned(),
+            }),
+            Err(_) => Err(AppendError::Indeterminate {
+                reason: format!("the disk did not answer within {:?}", self.timeout),
+            }),
+        }
+    }
+
+    // What a request may never be, whatever the state of the log.
+    fn check(&self, request: &AppendRequest) -> Result<(), AppendError> {
+        let invalid = |reason: String| Err(AppendError::Invalid { reason });
+        let too_large = |what: &str, limit: usize, actual: usize| {
+            let (limit, actual) = (limit as u64, actual as u64);
+            Err(AppendError::TooLarge {
+                what: what.to_owned(),
+                limit,
+                actual,
+            })
+        };
+        if request.events.is_empty() {
+            return invalid("a batch has at least one event".to_owned());
+        }
+        if request.stream.is_internal() {
+            return invalid(format!(
+                "stream names that begin with $ are the server's own; rename {}",
+                request.stream
+            ));
+        }
+        let limits = &self.limits;
+        if request.events.len() > limits.batch_events_max {
+            return too_large(
+                "the batch, in events",
+                limits.batch_events_max,
+                request.events.len(),
+            );
+        }
+        let weights = request.events.iter().map(|event| event.weight_bytes());
+        if let Some(weight) = weights
+            .clone()
+            .find(|weight| *weight > limits.event_bytes_max)
+        {
+            return too_large("an event, in bytes", limits.event_bytes_max, weight);
+        }
+        let weight = weights.sum();
+        if weight > limits.batch_bytes_max {
+            return too_large("the batch, in bytes", limits.batch_bytes_max, weight);
+        }
+        let mut ids: Vec<_> = request.events.iter().map(|event| event.id).collect();
+        ids.sort_unstable();
+        if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
+            return invalid(format!("event id {} stands twice in the batch", pair[0]));
+        }
+        let regions = request.durability.regions(self.members);
+        if regions == 0 || regions > self.members {
+            return invalid(format!(
+                "durability {} asks for {regions} regions, this federation has {}",
+                request.durability, self.members
+            ));
+        }
+        Ok(())
+    }
+
+    // Waits until enough regions hold what is already durable here.
+    async fn reach(
+        &self,
+        mut appended: Appended,
+        durability: Durability,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let wanted = durability.regions(self.members);
+        let Some(last) = appended.dots.last().copied() else {
+            return Ok(appended);
+        };
+        let mut held = self.held.clone();
+        let regions = loop {
+            let others = held
+                .borrow_and_update()
+                .iter()
+                .filter(|(region, vector)| **region != self.region && vector.contains(last))
+                .count();
+            if others + 1 >= wanted {
+                break others + 1;
+            }
+            if !matches!(timeout_at(deadline, held.changed()).await, Ok(Ok(()))) {
+                return Err(AppendError::Indeterminate {
+                    reason: format!(
+                        "the events are durable in {} of the {wanted} regions asked for and will \
+                         reach the others when they can be reached",
+                        others + 1
+                    ),
+                });
+            }
+        };
+        appended.durability = durability;
+        appended.could_strand = self.members > 1 && regions < 2;
+        Ok(appended)
+    }
+
+    fn conflict(
+        &self,
+        stream: StreamId,
+        expected: Expected,
+        actual: Option<Revision>,
+    ) -> AppendError {
+        let from = match expected {
+            Expected::Revision(revision) => revision.next(),
+            Expected::Any | Expected::None | Expected::Exists => Revision(0),
+        };
+        let range = StreamRange {
+            from,
+            direction: Direction::Forwards,
+            limit: EVENTS_SINCE_MAX,
+            bytes_max: EVENTS_SINCE_BYTES_MAX,
+        };
+        let since = actual.filter(|actual| *actual >= from);
+        let events_since = since.map_or(Vec::new(), |_| {
+            self.store
+                .read_stream(&stream, range)
+                .unwrap_or_else(|error| {
+                    // The answer stands without them: the stream can be read again.
+                    warn!(%stream, %error, "the events since a conflict cannot be read");
+                    Vec::new()
+                })
+        });
+        AppendError::WrongExpectedRevision {
+            stream,
+            expected,
+            actual,
+            events_since,
+        }
+    }
+}
+
+fn outcome_of(result: &Result<Appended, AppendError>) -> AppendOutcome {
+    match result {
+        Ok(_) => AppendOutcome::appended,
+        Err(AppendError::WrongExpectedRevision { .. }) => AppendOutcome::wrong_expected_revision,
+        Err(AppendError::NotHome { .. }) => AppendOutcome::not_home,
+        Err(AppendError::Unavailable { .. }) => AppendOutcome::unavailable,
+        Err(AppendError::Indeterminate { .. }) => AppendOutcome::indeterminate,
+        Err(AppendError::Invalid { .. }) => AppendOutcome::invalid,
+        Err(AppendError::TooLarge { .. }) => AppendOutcome::too_large,
+    }
+}
+
+/// How this node presents itself to a home it forwards to.
+#[derive(Clone)]
+pub(crate) struct Presentation {
+    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) identity: Arc<std::sync::RwLock<Arc<Identity>>>,
+    pub(crate) federation: Uuid,
+    pub(crate) name: String,
+}
+
+/// The way to another region's node for appends that it is home to: one connection, dialled when
+/// it is needed.
+pub(crate) struct Home {
+    member: MemberConfig,
+    server_name: String,
+    us: Presentation,
+    connection: Mutex<Option<Connection>>,
+}
+
+impl Home {
+    pub(crate) fn new(member: MemberConfig, us: Presentation) -> Self {
+        let name = meridian_client::tls::PeerName::Region(member.name.clone());
+        Self {
+            server_name: name.dns_name(),
+            member,
+            us,
+            connection: Mutex::new(None),
+        }
+    }
+
+    // Sends the request, again and with the same ids if it is not answered: the home knows what it
+    // has recorded. Never turns "may be written" into "failed".
+    async fn append(
+        &self,
+        request: AppendRequest,
+        hops: u8,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let reach_until = deadline.min(Instant::now() + REACH_HOME_FOR);
+        let mut may_be_written = None;
+        loop {
+            let failure = match self.attempt(&request, hops, deadline).await {
+                Ok(Err(AppendError::Unavailable { reason, .. })) if may_be_written.is_some() => {
+                    RequestError::NotSent { reason }
+                }
+                Ok(answer) => return answer,
+                Err(failure) => failure,
+            };
+            debug!(home = %self.member.name, %failure, "an append was not answered by its home");
+            if !matches!(failure, RequestError::NotSent { .. }) {
+                may_be_written = Some(failure.to_string());
+            }
+            let until = if may_be_written.is_some() {
+                deadline
+            } else {
+                reach_until
+            };
+            if Instant::now() + RETRY_AFTER >= until {
+                return Err(match may_be_written {
+                    Some(reason) => AppendError::Indeterminate { reason },
+                    None => AppendError::Unavailable {
+                        reason: format!("its home region {}: {failure}", self.member.name),
+                        retry_after_ms: 1000,
+                    },
+                });
+            }
+            sleep(RETRY_AFTER).await;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &AppendRequest,
+        hops: u8,
+        deadline: Instant,
+    ) -> Result<Result<Appended, AppendError>, RequestError> {
+        let not_sent = |reason: String| RequestError::NotSent { reason };
+        let connection = timeout_at(deadline, self.connect())
+            .await
+            .map_err(|_| not_sent("it was not reached in time".to_owned()))?
+            .map_err(|error| not_sent(error.to_string()))?;
+        let request = Request::Append {
+            request: request.clone(),
+            hops,
+        };
+        match connection.request(request, deadline).await? {
+            Response::Append(answer) => Ok(answer),
+            other => Err(RequestError::Protocol {
+                reason: format!("{other:?}"),
+            }),
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, meridian_client::ConnectError> {
+        let mut held = self.connection.lock().await;
+        if let Some(connection) = held.as_ref().filter(|connection| connection.is_open()) {
+            return Ok(connection.clone());
+        }
+        let identity = crate::node::read_lock(&self.us.identity);
+        let connection = Connection::open(
+            &self.us.endpoint,
+            identity.client_config(Alpn::Client),
+            self.member.quic,
+            &self.server_name,
+            &Hello::new(self.us.federation, self.us.name.clone()),
+            DIAL_TIMEOUT,
+        )
+        .await?;
+        *held = Some(connection.clone());
+        Ok(connection)
+    }
+}
+
+/// How far `held` says that each other region is behind `heads`, in events.
+pub(crate) fn behind(
+    held: &BTreeMap<RegionId, VersionVector>,
+    heads: &[(meridian_clock::LogId, Position)],
+) -> BTreeMap<RegionId, u64> {
+    held.iter()
+        .map(|(region, vector)| {
+            let missing = heads
+                .iter()
+                .map(|(log, at)| at.0.saturating_sub(vector.get(*log).0));
+            (*region, missing.sum())
+        })
+        .collect()
+}

@@ -1,0 +1,151 @@
+//! The commands, and what they share: exit codes, how errors read, how results are printed.
+
+mod bench;
+mod certificate;
+mod demo;
+mod init;
+mod output;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::fmt::{self, Write as _};
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+pub(crate) use output::Output;
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "meridian",
+    version,
+    about = "A multi-region, active-active event store",
+    after_help = "Exit codes: 0 done, 1 the answer is no (damage, disagreement, conflict, no answer), 2 wrong use.",
+    disable_help_subcommand = true
+)]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run three regions in this process, cut one off, heal it, and show that all agree
+    Demo(demo::Args),
+    /// Make a federation on this machine: authority, certificates, one configuration per region
+    Init(init::Args),
+    /// Run one node, in the foreground; SIGTERM drains and stops, SIGHUP reads certificates again
+    Serve(serve::Args),
+    /// Make, renew and show certificates
+    #[command(subcommand)]
+    Certificate(certificate::Command),
+    /// Measure this machine: ours beside the raw limit, in one run
+    Bench(bench::Args),
+}
+
+/// How a command ended when nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// What was asked is done.
+    Done,
+    /// It was carried out, and the answer is no: damage, disagreement, conflict.
+    No,
+}
+
+/// Marks an error as the caller's: wrong arguments, a wrong file, a wrong configuration.
+#[derive(Debug)]
+pub(crate) struct WrongUse(pub(crate) String);
+
+impl fmt::Display for WrongUse {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongUse {}
+
+/// An error that ends in exit code 2.
+pub(crate) fn wrong_use(message: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(WrongUse(message.into()))
+}
+
+/// Parses the command line, runs the command and says how it ended.
+pub(crate) fn main() -> ExitCode {
+    let line = match CommandLine::command().try_get_matches() {
+        Ok(matches) => match CommandLine::from_arg_matches(&matches) {
+            Ok(line) => line,
+            Err(error) => error.exit(),
+        },
+        // Help and version go to standard output with 0, mistakes to standard error with 2.
+        Err(error) => error.exit(),
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(run(line));
+            // Whoever waits for standard input cannot be woken; the process ends all the same.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(anyhow::Error::new(error).context("start the runtime")),
+    };
+    match outcome {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::from(1),
+        // The reader has gone, as in `meridian tail | head`: it has what it wanted.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "meridian: {}", describe(&error));
+            ExitCode::from(exit_code(&error))
+        }
+    }
+}
+
+async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
+    let output = Output::new(line.json);
+    match line.command {
+        Command::Demo(args) => demo::run(args, output).await,
+        Command::Init(args) => init::run(&args, output),
+        Command::Serve(args) => serve::run(args).await,
+        Command::Certificate(command) => certificate::run(&command, output),
+        Command::Bench(args) => bench::run(args, output).await,
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<output::PrintError>()
+            .is_some_and(|print| print.0.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+fn exit_code(error: &anyhow::Error) -> u8 {
+    let wrong = error
+        .chain()
+        .any(|cause| cause.is::<WrongUse>() || cause.is::<meridian_node::config::ConfigError>());
+    if wrong { 2 } else { 1 }
+}
+
+/// The error and its causes on one line, each said once.
+fn describe(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain() {
+        let cause = cause.to_string();
+        // Some libraries repeat their cause in their own message.
+        if text.ends_with(&cause) {
+            continue;
+        }
+        let separator = if text.is_empty() { "" } else { ": " };
+        let _ = write!(text, "{separator}{cause}");
+    }
+    text
+}

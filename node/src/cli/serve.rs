@@ -1,0 +1,178 @@
+//! `meridian serve`: one node, in the foreground.
+
+use std::io::IsTerminal;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use meridian_node::Node;
+use meridian_node::seams::Seams;
+use meridian_node::{config, files};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{Outcome, wrong_use};
+
+/// What `meridian serve` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The node's configuration, as `meridian init` writes it
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// How log lines on standard error look
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What is logged, as in `info` or `warn,meridian_replication=debug`
+    #[arg(long, env = "MERIDIAN_LOG", default_value = "info")]
+    log: String,
+    /// Check the configuration and the certificates it names, then stop
+    #[arg(long)]
+    check: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
+    let loaded = config::load(&args.config)?;
+    let certificates = &loaded.node.certificates;
+    for path in [
+        &certificates.authority,
+        &certificates.certificate,
+        &certificates.key,
+    ] {
+        if !files::exists(path) {
+            return Err(wrong_use(format!(
+                "{} names {}, which does not exist; put it there, or make it with `meridian certificate renew`",
+                args.config.display(),
+                path.display()
+            )));
+        }
+    }
+    if args.check {
+        return Ok(Outcome::Done);
+    }
+    start_logging(&args.log, args.log_format)?;
+    if files::readable_by_others(&certificates.key).unwrap_or(false) {
+        tracing::warn!(
+            key = %certificates.key.display(),
+            "the private key is readable by others; chmod 600 it"
+        );
+    }
+
+    // Taken before the node starts: a signal that arrives meanwhile must not kill it half-way.
+    let mut signals = Signals::new()?;
+    let seams = Seams::host(&loaded.node.data)
+        .with_context(|| format!("open the data folder {}", loaded.node.data.display()))?;
+    let node = Node::start(loaded.node, seams)
+        .await
+        .context("start the node")?;
+    tracing::info!(
+        config = %args.config.display(),
+        http = %node.http_addr(),
+        quic = %node.quic_addr(),
+        "serving"
+    );
+    tell_supervisor("READY=1");
+    loop {
+        match signals.next().await {
+            Received::Reload => match node.reload_certificates() {
+                Ok(()) => tracing::info!("certificates were read again"),
+                Err(error) => tracing::error!(
+                    error = format!("{:#}", anyhow::Error::from(error)),
+                    "certificates could not be read again; the node goes on with the old ones"
+                ),
+            },
+            Received::Stop(name) => {
+                tracing::info!(signal = name, "draining; a second signal stops at once");
+                break;
+            }
+        }
+    }
+    tell_supervisor("STOPPING=1");
+    tokio::select! {
+        () = node.shutdown() => {
+            tracing::info!("stopped");
+            Ok(Outcome::Done)
+        }
+        name = signals.stop() => {
+            anyhow::bail!("stopped by a second {name} before all work was finished; nothing acknowledged is lost")
+        }
+    }
+}
+
+/// What a signal asks for.
+enum Received {
+    Reload,
+    Stop(&'static str),
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let take = |kind| signal(kind).context("take over signals");
+        Ok(Self {
+            terminate: take(SignalKind::terminate())?,
+            interrupt: take(SignalKind::interrupt())?,
+            hangup: take(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for any signal.
+    async fn next(&mut self) -> Received {
+        tokio::select! {
+            _ = self.hangup.recv() => Received::Reload,
+            _ = self.terminate.recv() => Received::Stop("SIGTERM"),
+            _ = self.interrupt.recv() => Received::Stop("SIGINT"),
+        }
+    }
+
+    /// Waits for a signal to stop and names it.
+    async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Sends the log to standard error; later calls in the same process change nothing.
+pub(crate) fn start_logging(filter: &str, format: LogFormat) -> anyhow::Result<()> {
+    let filter = EnvFilter::builder().parse(filter).map_err(|error| {
+        wrong_use(format!(
+            "the log filter {filter:?} is wrong: {error}; write a level such as info"
+        ))
+    })?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    let _ = match format {
+        LogFormat::Text => builder
+            .with_ansi(std::io::stderr().is_terminal())
+            .try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}
+
+/// Tells systemd how far we are, where it asked for that (`Type=notify`).
+fn tell_supervisor(state: &str) {
+    let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
+        return;
+    };
+    let sent = UnixDatagram::unbound().and_then(|from| from.send_to(state.as_bytes(), &socket));
+    if let Err(error) = sent {
+        tracing::warn!(%error, state, "the supervisor could not be told");
+    }
+}

@@ -1,0 +1,25 @@
+//! What the command line takes and refuses.
+
+use clap::CommandFactory;
+
+use super::*;
+
+#[test]
+fn the_command_line_is_consistent() {
+    CommandLine::command().debug_assert();
+}
+
+#[test]
+fn causes_are_said_once() {
+    let inner = std::io::Error::other("no such disk");
+    let error = anyhow::Error::new(inner)
+        .context("open it: no such disk")
+        .context("serve");
+    assert_eq!(describe(&error), "serve: open it: no such disk");
+}
+
+#[test]
+fn wrong_use_is_exit_code_2_and_everything_else_1() {
+    assert_eq!(exit_code(&wrong_use("no").context("import")), 2);
+    assert_eq!(exit_code(&anyhow::anyhow!("refused")), 1);
+}

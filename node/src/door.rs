@@ -1,0 +1,68 @@
+//! The QUIC door: what clients and other regions' nodes ask over it.
+
+use std::sync::Weak;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use meridian_client::server::{Caller, Service};
+use meridian_client::tls::PeerName;
+use meridian_client::wire::{Request, Response, Welcome};
+use meridian_client::{AppendError, ReadError};
+use uuid::Uuid;
+
+use crate::Node;
+
+/// Answers requests with the node, for as long as it is there.
+pub(crate) struct Door {
+    pub(crate) federation: Uuid,
+    pub(crate) welcome: Welcome,
+    pub(crate) node: Weak<Node>,
+}
+
+impl Service for Door {
+    fn federation(&self) -> Uuid {
+        self.federation
+    }
+
+    fn welcome(&self) -> Welcome {
+        self.welcome.clone()
+    }
+
+    fn handle<'a>(&'a self, caller: Caller, request: Request) -> BoxFuture<'a, Response> {
+        async move {
+            let node = self.node.upgrade();
+            let stopping = "the node is stopping".to_owned();
+            match request {
+                Request::Topology => Response::Topology(self.welcome.topology.clone()),
+                Request::Append { request, hops } => Response::Append(match node {
+                    // Only a region's node may say that it has passed an append on.
+                    Some(_) if hops > 0 && !matches!(caller.peer, PeerName::Region(_)) => {
+                        Err(AppendError::Invalid {
+                            reason: "only nodes pass appends on; send it with 0 hops".to_owned(),
+                        })
+                    }
+                    Some(node) => node.append_until(request, hops, caller.deadline).await,
+                    None => Err(AppendError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
+                Request::ReadStream(read) => Response::ReadStream(match node {
+                    Some(node) => node.read_stream(&read),
+                    None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
+                Request::Live(read) => Response::Live(match node {
+                    Some(node) => node.read_live(&read).await,
+                    None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
+            }
+        }
+        .boxed()
+    }
+}

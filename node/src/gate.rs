@@ -1,0 +1,195 @@
+//! Whether this node may give out positions of its own logs.
+//!
+//! A node that may have forgotten something must first take it back from its peers (the amnesia
+//! guard): a position is never used twice.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meridian_clock::{LogId, RegionId, VersionVector};
+
+/// What a node knows of its own memory when it starts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Nothing was ever written here, so nothing can be missing.
+    Fresh,
+    /// Everything that was ever durable here is there. Peers are asked for a moment all the same:
+    /// the folder may have been put back from a backup, which cannot be told from inside.
+    Whole,
+    /// The end of the log was torn and cut off. What was cut had not been acknowledged, if the
+    /// disk keeps what it says it has synced; peers are asked, but not waited for forever.
+    Cut,
+    /// The folder is empty although it may once have held a log.
+    Lost,
+}
+
+/// Decides from peers' vectors whether positions may be given out. Holds no clock and does no I/O.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    memory: Memory,
+    asked_for: Duration,
+    region: RegionId,
+    peers: Vec<RegionId>,
+}
+
+/// What the gate says, and to the client if it is shut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Positions may be given out.
+    Open,
+    /// They may not; this is why.
+    Shut(String),
+}
+
+/// How long a node with a cut tail waits for peers that do not answer.
+const CUT_WAIT: Duration = Duration::from_secs(5);
+/// How long every other node waits for them: about what their links take to come up.
+const WHOLE_WAIT: Duration = Duration::from_millis(500);
+
+impl Gate {
+    pub(crate) fn new(memory: Memory, region: RegionId, peers: Vec<RegionId>) -> Self {
+        Self {
+            memory,
+            asked_for: Duration::ZERO,
+            region,
+            peers,
+        }
+    }
+
+    /// What `elapsed` more time, what each peer said it holds, and what we hold lead to.
+    pub(crate) fn judge(
+        &mut self,
+        elapsed: Duration,
+        seen: &BTreeMap<RegionId, VersionVector>,
+        held: &VersionVector,
+    ) -> Verdict {
+        self.asked_for = self.asked_for.saturating_add(elapsed);
+        // Nothing is shipped before it is durable here, so a peer that is ahead of us in our own
+        // log proves that we lost something, whatever we believed at the start.
+        for (peer, vector) in seen {
+            let ahead = vector
+                .iter()
+                .find(|(log, position)| log.origin == self.region && *position > held.get(*log));
+            if let Some((log, position)) = ahead {
+                return Verdict::Shut(behind(*peer, log, position.0, held.get(log).0));
+            }
+        }
+        let silent: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|peer| !seen.contains_key(peer))
+            .map(ToString::to_string)
+            .collect();
+        let must_wait = match self.memory {
+            Memory::Fresh => false,
+            Memory::Whole => self.asked_for < WHOLE_WAIT,
+            Memory::Cut => self.asked_for < CUT_WAIT,
+            Memory::Lost => true,
+        };
+        if must_wait && !silent.is_empty() {
+            return Verdict::Shut(format!(
+                "this node may have lost part of its log and must first ask its peers; \
+                 no answer yet from region {}",
+                silent.join(", ")
+            ));
+        }
+        self.memory = Memory::Fresh;
+        Verdict::Open
+    }
+}
+
+fn behind(peer: RegionId, log: LogId, theirs: u64, ours: u64) -> String {
+    format!(
+        "region {peer} holds {theirs} events of this region's partition {}, this node only {ours}; \
+         it is taking them back",
+        log.partition
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_clock::{PartitionId, Position};
+
+    use super::*;
+
+    const US: RegionId = RegionId(0);
+    const PEERS: [RegionId; 2] = [RegionId(1), RegionId(2)];
+
+    fn own_log_at(position: u64) -> VersionVector {
+        VersionVector::from_iter([(LogId::new(US, PartitionId(0)), Position(position))])
+    }
+
+    fn answers(positions: &[(u16, u64)]) -> BTreeMap<RegionId, VersionVector> {
+        positions
+            .iter()
+            .map(|(peer, position)| (RegionId(*peer), own_log_at(*position)))
+            .collect()
+    }
+
+    fn gate(memory: Memory) -> Gate {
+        Gate::new(memory, US, PEERS.to_vec())
+    }
+
+    #[test]
+    fn a_node_with_its_memory_hardly_waits() {
+        let nobody = BTreeMap::new();
+        assert_eq!(
+            gate(Memory::Fresh).judge(Duration::ZERO, &nobody, &own_log_at(0)),
+            Verdict::Open
+        );
+        let mut whole = gate(Memory::Whole);
+        assert!(matches!(
+            whole.judge(Duration::ZERO, &nobody, &own_log_at(5)),
+            Verdict::Shut(_)
+        ));
+        assert_eq!(
+            whole.judge(WHOLE_WAIT, &nobody, &own_log_at(5)),
+            Verdict::Open
+        );
+    }
+
+    #[test]
+    fn an_empty_folder_waits_for_every_peer_and_for_what_they_hold() {
+        let mut gate = gate(Memory::Lost);
+        let hour = Duration::from_secs(3600);
+        assert!(matches!(
+            gate.judge(hour, &answers(&[(1, 0)]), &own_log_at(0)),
+            Verdict::Shut(_)
+        ));
+        let all = answers(&[(1, 0), (2, 7)]);
+        assert!(matches!(
+            gate.judge(hour, &all, &own_log_at(6)),
+            Verdict::Shut(_)
+        ));
+        assert_eq!(gate.judge(hour, &all, &own_log_at(7)), Verdict::Open);
+    }
+
+    #[test]
+    fn a_cut_tail_asks_but_does_not_wait_forever() {
+        let mut gate = gate(Memory::Cut);
+        let some = answers(&[(1, 5)]);
+        assert!(matches!(
+            gate.judge(Duration::ZERO, &some, &own_log_at(5)),
+            Verdict::Shut(_)
+        ));
+        assert_eq!(gate.judge(CUT_WAIT, &some, &own_log_at(5)), Verdict::Open);
+    }
+
+    #[test]
+    fn a_peer_that_is_ahead_shuts_the_gate_whenever_it_is_heard() {
+        let mut gate = gate(Memory::Whole);
+        assert_eq!(
+            gate.judge(WHOLE_WAIT, &BTreeMap::new(), &own_log_at(5)),
+            Verdict::Open
+        );
+        let ahead = answers(&[(2, 9)]);
+        assert!(matches!(
+            gate.judge(Duration::ZERO, &ahead, &own_log_at(5)),
+            Verdict::Shut(_)
+        ));
+        assert_eq!(
+            gate.judge(Duration::ZERO, &ahead, &own_log_at(9)),
+            Verdict::Open
+        );
+    }
+}

@@ -1,0 +1,156 @@
+//! Whose data folder this is, and what must be the same after every restart.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use meridian_clock::{Incarnation, RegionId};
+use meridian_store::{Disk, checked_file};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::config::NodeConfig;
+use crate::seams::Random;
+
+const PATH: &str = "identity";
+
+/// What a data folder says about the node it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// The federation it belongs to.
+    pub federation: Uuid,
+    /// The region it belongs to.
+    pub region: RegionId,
+    /// The federation's partition count.
+    pub partitions: u16,
+    /// Which life of the region's logs this is.
+    pub incarnation: Incarnation,
+    /// No position was ever given out from this folder: an empty log is not a lost one.
+    pub fresh: bool,
+    /// Keeps QUIC resets valid over a restart, so that peers notice it at once.
+    pub quic_reset_key: [u8; 32],
+}
+
+/// Why a data folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IdentityError {
+    /// Another node's data.
+    #[error(
+        "the data folder belongs to {found}, this configuration is for {expected}; \
+         point `data` at this node's own folder"
+    )]
+    Foreign {
+        /// Whose it is.
+        found: String,
+        /// Whose it should be.
+        expected: String,
+    },
+    /// The file is damaged.
+    #[error(
+        "the identity file of the data folder cannot be read; restore the folder from a peer or a backup"
+    )]
+    Read(#[source] checked_file::CheckedFileError),
+    /// The file cannot be written.
+    #[error("the identity file of the data folder cannot be written")]
+    Write(#[source] std::io::Error),
+}
+
+impl Identity {
+    /// Marks the folder as the given node's, with nothing ever written. Leaves a folder that
+    /// already has an identity as it is.
+    ///
+    /// # Errors
+    /// When the folder belongs to another node, or cannot be read or written.
+    pub fn create_fresh(
+        disk: &dyn Disk,
+        config: &NodeConfig,
+        random: &dyn Random,
+    ) -> Result<Self, IdentityError> {
+        match Self::load(disk, config)? {
+            Some(found) => Ok(found),
+            None => Self::create(disk, config, random, true),
+        }
+    }
+
+    /// The folder's identity; `None` when it has none.
+    ///
+    /// # Errors
+    /// When it belongs to another node, or cannot be read.
+    pub(crate) fn load(
+        disk: &dyn Disk,
+        config: &NodeConfig,
+    ) -> Result<Option<Self>, IdentityError> {
+        let Some(bytes) = checked_file::read(disk, PATH).map_err(IdentityError::Read)? else {
+            return Ok(None);
+        };
+        let found: Self = postcard::from_bytes(&bytes).map_err(|_| IdentityError::Foreign {
+            found: "a node of another version".to_owned(),
+            expected: "this version".to_owned(),
+        })?;
+        let describe = |federation: Uuid, region: RegionId, partitions: u16| {
+            format!("region {region} of federation {federation} with {partitions} partitions")
+        };
+        let expected = describe(config.federation, config.region, config.partitions);
+        let actual = describe(found.federation, found.region, found.partitions);
+        if actual != expected {
+            return Err(IdentityError::Foreign {
+                found: actual,
+                expected,
+            });
+        }
+        Ok(Some(found))
+    }
+
+    /// An identity for a folder that has none although it may once have had one.
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        config: &NodeConfig,
+        random: &dyn Random,
+        fresh: bool,
+    ) -> Result<Self, IdentityError> {
+        let mut quic_reset_key = [0; 32];
+        random.fill(&mut quic_reset_key);
+        let identity = Self {
+            federation: config.federation,
+            region: config.region,
+            partitions: config.partitions,
+            incarnation: Incarnation(1),
+            fresh,
+            quic_reset_key,
+        };
+        identity.save(disk)?;
+        Ok(identity)
+    }
+
+    /// Writes the identity durably.
+    pub(crate) fn save(&self, disk: &dyn Disk) -> Result<(), IdentityError> {
+        let bytes = postcard::to_stdvec(self).expect("an identity always encodes");
+        checked_file::replace(disk, PATH, &bytes).map_err(IdentityError::Write)
+    }
+}
+
+/// Notes that a position is about to be given out for the first time from this folder.
+pub(crate) struct FirstWrite {
+    disk: Arc<dyn Disk>,
+    // Gone once it is noted.
+    fresh: Mutex<Option<Identity>>,
+}
+
+impl FirstWrite {
+    pub(crate) fn new(disk: Arc<dyn Disk>, identity: Identity) -> Self {
+        Self {
+            disk,
+            fresh: Mutex::new(identity.fresh.then_some(identity)),
+        }
+    }
+
+    /// Makes durable that this folder is no longer fresh. To be called before anything is written
+    /// to this region's own logs: an empty log after that is a lost one.
+    pub(crate) fn note(&self) -> Result<(), IdentityError> {
+        let mut fresh = self.fresh.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(identity) = fresh.as_mut() {
+            identity.fresh = false;
+            identity.save(&*self.disk)?;
+            *fresh = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,349 @@
+//! The only writer of this region's origin log for one partition.
+//!
+//! Requests that queue up while earlier blocks are being made durable form one block: group commit
+//! without a timer. At most [`BLOCKS_IN_FLIGHT`] blocks are under way, so that the next group is
+//! written while the last one syncs, and the rest of the load waits here and grows the next block.
+//!
+//! Always true: an answer is sent only after the block that holds the events is durable (`durable`),
+//! and a request that repeats event ids gets its first answer (`idempotent`).
+
+mod promises;
+mod recall;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use meridian_client::{AppendError, AppendRequest, Appended, Durability, Expected};
+use meridian_clock::{Epoch, Incarnation, LogId, Position, Promise, RegionId, Timestamp};
+use meridian_conflict::{Policies, Route};
+use meridian_event::{BlockBuilder, Revision};
+use meridian_store::{CommitError, Store, SubmitError};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use self::promises::Marks;
+use self::recall::{Recall, Repeat};
+use crate::identity::FirstWrite;
+use crate::node::read_lock;
+use crate::time::{StampError, TimeKeeper};
+
+/// Two, because more bring nothing: one block is being written while the other syncs.
+const BLOCKS_IN_FLIGHT: usize = 2;
+/// How many requests may wait; beyond it, callers wait to get in.
+const QUEUE_REQUESTS_MAX: usize = 4096;
+/// A block stops growing here, so that its neighbours in the commit queue do not wait long for it.
+const BLOCK_BYTES_AIM: usize = 4 << 20;
+/// Likewise in requests, which bounds the work between two commits.
+const BLOCK_REQUESTS_MAX: usize = 2048;
+
+/// What became of a request whose answer rests on what is durable.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The events are durable here.
+    Appended(Appended),
+    /// Someone else wrote first; what they wrote is durable here.
+    WrongRevision { actual: Option<Revision> },
+    /// See the error.
+    Refused(AppendError),
+}
+
+struct Command {
+    request: AppendRequest,
+    answer: oneshot::Sender<Outcome>,
+}
+
+/// The door to one partition's sequencer task.
+pub(crate) struct Sequencer {
+    queue: mpsc::Sender<Command>,
+    marks: Arc<Marks>,
+}
+
+/// What a sequencer works with.
+pub(crate) struct Tools {
+    pub(crate) log: LogId,
+    pub(crate) incarnation: Incarnation,
+    pub(crate) store: Arc<Store>,
+    pub(crate) time: Arc<TimeKeeper>,
+    pub(crate) policies: Arc<Policies>,
+    /// Why no position may be given out now, if so.
+    pub(crate) shut: Arc<RwLock<Option<String>>>,
+    pub(crate) first_write: Arc<FirstWrite>,
+    pub(crate) members: usize,
+}
+
+impl Sequencer {
+    /// The sequencer of `tools.log` and the future that runs it until `cancel`.
+    pub(crate) fn new(
+        tools: Tools,
+        cancel: CancellationToken,
+    ) -> (Self, impl Future<Output = ()> + Send) {
+        let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
+        let head = tools.store.head(tools.log);
+        let marks = Arc::new(Marks::new(tools.log, head.timestamp, head.position));
+        let task = Task {
+            recall: Recall::new(),
+            marks: Arc::clone(&marks),
+            committed_blocks: Arc::new(AtomicU64::new(0)),
+            submitted_blocks: 0,
+            expected_next: Position::ZERO,
+            tools,
+        };
+        (Self { queue, marks }, task.run(requests, cancel))
+    }
+
+    /// Queues `request`, waiting for a place if need be; what becomes of it comes out of the
+    /// receiver. `None` when the node is stopping.
+    pub(crate) async fn enqueue(
+        &self,
+        request: AppendRequest,
+    ) -> Option<oneshot::Receiver<Outcome>> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(Command { request, answer }).await.ok()?;
+        Some(answered)
+    }
+
+    /// How many requests wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    /// What can be promised of this log now.
+    pub(crate) fn promise(&self, time: &TimeKeeper) -> Promise {
+        self.marks.promise(|| time.hlc().now().ok())
+    }
+}
+
+// Answers that wait for a block, in the order of their requests.
+type Waiting = Vec<(oneshot::Sender<Outcome>, Outcome)>;
+
+struct Task {
+    tools: Tools,
+    recall: Recall,
+    marks: Arc<Marks>,
+    // Blocks are numbered from 1 as they are submitted; up to this one they are durable.
+    committed_blocks: Arc<AtomicU64>,
+    submitted_blocks: u64,
+    // Where our own last block ended. Anything else there means that the log was taken back from
+    // a peer meanwhile, and what we remember of it is stale.
+    expected_next: Position,
+}
+
+impl Task {
+    async fn run(mut self, mut requests: mpsc::Receiver<Command>, cancel: CancellationToken) {
+        let slots = Arc::new(Semaphore::new(BLOCKS_IN_FLIGHT));
+        loop {
+            let work = async {
+                let slot = Arc::clone(&slots).acquire_owned().await.ok()?;
+                self.tools.store.room().await;
+                Some((slot, requests.recv().await?))
+            };
+            let next = tokio::select! {
+                biased;
+                () = cancel.cancelled() => None,
+                work = work => work,
+            };
+            let Some((slot, first)) = next else { break };
+            self.write(first, &mut requests, slot);
+        }
+        // Requests still queued are dropped with the channel: nothing of them was written, and
+        // their callers are told that the node is stopping. Blocks in flight still answer.
+        let all = u32::try_from(BLOCKS_IN_FLIGHT).unwrap_or(u32::MAX);
+        let drained = slots.acquire_many(all).await;
+        debug!(log = %self.tools.log, drained = drained.is_ok(), "sequencer stopped");
+    }
+
+    /// Makes one block of `first` and whatever else is queued, and submits it.
+    fn write(
+        &mut self,
+        first: Command,
+        requests: &mut mpsc::Receiver<Command>,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let mut shut = read_lock(&self.tools.shut);
+        if shut.is_none()
+            && let Err(error) = self.tools.first_write.note()
+        {
+            shut = Some(error.to_string());
+        }
+        let head = self.tools.store.submitted_head(self.tools.log);
+        let committed = self.committed_blocks.load(Ordering::Acquire);
+        if head.position != self.expected_next {
+            self.recall.forget();
+            self.expected_next = head.position;
+        }
+        self.recall.committed(committed);
+
+        // From here on a promise must not reach past what is committed.
+        let stamping = self.marks.begin();
+        let log = self.tools.log;
+        let mut block = BlockBuilder::new(log, self.tools.incarnation, Epoch::FIRST);
+        let mut stamped = head.timestamp;
+        let mut waiting = Waiting::new();
+        let number = self.submitted_blocks + 1;
+        let mut next = Some(first);
+        while let Some(Command { request, answer }) = next {
+            let at = head.position.plus(1 + u64::from(block.count()));
+            let outcome = match &shut {
+                Some(reason) => Outcome::Refused(unavailable(reason.clone())),
+                None => match self.decide(&request, at, stamped, number) {
+                    Ok(Decision::Answer(outcome)) => outcome,
+                    Ok(Decision::Write {
+                        appended,
+                        timestamp,
+                    }) => {
+                        let events = &request.events;
+                        block.push_batch(
+                            timestamp,
+                            &request.stream,
+                            appended.first_revision,
+                            events,
+                        );
+                        stamped = timestamp;
+                        Outcome::Appended(appended)
+                    }
+                    Err(error) => Outcome::Refused(error),
+                },
+            };
+            waiting.push((answer, outcome));
+            let full = block.raw_bytes() >= BLOCK_BYTES_AIM || waiting.len() >= BLOCK_REQUESTS_MAX;
+            next = if full { None } else { requests.try_recv().ok() };
+        }
+        if block.count() == 0 {
+            // Nothing new. What is answered may rest on blocks still in flight, so it waits its
+            // turn behind them; see `Recall::attach`.
+            drop(stamping);
+            drop(slot);
+            self.recall.attach(waiting);
+            return;
+        }
+
+        let end = head.position.plus(u64::from(block.count()));
+        let block = block.seal(head.position.plus(1), head.chain);
+        self.submitted_blocks = number;
+        self.expected_next = end;
+        let waiting = self.recall.hold(number, waiting);
+        let committed_blocks = Arc::clone(&self.committed_blocks);
+        let done = {
+            let waiting = Arc::clone(&waiting);
+            Box::new(move |result: Result<(), CommitError>| {
+                match &result {
+                    Ok(()) => {
+                        committed_blocks.store(number, Ordering::Release);
+                        stamping.committed(stamped, end);
+                    }
+                    Err(CommitError::Failed { .. }) => stamping.failed(),
+                    // Nothing was written, so nothing is left to promise around.
+                    Err(CommitError::DiskFull { .. } | CommitError::Closed) => drop(stamping),
+                }
+                drop(slot);
+                waiting.settle(result.err().as_ref());
+            })
+        };
+        if let Err(error) = self.tools.store.submit(block, done) {
+            error!(%log, %error, "a block was refused by the log");
+            self.expected_next = Position::ZERO;
+            waiting.refuse(&refused(&error));
+        }
+    }
+
+    // Decides one request. What it writes is remembered at once, as part of block `number`.
+    fn decide(
+        &mut self,
+        request: &AppendRequest,
+        at: Position,
+        stamped: Timestamp,
+        number: u64,
+    ) -> Result<Decision, AppendError> {
+        let own = self.tools.log.origin;
+        match self.recall.repeat(&self.tools.store, request)? {
+            Repeat::New => {}
+            Repeat::Again(appended) => {
+                return Ok(Decision::Answer(Outcome::Appended(
+                    self.describe(request, appended),
+                )));
+            }
+        }
+        let shared = self.tools.policies.route(&request.stream) == Route::Anywhere;
+        let written_by = shared.then_some(own);
+        let actual = self
+            .recall
+            .last_revision(&self.tools.store, &request.stream, written_by)?;
+        if shared && request.expected != Expected::Any {
+            return Err(AppendError::Invalid {
+                reason: format!(
+                    "stream {} is written by every region, so it has no one revision to expect; \
+                     append with expected \"any\"",
+                    request.stream
+                ),
+            });
+        }
+        if !request.expected.matches(actual) {
+            return Ok(Decision::Answer(Outcome::WrongRevision { actual }));
+        }
+        let timestamp = self
+            .tools
+            .time
+            .stamp_above(stamped)
+            .map_err(|error| stamp_error(&error))?;
+        let first_revision = actual.map_or(Revision(0), Revision::next);
+        let count = request.events.len() as u64;
+        let last_revision = Revision(first_revision.0 + count - 1);
+        let appended = Appended {
+            stream: request.stream.clone(),
+            first_revision,
+            last_revision,
+            home: own,
+            dots: (0..count)
+                .map(|index| self.tools.log.dot(at.plus(index)))
+                .collect(),
+            timestamp,
+            durability: Durability::Region,
+            could_strand: self.tools.members > 1,
+        };
+        self.recall.wrote(number, request, &appended);
+        Ok(Decision::Write {
+            appended,
+            timestamp,
+        })
+    }
+
+    fn describe(&self, request: &AppendRequest, again: recall::Recorded) -> Appended {
+        Appended {
+            stream: request.stream.clone(),
+            first_revision: again.first_revision,
+            last_revision: Revision(again.first_revision.0 + again.dots.len() as u64 - 1),
+            home: again
+                .dots
+                .first()
+                .map_or(RegionId::default(), |dot| dot.origin),
+            dots: again.dots,
+            timestamp: again.timestamp,
+            durability: Durability::Region,
+            could_strand: self.tools.members > 1,
+        }
+    }
+}
+
+enum Decision {
+    Answer(Outcome),
+    Write {
+        appended: Appended,
+        timestamp: Timestamp,
+    },
+}
+
+fn unavailable(reason: String) -> AppendError {
+    AppendError::Unavailable {
+        reason,
+        retry_after_ms: 1000,
+    }
+}
+
+fn stamp_error(error: &StampError) -> AppendError {
+    unavailable(error.to_string())
+}
+
+fn refused(error: &SubmitError) -> AppendError {
+    unavailable(error.to_string())
+}

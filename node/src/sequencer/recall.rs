@@ -1,0 +1,256 @@
+//! What a sequencer remembers beyond the committed log: what is in flight, and hot stream heads.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use meridian_client::{AppendError, AppendRequest, Appended};
+use meridian_clock::{Dot, RegionId, Timestamp};
+use meridian_event::{EventId, Revision, StreamId};
+use meridian_store::{CommitError, Store};
+
+use super::{Outcome, Waiting, unavailable};
+
+/// Stream heads that are kept; beyond it, those that are committed can be looked up again.
+const HEADS_MAX: usize = 65_536;
+
+/// What an earlier append of the same events came to.
+#[derive(Clone, Debug)]
+pub(super) struct Recorded {
+    pub(super) first_revision: Revision,
+    pub(super) dots: Vec<Dot>,
+    pub(super) timestamp: Timestamp,
+}
+
+/// Whether a request was recorded before.
+#[derive(Debug)]
+pub(super) enum Repeat {
+    /// None of its events was.
+    New,
+    /// All of them were, as this.
+    Again(Recorded),
+}
+
+/// Answers that wait for one block; taken once, by whichever thread settles it.
+#[derive(Default)]
+pub(super) struct Held(Mutex<Option<Waiting>>);
+
+impl Held {
+    /// Sends the answers: the block is durable, or `failure` says why it is not known to be.
+    pub(super) fn settle(&self, failure: Option<&CommitError>) {
+        for (answer, outcome) in self.take() {
+            let outcome = match (failure, outcome) {
+                (Some(error @ CommitError::Failed { .. }), Outcome::Appended(_)) => {
+                    Outcome::Refused(AppendError::Indeterminate {
+                        reason: error.to_string(),
+                    })
+                }
+                (Some(error), Outcome::Appended(_) | Outcome::WrongRevision { .. }) => {
+                    Outcome::Refused(unavailable(error.to_string()))
+                }
+                (_, outcome) => outcome,
+            };
+            // A caller that gave up does not need its answer.
+            let _ = answer.send(outcome);
+        }
+    }
+
+    /// Sends `error` to all whose answer rested on the block: it never got near the disk.
+    pub(super) fn refuse(&self, error: &AppendError) {
+        for (answer, outcome) in self.take() {
+            let outcome = match outcome {
+                Outcome::Refused(own) => Outcome::Refused(own),
+                _ => Outcome::Refused(error.clone()),
+            };
+            let _ = answer.send(outcome);
+        }
+    }
+
+    fn take(&self) -> Waiting {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .unwrap_or_default()
+    }
+}
+
+struct Head {
+    revision: Revision,
+    block: u64,
+}
+
+struct InFlight {
+    block: u64,
+    dot: Dot,
+    stream: StreamId,
+    revision: Revision,
+    timestamp: Timestamp,
+}
+
+/// A sequencer's memory. Blocks are named by their number; see `Task::submitted_blocks`.
+pub(super) struct Recall {
+    heads: HashMap<StreamId, Head>,
+    in_flight: HashMap<EventId, InFlight>,
+    in_flight_ids: VecDeque<(u64, EventId)>,
+    committed: u64,
+    last_held: Arc<Held>,
+}
+
+impl Recall {
+    pub(super) fn new() -> Self {
+        Self {
+            heads: HashMap::new(),
+            in_flight: HashMap::new(),
+            in_flight_ids: VecDeque::new(),
+            committed: 0,
+            last_held: Arc::default(),
+        }
+    }
+
+    /// Forgets everything: the log is not as we left it.
+    pub(super) fn forget(&mut self) {
+        self.heads.clear();
+        self.in_flight.clear();
+        self.in_flight_ids.clear();
+    }
+
+    /// Blocks up to `number` are durable, so their events can be found in the log.
+    pub(super) fn committed(&mut self, number: u64) {
+        self.committed = number;
+        while let Some((block, id)) = self.in_flight_ids.front().copied()
+            && block <= number
+        {
+            self.in_flight_ids.pop_front();
+            self.in_flight.remove(&id);
+        }
+        if self.heads.len() > HEADS_MAX {
+            self.heads.retain(|_, head| head.block > number);
+        }
+    }
+
+    /// Whether `request` repeats events that were recorded before.
+    ///
+    /// # Errors
+    /// When only some were, or they stand in another stream, or the log cannot be read.
+    pub(super) fn repeat(
+        &self,
+        store: &Store,
+        request: &AppendRequest,
+    ) -> Result<Repeat, AppendError> {
+        let mut found = Vec::new();
+        for event in &request.events {
+            if let Some(earlier) = self.find(store, event.id)? {
+                found.push(earlier);
+            } else if !found.is_empty() {
+                break;
+            }
+        }
+        let Some((_, _, first_revision, timestamp)) = found.first().cloned() else {
+            return Ok(Repeat::New);
+        };
+        let in_order = (first_revision.0..).zip(&found).all(|(revision, earlier)| {
+            earlier.1 == request.stream && earlier.2 == Revision(revision)
+        });
+        if found.len() != request.events.len() || !in_order {
+            return Err(AppendError::Invalid {
+                reason:
+                    "some of these event ids were recorded before, in another batch or stream; \
+                         repeat a batch exactly as it was first sent, or give new events new ids"
+                        .to_owned(),
+            });
+        }
+        let dots = found.into_iter().map(|(dot, ..)| dot).collect();
+        Ok(Repeat::Again(Recorded {
+            first_revision,
+            dots,
+            timestamp,
+        }))
+    }
+
+    fn find(
+        &self,
+        store: &Store,
+        id: EventId,
+    ) -> Result<Option<(Dot, StreamId, Revision, Timestamp)>, AppendError> {
+        if let Some(event) = self.in_flight.get(&id) {
+            return Ok(Some((
+                event.dot,
+                event.stream.clone(),
+                event.revision,
+                event.timestamp,
+            )));
+        }
+        let found = store
+            .find_event(id)
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok(found.map(|found| (found.dot, found.stream, found.revision, found.timestamp)))
+    }
+
+    /// The last revision of `stream` (of those written by `origin`, if given), in flight included.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(super) fn last_revision(
+        &self,
+        store: &Store,
+        stream: &StreamId,
+        origin: Option<RegionId>,
+    ) -> Result<Option<Revision>, AppendError> {
+        if let Some(head) = self.heads.get(stream) {
+            return Ok(Some(head.revision));
+        }
+        let last = store
+            .stream_last(stream, origin)
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok(last.map(|last| last.revision))
+    }
+
+    /// Remembers what block `number` will hold.
+    pub(super) fn wrote(&mut self, number: u64, request: &AppendRequest, appended: &Appended) {
+        let head = Head {
+            revision: appended.last_revision,
+            block: number,
+        };
+        self.heads.insert(request.stream.clone(), head);
+        let revisions = appended.first_revision.0..;
+        for ((event, dot), revision) in request.events.iter().zip(&appended.dots).zip(revisions) {
+            let in_flight = InFlight {
+                block: number,
+                dot: *dot,
+                stream: request.stream.clone(),
+                revision: Revision(revision),
+                timestamp: appended.timestamp,
+            };
+            assert!(
+                in_flight.block > self.committed,
+                "a block is remembered before it is durable"
+            );
+            self.in_flight.insert(event.id, in_flight);
+            self.in_flight_ids.push_back((number, event.id));
+        }
+    }
+
+    /// Keeps the answers of block `number` until it is settled.
+    pub(super) fn hold(&mut self, number: u64, waiting: Waiting) -> Arc<Held> {
+        assert!(number > self.committed, "blocks are numbered upwards");
+        self.last_held = Arc::new(Held(Mutex::new(Some(waiting))));
+        Arc::clone(&self.last_held)
+    }
+
+    /// Lets answers that need no block of their own go out after the last submitted one, on which
+    /// they may rest; at once if that is settled.
+    pub(super) fn attach(&self, waiting: Waiting) {
+        let mut held = self
+            .last_held
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match held.as_mut() {
+            Some(earlier) => earlier.extend(waiting),
+            None => {
+                drop(held);
+                Held(Mutex::new(Some(waiting))).settle(None);
+            }
+        }
+    }
+}
