@@ -12,8 +12,6 @@
 //! never keeps a block that does not follow exactly on what we hold (`dense`), and never overwrites
 //! what we hold with something else (`identical`).
 
-#![allow(clippy::todo, dead_code, reason = "the bodies follow the signatures")]
-
 pub mod frame;
 pub mod link;
 #[cfg(feature = "quic")]

@@ -2,33 +2,47 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 
 use meridian_client::tls::PeerName;
-use meridian_clock::{Hlc, LogId, Promise, RegionId, SkewVerdict, VersionVector};
+use meridian_clock::{Hlc, LogId, Position, Promise, RegionId, SkewVerdict, VersionVector};
 use meridian_store::Store;
 use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use super::{Endpoint, LinksConfig, PeerStatus, PromiseSource};
-use crate::link::Alarm;
+use super::endpoint::{close, code};
+use super::state::{Shared, State};
+use super::{
+    Endpoint, LinksConfig, PeerStatus, PromiseSource, SubscriptionStatus, dial, repair, serve,
+};
+use crate::frame::Lane;
+use crate::link::{Alarm, Subscription};
+
+// Tasks end at their next await; this is for a disk that hangs.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
 
 /// How far each other region holds each log.
 pub type HeldByRegion = Arc<BTreeMap<RegionId, VersionVector>>;
 
 /// The links of one node to all its peers: dials each of them and pulls what they hold, serves what
-/// they pull from us.
-pub struct Links {
-    _private: (),
-}
+/// they pull from us. Dropping it ends them too, without waiting.
+pub struct Links(Arc<Shared>);
 
 impl fmt::Debug for Links {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.debug_struct("Links").finish_non_exhaustive()
+        out.debug_tuple("Links").field(&self.0.config).finish()
+    }
+}
+
+impl Drop for Links {
+    fn drop(&mut self) {
+        self.0.cancel.cancel();
     }
 }
 
 impl Links {
-    /// Begins to dial every member but ourselves.
+    /// Begins to dial every member but ourselves. Must be called on a tokio runtime.
     ///
     /// `promises` is asked at each heartbeat what we promise of our own logs. `rng_seed` seeds the
     /// jitter of redialling.
@@ -40,64 +54,195 @@ impl Links {
         promises: PromiseSource,
         rng_seed: u64,
     ) -> Arc<Self> {
-        let _ = (config, store, hlc, endpoint, promises, rng_seed);
-        todo!()
+        let shared = Shared::new(config, store, hlc, endpoint, promises, rng_seed);
+        let shared = Arc::new(shared);
+        for member in &shared.config.members {
+            if member.id != shared.config.region {
+                let dialling = dial::run(Arc::clone(&shared), member.clone());
+                shared.tracker.spawn(dialling);
+            }
+        }
+        shared.tracker.spawn(tick(Arc::clone(&shared)));
+        shared.tracker.spawn(follow_store(Arc::clone(&shared)));
+        shared.tracker.spawn(repair::run(Arc::clone(&shared)));
+        Arc::new(Self(shared))
     }
 
     /// Takes over a connection that [`Endpoint::accept`] gave as a link.
     pub fn accept(&self, connection: quinn::Connection, peer: PeerName) {
-        let _ = (connection, peer);
-        todo!()
+        let shared = Arc::clone(&self.0);
+        self.0.tracker.spawn(serve::run(shared, connection, peer));
     }
 
     /// This node begins to write its own logs now: from here on they are not pulled back from
     /// peers any more. To be called once the amnesia guard has done its work, see
     /// [`Links::vectors_seen`].
     pub fn writing_own(&self) {
-        todo!()
+        self.0.writing_own();
     }
 
     /// How far each *other* region is known to hold each log durably: acknowledged to us, said by
     /// itself, or said of it by others while it is not connected.
     pub fn held(&self) -> watch::Receiver<HeldByRegion> {
-        todo!()
+        self.0.held.subscribe()
     }
 
     /// What each peer last said, itself, to hold. A peer that was not heard since this start is not
     /// in it.
     pub fn vectors_seen(&self) -> watch::Receiver<HeldByRegion> {
-        todo!()
+        self.0.seen.subscribe()
     }
 
     /// The talk with each peer, in ascending order.
     pub fn peers(&self) -> Vec<PeerStatus> {
-        todo!()
+        let now = self.0.now();
+        let state = self.0.lock();
+        let alarms: Vec<Alarm> = state.puller.alarms().collect();
+        state
+            .peers
+            .iter()
+            .map(|(region, peer)| PeerStatus {
+                region: *region,
+                name: peer.member.name.clone(),
+                connected_out: peer.live.is_some(),
+                connected_in: peer.inbound.contains_key(&Lane::Live),
+                last_heard: peer.silence(now),
+                rtt: peer.live.as_ref().map(quinn::Connection::rtt),
+                clock_offset_nanos: state.skew.offset_nanos(*region),
+                subscriptions: state
+                    .puller
+                    .subscriptions()
+                    .filter(|subscription| subscription.via == *region)
+                    .map(|subscription| self.subscription(&state, subscription))
+                    .collect(),
+                lag_positions: self
+                    .0
+                    .logs
+                    .keys()
+                    .filter(|log| log.origin == *region)
+                    .map(|log| self.lag(&state, *log, *region))
+                    .sum(),
+                received_bytes: peer.received_bytes,
+                sent_bytes: peer.sent_bytes,
+                connects: peer.connects,
+                last_error: peer.last_error.clone(),
+                alarms: alarms
+                    .iter()
+                    .filter(|alarm| alarm.peer == *region)
+                    .map(Alarm::to_string)
+                    .collect(),
+            })
+            .collect()
+    }
+
+    fn position(&self, log: LogId) -> Position {
+        self.0
+            .logs
+            .get(&log)
+            .map_or(Position::ZERO, |log| log.head.borrow().position)
+    }
+
+    // How many events `peer` is known to hold that are not durable here.
+    fn lag(&self, state: &State, log: LogId, peer: RegionId) -> u64 {
+        let known = state.puller.known_position(peer, log).unwrap_or_default();
+        known.0.saturating_sub(self.position(log).0)
+    }
+
+    fn subscription(&self, state: &State, subscription: Subscription) -> SubscriptionStatus {
+        let Subscription { log, via, lane, .. } = subscription;
+        let lag_positions = self.lag(state, log, via);
+        let stamped = self
+            .0
+            .logs
+            .get(&log)
+            .map_or_else(Default::default, |log| log.head.borrow().timestamp);
+        SubscriptionStatus {
+            log,
+            via,
+            lane,
+            position: self.position(log),
+            lag_positions,
+            lag: if lag_positions == 0 {
+                Duration::ZERO
+            } else {
+                self.0.hlc.physical_now().after(stamped)
+            },
+        }
     }
 
     /// What operators must know about single logs.
     pub fn alarms(&self) -> Vec<Alarm> {
-        todo!()
+        self.0.lock().puller.alarms().collect()
     }
 
     /// The newest promise of each log whose prefix is durable here, our own included.
     pub fn promises(&self) -> BTreeMap<LogId, Promise> {
-        todo!()
+        self.0.lock().promises.fulfilled()
     }
 
     /// How long after its stamp each block became durable here, in microseconds, since start. It
     /// compares two wall clocks, so it is as good as they agree.
     pub fn delays(&self) -> hdrhistogram::Histogram<u64> {
-        todo!()
+        self.0
+            .delays
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Whether our wall clock agrees with our peers'. The links themselves stop and resume the
     /// clock's stamping by it.
     pub fn skew(&self) -> SkewVerdict {
-        todo!()
+        self.0.lock().skew.verdict()
     }
 
     /// Closes all links and waits until their tasks have ended.
     pub async fn shutdown(&self) {
-        todo!()
+        self.0.cancel.cancel();
+        {
+            let state = self.0.lock();
+            for peer in state.peers.values() {
+                let bulk = peer.bulk.try_lock().ok();
+                let bulk = bulk.as_ref().and_then(|bulk| bulk.as_ref());
+                let open = peer
+                    .live
+                    .iter()
+                    .chain(bulk.map(|bulk| &bulk.connection))
+                    .chain(peer.inbound.values());
+                for connection in open {
+                    close(connection, code::DONE, "shutting down");
+                }
+            }
+        }
+        self.0.tracker.close();
+        if timeout(SHUTDOWN_MAX, self.0.tracker.wait()).await.is_err() {
+            tracing::warn!("links did not end in time");
+        }
+    }
+}
+
+async fn tick(shared: Arc<Shared>) {
+    let mut every = interval(shared.config.timings.tick);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            _ = every.tick() => shared.tick(),
+        }
+    }
+}
+
+/// Wakes whoever waits for a log to grow, after each commit.
+async fn follow_store(shared: Arc<Shared>) {
+    let mut commits = shared.store.committed();
+    loop {
+        shared.committed();
+        let changed = tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            changed = commits.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
     }
 }

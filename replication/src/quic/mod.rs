@@ -1,16 +1,22 @@
 //! Carries out what `link` decides: QUIC connections, tasks, and the store.
 //!
 //! [`Endpoint`] is a node's one UDP socket for links and clients alike. [`Links`] runs the links to
-//! all peers over it: a dialer per peer, a task per control stream and per subscription. All tasks
-//! end with [`Links::shutdown`]; every queue is bounded and every wait has a time-out.
+//! all peers over it: a dialer per peer (`dial`), a task per log that is pulled (`pull`), a task per
+//! connection that came in and per log served on it (`serve`). All tasks end with
+//! [`Links::shutdown`]; every queue is bounded and every wait has a time-out.
 //!
-//! The decisions sit behind one lock that is never held across an await; each task tells them what
-//! it saw and carries out the answer before it goes on.
+//! The decisions sit behind one lock (`state`) that is never held across an await; each task tells
+//! them what it saw and carries out the answer before it goes on.
 
 mod config;
-
+mod dial;
 mod endpoint;
 mod links;
+mod pull;
+mod repair;
+mod serve;
+mod state;
+mod wire;
 
 pub use config::{
     DelayObserver, LinksConfig, Member, PeerStatus, PromiseSource, SubscriptionStatus, Timings,

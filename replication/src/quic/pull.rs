@@ -1,0 +1,256 @@
+//! Pulls one log from one peer, for as long as the puller wants it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use meridian_clock::{Position, Timestamp};
+use meridian_event::Block;
+use meridian_store::SubmitError;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::dial;
+use super::state::{LogState, Shared};
+use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
+use crate::frame::{Blocks, Head, Lane, Message};
+use crate::link::{Ended, InboundError, InboundSubscription, Subscription, Verdict};
+
+// A window below this would stop and go with every block.
+const WINDOW_BYTES_MIN: u64 = 1 << 20;
+
+/// Pulls until `cancel`, or until it cannot go on and says so.
+pub(crate) async fn run(
+    shared: Arc<Shared>,
+    subscription: Subscription,
+    cancel: CancellationToken,
+) {
+    let Some(log) = shared.logs.get(&subscription.log) else {
+        return;
+    };
+    let failure = tokio::select! {
+        () = cancel.cancelled() => return,
+        failure = pull(&shared, log, subscription) => failure,
+    };
+    let Subscription { log, via, .. } = subscription;
+    match &failure {
+        Failure::Inbound(_) => {
+            tracing::error!(%log, peer = %via, reason = %failure, "what the peer sent was not kept");
+        }
+        Failure::Wire(error) if error.is_violation() => {
+            tracing::error!(%log, peer = %via, reason = %failure, "what the peer sent was not kept");
+        }
+        Failure::Store(_) => {
+            tracing::error!(%log, peer = %via, reason = %failure, "our disk does not take what the peer sent");
+        }
+        Failure::NotServed(_) | Failure::Wire(_) | Failure::NoConnection(_) => {
+            tracing::debug!(%log, peer = %via, reason = %failure, "pulling ended");
+        }
+    }
+    shared.ended(subscription, &failure.into());
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("no connection: {0}")]
+    NoConnection(String),
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    #[error(transparent)]
+    NotServed(crate::frame::NotServed),
+    #[error(transparent)]
+    Inbound(#[from] InboundError),
+    #[error("{0}")]
+    Store(String),
+}
+
+impl From<Failure> for Ended {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::NoConnection(_) => Self::Lost,
+            Failure::Wire(error) if error.is_violation() => Self::Violated,
+            Failure::Wire(_) => Self::Lost,
+            Failure::NotServed(reason) => Self::NotServed(reason),
+            Failure::Inbound(InboundError::WrongChain { position, .. }) => {
+                Self::WrongChain { position }
+            }
+            Failure::Inbound(InboundError::WrittenElsewhere { .. }) | Failure::Store(_) => {
+                Self::Local
+            }
+            Failure::Inbound(_) => Self::Violated,
+        }
+    }
+}
+
+/// Says `failed` when the store could not make a block durable.
+#[derive(Debug, Default)]
+struct CommitWatch(Notify);
+
+async fn pull(shared: &Arc<Shared>, log: &LogState, subscription: Subscription) -> Failure {
+    // Whoever pulled this log before must have let go of it: two would each submit what the other
+    // already did.
+    let _gate = log.gate.lock().await;
+    match pull_alone(shared, log, subscription).await {
+        Ok(never) => match never {},
+        Err(failure) => failure,
+    }
+}
+
+async fn pull_alone(
+    shared: &Arc<Shared>,
+    log: &LogState,
+    subscription: Subscription,
+) -> Result<std::convert::Infallible, Failure> {
+    let stuck = shared.config.timings.stuck;
+    let connection = dial::connection(shared, subscription.via, subscription.lane)
+        .await
+        .map_err(Failure::NoConnection)?;
+    let (send, recv) = timeout(stuck, connection.open_bi())
+        .await
+        .map_err(|_| WireError::TimedOut { within: stuck })?
+        .map_err(|error| Failure::NoConnection(error.to_string()))?;
+    let mut writer = MessageWriter::new(send, stuck);
+    let mut reader = MessageReader::new(recv);
+
+    let mut heads = log.head.subscribe();
+    // In this order: what is durable can only lag what was submitted.
+    let durable = heads.borrow_and_update().position;
+    let accepted = Head::from(shared.store.submitted_head(subscription.log));
+    let mut inbound = InboundSubscription::new(
+        &accepted,
+        durable.min(accepted.position),
+        window_bytes(shared, subscription.lane),
+    );
+    let subscribe = Message::Subscribe(inbound.subscribe());
+    writer.write(&subscribe).await?;
+    let head = match reader.expect(stuck).await? {
+        Message::Subscribed(subscribed) => subscribed.head,
+        Message::NotServed(reason) => return Err(Failure::NotServed(reason)),
+        other => return Err(unexpected("Subscribed", &other).into()),
+    };
+    shared
+        .lock()
+        .puller
+        .handle_position(subscription.via, subscription.log, head);
+
+    let failed = Arc::new(CommitWatch::default());
+    let mut stamps: VecDeque<(Position, Timestamp)> = VecDeque::new();
+    loop {
+        tokio::select! {
+            biased;
+            () = failed.0.notified() => {
+                return Err(Failure::Store("a block could not be made durable".to_owned()));
+            }
+            changed = heads.changed() => {
+                if changed.is_err() {
+                    return Err(Failure::Store("the store is closed".to_owned()));
+                }
+                let durable = heads.borrow_and_update().position;
+                if let Some(ack) = inbound.handle_durable(durable)? {
+                    writer.write(&Message::Ack(ack)).await?;
+                }
+                let settled = stamps.partition_point(|(last, _)| *last <= durable);
+                let settled: Vec<_> = stamps.drain(..settled).map(|(_, stamp)| stamp).collect();
+                shared.delayed(subscription.log.origin, &settled);
+            }
+            message = reader.read() => match message?.ok_or(WireError::Ended)? {
+                Message::Blocks(blocks) => {
+                    let ack = take(shared, subscription, &mut inbound, &mut stamps, blocks, &failed).await?;
+                    if let Some(ack) = ack {
+                        writer.write(&ack).await?;
+                    }
+                }
+                Message::NotServed(reason) => return Err(Failure::NotServed(reason)),
+                other => return Err(unexpected("Blocks", &other).into()),
+            }
+        }
+    }
+}
+
+/// Judges each block and hands it to the store without waiting until it is durable.
+async fn take(
+    shared: &Arc<Shared>,
+    subscription: Subscription,
+    inbound: &mut InboundSubscription,
+    stamps: &mut VecDeque<(Position, Timestamp)>,
+    blocks: Blocks,
+    failed: &Arc<CommitWatch>,
+) -> Result<Option<Message>, Failure> {
+    let mut give_back = None;
+    let mut received_bytes = 0;
+    let mut newest = Timestamp::ZERO;
+    for block in blocks.blocks {
+        received_bytes += block.bytes().len() as u64;
+        match inbound.handle_block(&block)? {
+            Verdict::Persist => {
+                let header = block.header();
+                newest = newest.max(header.last_timestamp);
+                stamps.push_back((header.last_position(), header.last_timestamp));
+                submit(shared, block, failed).await?;
+            }
+            Verdict::AlreadyHeld(ack) => give_back = Some(Message::Ack(ack)),
+        }
+    }
+    if newest > Timestamp::ZERO {
+        shared.stamped(subscription.log.origin, newest);
+    }
+    if let Some(promise) = blocks.promise {
+        shared.promised(&[promise]);
+    }
+    let mut state = shared.lock();
+    if let Some(peer) = state.peers.get_mut(&subscription.via) {
+        peer.received_bytes += received_bytes;
+    }
+    let accepted = inbound.accepted();
+    state
+        .puller
+        .handle_position(subscription.via, subscription.log, accepted);
+    Ok(give_back)
+}
+
+async fn submit(
+    shared: &Arc<Shared>,
+    block: Block,
+    failed: &Arc<CommitWatch>,
+) -> Result<(), Failure> {
+    let stuck = shared.config.timings.stuck;
+    loop {
+        let failed = Arc::clone(failed);
+        let done = move |outcome: Result<(), _>| {
+            if outcome.is_err() {
+                failed.0.notify_one();
+            }
+        };
+        match shared.store.submit(block.clone(), Box::new(done)) {
+            Ok(()) => return Ok(()),
+            Err(SubmitError::Full) => {
+                // The disk is slower than the network. Waiting here stops the credit, which stops
+                // the sender.
+                timeout(stuck, shared.store.room()).await.map_err(|_| {
+                    Failure::Store("the disk has not kept up for too long".to_owned())
+                })?;
+            }
+            Err(SubmitError::WrongChain { log, position, .. }) => {
+                return Err(InboundError::WrongChain {
+                    log,
+                    position: Position(position.0.saturating_sub(1)),
+                }
+                .into());
+            }
+            Err(other) => return Err(Failure::Store(other.to_string())),
+        }
+    }
+}
+
+fn window_bytes(shared: &Shared, lane: Lane) -> u64 {
+    let config = &shared.config;
+    let partitions = u64::from(config.partitions).max(1);
+    let share = match lane {
+        Lane::Live => config.live_window_bytes / partitions,
+        Lane::Bulk => {
+            let peers = u64::try_from(config.members.len()).unwrap_or(1);
+            config.bulk_window_bytes / (partitions * peers.saturating_sub(1).max(1))
+        }
+    };
+    share.max(WINDOW_BYTES_MIN)
+}

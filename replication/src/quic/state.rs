@@ -1,0 +1,563 @@
+//! What all tasks of the links share.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use meridian_clock::{
+    ClockSample, Hlc, Incarnation, LogId, Merge, Position, Promise, RegionId, SkewGuard,
+    SkewVerdict, Timestamp, VersionVector,
+};
+use meridian_store::{LogHead, Store};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::endpoint::{close, code};
+use super::links::HeldByRegion;
+use super::wire::{MessageReader, MessageWriter};
+use super::{Endpoint, LinksConfig, Member, PromiseSource, pull};
+use crate::frame::{ClockEcho, Head, Heartbeat, Lane, Vector, all_logs};
+use crate::link::handshake::Credentials;
+use crate::link::{Action, Ended, Held, Instant, Jitter, Promises, Puller, Subscription};
+
+impl From<LogHead> for Head {
+    fn from(head: LogHead) -> Self {
+        Self {
+            log: head.log,
+            incarnation: head.incarnation,
+            epoch: head.epoch,
+            position: head.position,
+            chain: head.chain,
+            timestamp: head.timestamp,
+        }
+    }
+}
+
+/// An open connection for catching up. Its control stream says nothing after the handshake, but its
+/// end would be taken for the connection's.
+#[derive(Debug)]
+pub(crate) struct BulkConnection {
+    pub(crate) connection: quinn::Connection,
+    pub(crate) _control: (MessageReader, MessageWriter),
+}
+
+/// One log's place in the driver.
+pub(crate) struct LogState {
+    /// How far it is durable here.
+    pub(crate) head: watch::Sender<Head>,
+    /// Held by whoever pulls it, so that there is only ever one.
+    pub(crate) gate: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// A peer as the driver sees it.
+pub(crate) struct Peer {
+    pub(crate) member: Member,
+    /// The connection on which we pull, once its handshake is done.
+    pub(crate) live: Option<quinn::Connection>,
+    /// The connection on which we catch up; locked while it is being opened.
+    pub(crate) bulk: Arc<tokio::sync::Mutex<Option<BulkConnection>>>,
+    bulk_used_at: Instant,
+    /// The connections on which it pulls from us.
+    pub(crate) inbound: BTreeMap<Lane, quinn::Connection>,
+    last_heard: Option<Instant>,
+    echo: Option<ClockEcho>,
+    vector_came: bool,
+    pub(crate) received_bytes: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) connects: u64,
+    pub(crate) last_error: Option<String>,
+}
+
+impl Peer {
+    fn new(member: Member) -> Self {
+        Self {
+            member,
+            live: None,
+            bulk: Arc::default(),
+            bulk_used_at: Instant::default(),
+            inbound: BTreeMap::new(),
+            last_heard: None,
+            echo: None,
+            vector_came: false,
+            received_bytes: 0,
+            sent_bytes: 0,
+            connects: 0,
+            last_error: None,
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.live.is_some() || self.inbound.contains_key(&Lane::Live)
+    }
+
+    /// How long ago it was last heard.
+    pub(crate) fn silence(&self, now: Instant) -> Option<Duration> {
+        Some(now.since(self.last_heard?))
+    }
+}
+
+/// All decisions, behind one lock that is never held across an await.
+pub(crate) struct State {
+    pub(crate) puller: Puller,
+    pub(crate) held: Held,
+    pub(crate) promises: Promises,
+    pub(crate) skew: SkewGuard,
+    pub(crate) peers: BTreeMap<RegionId, Peer>,
+    pub(crate) seen: BTreeMap<RegionId, VersionVector>,
+    pub(crate) jitter: Jitter,
+    pulls: BTreeMap<u64, CancellationToken>,
+    // Origins whose clocks were found too far ahead, to say so only once.
+    far_ahead: BTreeSet<RegionId>,
+    was_skewed: bool,
+}
+
+pub(crate) struct Shared {
+    pub(crate) config: LinksConfig,
+    pub(crate) credentials: Credentials,
+    pub(crate) store: Arc<Store>,
+    pub(crate) hlc: Arc<Hlc>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) own_promises: PromiseSource,
+    pub(crate) logs: BTreeMap<LogId, LogState>,
+    pub(crate) tracker: TaskTracker,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) held: watch::Sender<HeldByRegion>,
+    pub(crate) seen: watch::Sender<HeldByRegion>,
+    pub(crate) delays: Mutex<Histogram<u64>>,
+    started: tokio::time::Instant,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    pub(crate) fn new(
+        config: LinksConfig,
+        store: Arc<Store>,
+        hlc: Arc<Hlc>,
+        endpoint: Endpoint,
+        own_promises: PromiseSource,
+        rng_seed: u64,
+    ) -> Self {
+        let regions = || config.members.iter().map(|member| member.id);
+        let credentials = Credentials {
+            federation: config.federation,
+            region: config.region,
+            incarnation: config.incarnation,
+            partitions: config.partitions,
+            names: config
+                .members
+                .iter()
+                .map(|member| (member.id, member.name.clone()))
+                .collect(),
+        };
+        let mut promises = Promises::default();
+        let logs = all_logs(regions(), config.partitions)
+            .map(|log| {
+                let head = Head::from(store.head(log));
+                promises.handle_durable(log, head.position);
+                let state = LogState {
+                    head: watch::Sender::new(head),
+                    gate: Arc::default(),
+                };
+                (log, state)
+            })
+            .collect();
+        let state = State {
+            puller: Puller::new(
+                config.region,
+                regions(),
+                config.partitions,
+                config.timings.puller,
+            ),
+            held: Held::new(config.region),
+            promises,
+            skew: SkewGuard::new(config.max_offset),
+            peers: config
+                .members
+                .iter()
+                .filter(|member| member.id != config.region)
+                .map(|member| (member.id, Peer::new(member.clone())))
+                .collect(),
+            seen: BTreeMap::new(),
+            jitter: Jitter::new(rng_seed),
+            pulls: BTreeMap::new(),
+            far_ahead: BTreeSet::new(),
+            was_skewed: false,
+        };
+        // From a microsecond to a day, to two digits.
+        let delays = Histogram::new_with_bounds(1, 86_400_000_000, 2)
+            .expect("the bounds of the histogram are constants that fit");
+        Self {
+            config,
+            credentials,
+            store,
+            hlc,
+            endpoint,
+            own_promises,
+            logs,
+            tracker: TaskTracker::new(),
+            cancel: CancellationToken::new(),
+            held: watch::Sender::default(),
+            seen: watch::Sender::default(),
+            delays: Mutex::new(delays),
+            started: tokio::time::Instant::now(),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// How long the links have been running.
+    pub(crate) fn now(&self) -> Instant {
+        Instant(self.started.elapsed())
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What we hold durably, of every log that has anything.
+    pub(crate) fn heads(&self) -> Vec<Head> {
+        self.store.heads().into_iter().map(Head::from).collect()
+    }
+
+    /// Carries out what the puller decided. The lock is held meanwhile, so that decisions are
+    /// carried out in the order in which they were made.
+    fn carry_out(self: &Arc<Self>, state: &mut State, actions: Vec<Action>) {
+        for action in actions {
+            match action {
+                Action::Subscribe(subscription) => {
+                    let cancel = self.cancel.child_token();
+                    state.pulls.insert(subscription.id, cancel.clone());
+                    tracing::debug!(
+                        log = %subscription.log,
+                        peer = %subscription.via,
+                        lane = ?subscription.lane,
+                        "pulling"
+                    );
+                    self.tracker
+                        .spawn(pull::run(Arc::clone(self), subscription, cancel));
+                }
+                Action::Unsubscribe(subscription) => {
+                    if let Some(cancel) = state.pulls.remove(&subscription.id) {
+                        cancel.cancel();
+                    }
+                }
+                Action::Raise(alarm) => {
+                    tracing::error!(log = %alarm.log, peer = %alarm.peer, "{alarm}");
+                }
+                Action::Clear(alarm) => {
+                    tracing::info!(log = %alarm.log, peer = %alarm.peer, "over: {alarm}");
+                }
+            }
+        }
+    }
+
+    /// We can pull from `peer` over `connection`.
+    pub(crate) fn connected(self: &Arc<Self>, peer: RegionId, connection: &quinn::Connection) {
+        let now = self.now();
+        let mut state = self.lock();
+        if let Some(known) = state.peers.get_mut(&peer) {
+            known.live = Some(connection.clone());
+            known.connects += 1;
+            known.last_error = None;
+            known.last_heard = Some(now);
+        }
+        self.met(&mut state, peer);
+        let actions = state.puller.handle_connected(now, peer);
+        self.carry_out(&mut state, actions);
+    }
+
+    /// We cannot pull from `peer` any more.
+    pub(crate) fn disconnected(self: &Arc<Self>, peer: RegionId, reason: String) {
+        let now = self.now();
+        let mut state = self.lock();
+        if let Some(known) = state.peers.get_mut(&peer) {
+            known.live = None;
+            known.last_error = Some(reason);
+        }
+        self.parted(&mut state, peer);
+        let actions = state.puller.handle_disconnected(now, peer);
+        self.carry_out(&mut state, actions);
+    }
+
+    /// `peer` pulls from us over `connection`. A connection that it had for the same purpose is
+    /// from before a restart or a lost path, and makes way.
+    pub(crate) fn joined(&self, peer: RegionId, lane: Lane, connection: &quinn::Connection) {
+        let now = self.now();
+        let mut state = self.lock();
+        let Some(known) = state.peers.get_mut(&peer) else {
+            return;
+        };
+        known.last_heard = Some(now);
+        if let Some(earlier) = known.inbound.insert(lane, connection.clone()) {
+            close(
+                &earlier,
+                code::REPLACED,
+                "a newer connection took its place",
+            );
+        }
+        self.met(&mut state, peer);
+    }
+
+    /// `peer` does not pull from us over `connection` any more.
+    pub(crate) fn left(&self, peer: RegionId, lane: Lane, connection: &quinn::Connection) {
+        let mut state = self.lock();
+        if let Some(known) = state.peers.get_mut(&peer)
+            && known
+                .inbound
+                .get(&lane)
+                .is_some_and(|present| present.stable_id() == connection.stable_id())
+        {
+            known.inbound.remove(&lane);
+        }
+        self.parted(&mut state, peer);
+    }
+
+    fn met(&self, state: &mut State, peer: RegionId) {
+        if state.peers.get(&peer).is_some_and(Peer::is_connected) {
+            state.held.handle_connected(peer);
+        }
+    }
+
+    fn parted(&self, state: &mut State, peer: RegionId) {
+        let Some(known) = state.peers.get_mut(&peer) else {
+            return;
+        };
+        if !known.is_connected() {
+            known.vector_came = false;
+            known.echo = None;
+            state.held.handle_disconnected(peer);
+            state.skew.forget(peer);
+            self.judge_skew(state);
+        }
+    }
+
+    /// `peer` said something on a control stream.
+    pub(crate) fn heard(&self, peer: RegionId) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.puller.handle_heard(now, peer);
+        if let Some(known) = state.peers.get_mut(&peer) {
+            known.last_heard = Some(now);
+        }
+    }
+
+    /// `peer` said what it holds, on a connection on which it serves us (`is_source`) or pulls
+    /// from us.
+    pub(crate) fn vector(self: &Arc<Self>, peer: RegionId, vector: &Vector, is_source: bool) {
+        let received = self.hlc.physical_now();
+        let ours = self.heads();
+        let now = self.now();
+        let mut state = self.lock();
+        let Some(known) = state.peers.get_mut(&peer) else {
+            return;
+        };
+        known.last_heard = Some(now);
+        known.echo = Some(ClockEcho {
+            sent: vector.sent,
+            received,
+        });
+        let is_first = !std::mem::replace(&mut known.vector_came, true);
+        if let Some(echo) = vector.echo {
+            let sample = ClockSample {
+                asked: echo.sent,
+                peer_received: echo.received,
+                peer_answered: vector.sent,
+                answered: received,
+            };
+            state.skew.observe(peer, sample);
+            self.judge_skew(&mut state);
+        }
+        let mut changed = state.held.handle_vector(peer, is_first, &vector.heads);
+        changed |= state.held.handle_holdings(peer, &vector.holdings);
+        if changed {
+            self.publish_held(&state);
+        }
+        let said = vector
+            .heads
+            .iter()
+            .map(|head| (head.log, head.position))
+            .collect();
+        if state.seen.get(&peer) != Some(&said) {
+            state.seen.insert(peer, said);
+            self.seen.send_replace(Arc::new(state.seen.clone()));
+        }
+        if is_source {
+            let actions = state.puller.handle_vector(now, peer, &vector.heads, &ours);
+            self.carry_out(&mut state, actions);
+        }
+    }
+
+    /// What we tell `peer` that we hold.
+    pub(crate) fn vector_for(&self, peer: RegionId) -> Vector {
+        let heads = self.heads();
+        let state = self.lock();
+        Vector {
+            sent: self.hlc.physical_now(),
+            echo: state.peers.get(&peer).and_then(|known| known.echo),
+            heads,
+            holdings: state.held.holdings_for(peer),
+        }
+    }
+
+    /// What we tell who pulls from us to be complete.
+    pub(crate) fn heartbeat(&self) -> Heartbeat {
+        let own = (self.own_promises)();
+        let mut state = self.lock();
+        for promise in own {
+            state.promises.handle_promise(promise);
+        }
+        Heartbeat {
+            promises: state.promises.fulfilled().into_values().collect(),
+        }
+    }
+
+    /// A peer passed promises on.
+    pub(crate) fn promised(&self, promises: &[Promise]) {
+        let mut state = self.lock();
+        for promise in promises {
+            // Nobody else makes promises for our own logs.
+            if promise.log.origin != self.config.region && self.logs.contains_key(&promise.log) {
+                self.merge_clock(&mut state, promise.log.origin, promise.timestamp);
+                state.promises.handle_promise(*promise);
+            }
+        }
+    }
+
+    /// A block of `origin` came, stamped `timestamp`.
+    pub(crate) fn stamped(&self, origin: RegionId, timestamp: Timestamp) {
+        self.merge_clock(&mut self.lock(), origin, timestamp);
+    }
+
+    fn merge_clock(&self, state: &mut State, origin: RegionId, timestamp: Timestamp) {
+        match self.hlc.merge(timestamp) {
+            Merge::Merged => {
+                if state.far_ahead.remove(&origin) {
+                    tracing::info!(region = %origin, "the clock of this region is back within the allowed offset");
+                }
+            }
+            Merge::TooFarAhead { by } => {
+                if state.far_ahead.insert(origin) {
+                    tracing::warn!(
+                        region = %origin,
+                        ahead_ms = by.as_millis(),
+                        "events of this region are stamped too far ahead; they are kept, but our clock does not follow; correct the clock there"
+                    );
+                }
+            }
+        }
+    }
+
+    fn judge_skew(&self, state: &mut State) {
+        let verdict = state.skew.verdict();
+        let is_skewed = matches!(verdict, SkewVerdict::Skewed { .. });
+        if is_skewed != state.was_skewed {
+            state.was_skewed = is_skewed;
+            match &verdict {
+                SkewVerdict::Skewed { reason } => {
+                    tracing::error!(%reason, "this node's clock cannot be trusted; appends stop until it agrees again");
+                }
+                SkewVerdict::Trusted => tracing::info!("this node's clock is trusted again"),
+            }
+        }
+        self.hlc.set_skewed(match verdict {
+            SkewVerdict::Skewed { reason } => Some(reason),
+            SkewVerdict::Trusted => None,
+        });
+    }
+
+    /// `peer` acknowledged what we sent it.
+    pub(crate) fn acked(
+        &self,
+        peer: RegionId,
+        log: LogId,
+        incarnation: Incarnation,
+        durable: Position,
+    ) {
+        let mut state = self.lock();
+        if state.held.handle_ack(peer, log, incarnation, durable) {
+            self.publish_held(&state);
+        }
+    }
+
+    fn publish_held(&self, state: &State) {
+        self.held.send_replace(Arc::new(state.held.vectors()));
+    }
+
+    /// A subscription could not go on.
+    pub(crate) fn ended(self: &Arc<Self>, subscription: Subscription, reason: &Ended) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.pulls.remove(&subscription.id);
+        let actions = state.puller.handle_ended(now, subscription, reason);
+        self.carry_out(&mut state, actions);
+    }
+
+    /// From here on nobody but ourselves writes our own logs.
+    pub(crate) fn writing_own(self: &Arc<Self>) {
+        let now = self.now();
+        let mut state = self.lock();
+        let actions = state.puller.handle_writing_own(now);
+        self.carry_out(&mut state, actions);
+    }
+
+    /// Time passed.
+    pub(crate) fn tick(self: &Arc<Self>) {
+        let ours = self.heads();
+        let now = self.now();
+        let mut state = self.lock();
+        let actions = state.puller.handle_tick(now, &ours);
+        self.carry_out(&mut state, actions);
+        let in_bulk: BTreeSet<RegionId> = state
+            .puller
+            .subscriptions()
+            .filter(|subscription| subscription.lane == Lane::Bulk)
+            .map(|subscription| subscription.via)
+            .collect();
+        for (region, peer) in &mut state.peers {
+            if in_bulk.contains(region) {
+                peer.bulk_used_at = now;
+            } else if now.since(peer.bulk_used_at) >= self.config.timings.bulk_idle
+                && let Ok(mut bulk) = peer.bulk.try_lock()
+                && let Some(open) = bulk.take()
+            {
+                close(&open.connection, code::DONE, "caught up");
+            }
+        }
+    }
+
+    /// Takes note of what the store has made durable.
+    pub(crate) fn committed(&self) {
+        let mut moved = Vec::new();
+        for head in self.store.heads() {
+            let head = Head::from(head);
+            let Some(log) = self.logs.get(&head.log) else {
+                continue;
+            };
+            if log.head.send_if_modified(|known| {
+                let moves = known.position != head.position;
+                *known = head;
+                moves
+            }) {
+                moved.push((head.log, head.position));
+            }
+        }
+        let mut state = self.lock();
+        for (log, position) in moved {
+            state.promises.handle_durable(log, position);
+        }
+    }
+
+    /// Blocks of `origin` became durable here this long after their stamps.
+    pub(crate) fn delayed(&self, origin: RegionId, stamps: &[Timestamp]) {
+        let now = self.hlc.physical_now();
+        let mut delays = self.delays.lock().unwrap_or_else(PoisonError::into_inner);
+        for stamp in stamps {
+            let delay = now.after(*stamp);
+            delays.saturating_record(u64::try_from(delay.as_micros()).unwrap_or(u64::MAX).max(1));
+            if let Some(observe) = &self.config.delays {
+                observe(origin, delay);
+            }
+        }
+    }
+}
