@@ -1,16 +1,25 @@
 //! The client: which region to ask, and how often.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::RegionId;
+use meridian_conflict::Route;
+use meridian_event::{EventId, StreamId};
+use tokio::time::{Instant, sleep_until};
 use uuid::Uuid;
 
+use crate::attempt::{Attempt, Next};
+use crate::backoff::{Backoff, Jitter};
+use crate::regions::{AskError, Reach, Regions};
 use crate::tls::Identity;
+use crate::wire::{Hello, Request, Response};
 use crate::{
-    AppendError, AppendRequest, Appended, ConnectError, LivePage, LiveRead, ReadError, StreamPage,
-    StreamRead, Topology,
+    AppendError, AppendRequest, Appended, ConnectError, Limits, LivePage, LiveRead, LiveReader,
+    ReadError, Resolver, StreamPage, StreamRead, StreamReader, Topology,
 };
 
 /// A node to begin with.
@@ -31,8 +40,10 @@ pub struct ClientConfig {
     pub federation: Uuid,
     /// What we prove about ourselves, and whom we believe.
     pub identity: Identity,
-    /// The socket and the runtime.
+    /// The socket and the runtime; [`bind`] makes one.
     pub endpoint: quinn::Endpoint,
+    /// Finds the addresses that nodes name.
+    pub resolver: Resolver,
     /// What we call ourselves in the nodes' logs.
     pub name: String,
     /// The region to use where any will do; the nearest by round trip when `None`.
@@ -41,12 +52,13 @@ pub struct ClientConfig {
     pub request_timeout: Duration,
     /// How long one attempt to connect may take.
     pub connect_timeout: Duration,
-    /// Draws the jitter between retries.
+    /// Draws the jitter between retries. Give each client its own, or those that fail together come
+    /// back together.
     pub jitter_seed: u64,
 }
 
 impl ClientConfig {
-    /// A configuration with the usual time-outs.
+    /// A configuration with the usual time-outs: 10 s for a request, 3 s for a connection.
     pub fn new(
         endpoint: quinn::Endpoint,
         identity: Identity,
@@ -58,6 +70,7 @@ impl ClientConfig {
             federation,
             identity,
             endpoint,
+            resolver: Resolver::system(),
             name: "client".to_owned(),
             prefer: None,
             request_timeout: Duration::from_secs(10),
@@ -65,6 +78,18 @@ impl ClientConfig {
             jitter_seed: 0,
         }
     }
+}
+
+/// An endpoint on a UDP socket of its own, for applications that have no reason to bring one.
+///
+/// # Errors
+/// When the socket cannot be bound.
+pub fn bind(addr: SocketAddr) -> io::Result<quinn::Endpoint> {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "a convenience; a simulation brings its own endpoint"
+    )]
+    quinn::Endpoint::client(addr)
 }
 
 /// Which region answers a read.
@@ -79,91 +104,340 @@ pub enum ReadAt {
     Region(RegionId),
 }
 
-/// A federation, as an application sees it. Clones share their connections.
+/// A federation, as an application sees it. Clones share their connections, which close when the
+/// last of them is dropped.
 #[derive(Clone)]
 pub struct Client {
-    inner: Arc<()>,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    regions: Arc<Regions>,
+    jitter: Arc<Jitter>,
+    unresolved: Mutex<Unresolved>,
+    request_timeout: Duration,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.regions.close();
+    }
 }
 
 impl Client {
     /// Finds a seed that answers and learns the regions from it.
     ///
     /// # Errors
-    /// When no seed accepts us within the request time-out; the error is the last one seen.
+    /// When no seed accepts us within the request time-out, or trying again could not help.
     pub async fn connect(config: ClientConfig) -> Result<Self, ConnectError> {
-        let _ = config;
-        todo!()
+        let ClientConfig {
+            seeds,
+            federation,
+            identity,
+            endpoint,
+            resolver,
+            name,
+            prefer,
+            request_timeout,
+            connect_timeout,
+            jitter_seed,
+        } = config;
+        let jitter = Arc::new(Jitter::new(jitter_seed));
+        let reach = Reach {
+            endpoint,
+            identity,
+            hello: Hello::new(federation, name),
+            resolver,
+            connect_timeout,
+            prefer,
+        };
+        let deadline = Instant::now() + request_timeout;
+        let regions = Regions::learn_from(&seeds, reach, Arc::clone(&jitter), deadline).await?;
+        let inner = Inner {
+            regions,
+            jitter,
+            unresolved: Mutex::default(),
+            request_timeout,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// Writes the events at the stream's home, or in the nearest region when every region may write
-    /// it, and repeats the request with the same ids until its outcome is known or time is up.
+    /// it, and repeats the request with the same ids until its outcome is known or the request
+    /// time-out is over.
     ///
     /// # Errors
-    /// See [`AppendError`]. An outcome that stays unknown is [`AppendError::Indeterminate`].
+    /// See [`AppendError`]. An outcome that stays unknown is [`AppendError::Indeterminate`]: call
+    /// again with the same ids to learn it.
     pub async fn append(&self, request: AppendRequest) -> Result<Appended, AppendError> {
-        let _ = request;
-        todo!()
+        self.append_until(request, Instant::now() + self.inner.request_timeout)
+            .await
+    }
+
+    /// [`Client::append`] with a deadline of its own.
+    ///
+    /// # Errors
+    /// As [`Client::append`].
+    pub async fn append_until(
+        &self,
+        request: AppendRequest,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        request.check(&Limits::WIDEST)?;
+        let route = self.route(&request.stream);
+        // A request is one batch, so its first id stands for all of them.
+        let id = request.events.first().map(|event| event.id);
+        let writes_anywhere = id.filter(|_| route == Route::Anywhere);
+        let earlier = writes_anywhere.and_then(|id| self.unresolved().get(id));
+
+        let mut attempt = Attempt::new(route, earlier);
+        let request = Request::Append { request, hops: 0 };
+        let outcome = self
+            .try_until(&request, &mut attempt, writes_anywhere, deadline)
+            .await;
+        let is_known = !matches!(outcome, Err(AppendError::Indeterminate { .. }));
+        if let Some(id) = writes_anywhere.filter(|_| is_known) {
+            self.unresolved().forget(id);
+        }
+        outcome
+    }
+
+    async fn try_until(
+        &self,
+        request: &Request,
+        attempt: &mut Attempt,
+        writes_anywhere: Option<EventId>,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let regions = &self.inner.regions;
+        let mut backoff = Backoff::default();
+        loop {
+            let region = match attempt.first_choice() {
+                Some(region) => Some(region),
+                None => attempt.second_choice(&regions.nearest_first(deadline).await),
+            };
+            let next = match region {
+                None => attempt.all_unreachable(),
+                Some(region) => {
+                    if let Some(id) = writes_anywhere {
+                        self.unresolved().remember(id, region);
+                    }
+                    match regions.ask(region, request, deadline).await {
+                        Ok(Response::Append(answer)) => attempt.answered(region, answer),
+                        Ok(Response::NotUnderstood { reason }) => {
+                            attempt.answered(region, Err(AppendError::Invalid { reason }))
+                        }
+                        Ok(_) => attempt
+                            .unanswered(region, format!("region {region} answered something else")),
+                        Err(AskError::NotSent(reason)) => attempt.could_not_reach(region, reason),
+                        Err(AskError::Unanswered(reason)) => attempt.unanswered(region, reason),
+                        Err(AskError::TooLong(reason)) => {
+                            attempt.answered(region, Err(AppendError::Invalid { reason }))
+                        }
+                    }
+                }
+            };
+            let at_least = match next {
+                Next::Done(outcome) => return outcome,
+                Next::Now => Duration::ZERO,
+                Next::Relearn => {
+                    if let Some(region) = region {
+                        regions.relearn(region, deadline).await;
+                    }
+                    Duration::ZERO
+                }
+                Next::After(at_least) => backoff.next(&self.inner.jitter).max(at_least),
+            };
+            let again_at = Instant::now() + at_least;
+            if again_at >= deadline {
+                return Err(attempt.time_is_up());
+            }
+            if at_least > Duration::ZERO {
+                sleep_until(again_at).await;
+            }
+        }
     }
 
     /// Reads one page of a stream.
     ///
     /// # Errors
-    /// When it cannot be read in time.
+    /// When it cannot be read within the request time-out.
     pub async fn read_stream(&self, read: StreamRead, at: ReadAt) -> Result<StreamPage, ReadError> {
-        let _ = (read, at);
-        todo!()
+        let only = match at {
+            ReadAt::Nearest => None,
+            ReadAt::Region(region) => Some(region),
+            ReadAt::Home => match self.route(&read.stream) {
+                Route::Home(home) => Some(home),
+                Route::Anywhere => None,
+            },
+        };
+        let request = Request::ReadStream(read);
+        let deadline = Instant::now() + self.inner.request_timeout;
+        match self.read_until(&request, only, deadline).await? {
+            (_, Response::ReadStream(page)) => page,
+            (region, _) => Err(not_an_answer(region)),
+        }
     }
 
     /// Reads a stream page by page, from `read.from` to its end.
     pub fn stream(&self, read: StreamRead, at: ReadAt) -> StreamReader {
-        let _ = (read, at);
-        todo!()
+        StreamReader::new(self.clone(), read, at)
     }
 
-    /// Follows everything that one region holds, in the order it arrives there.
+    /// Follows everything that one region holds, in the order it arrives there: the nearest region
+    /// when `at` is `None`. A cursor from an earlier page is good only at the region that gave it.
     pub fn live(&self, read: LiveRead, at: Option<RegionId>) -> LiveReader {
-        let _ = (read, at);
-        todo!()
+        LiveReader::new(self.clone(), read, at)
+    }
+
+    /// One page for a [`LiveReader`], and the region that gave it.
+    pub(crate) async fn read_live(
+        &self,
+        read: &LiveRead,
+        only: Option<RegionId>,
+    ) -> Result<(RegionId, LivePage), ReadError> {
+        let wait = Duration::from_millis(u64::from(read.wait_ms));
+        let request = Request::Live(read.clone());
+        let deadline = Instant::now() + self.inner.request_timeout + wait;
+        match self.read_until(&request, only, deadline).await? {
+            (region, Response::Live(page)) => page.map(|page| (region, page)),
+            (region, _) => Err(not_an_answer(region)),
+        }
+    }
+
+    /// Asks `only`, or the nearest region that can answer, until there is an answer.
+    async fn read_until(
+        &self,
+        request: &Request,
+        only: Option<RegionId>,
+        deadline: Instant,
+    ) -> Result<(RegionId, Response), ReadError> {
+        let regions = &self.inner.regions;
+        if let Some(region) = only
+            && regions.known().topology.member(region).is_none()
+        {
+            return Err(ReadError::UnknownRegion { region });
+        }
+        let mut backoff = Backoff::default();
+        let mut last = ReadError::Unavailable {
+            reason: "no region could be reached".to_owned(),
+            retry_after_ms: 100,
+        };
+        loop {
+            let candidates = match only {
+                Some(region) => vec![region],
+                None => regions.nearest_first(deadline).await,
+            };
+            let mut wait = Duration::ZERO;
+            for region in candidates {
+                let response = match regions.ask(region, request, deadline).await {
+                    Ok(response) => response,
+                    Err(AskError::TooLong(reason)) => return Err(ReadError::Invalid { reason }),
+                    Err(AskError::NotSent(reason) | AskError::Unanswered(reason)) => {
+                        last = ReadError::Unavailable {
+                            reason,
+                            retry_after_ms: 100,
+                        };
+                        continue;
+                    }
+                };
+                match unavailable(&response) {
+                    None => return Ok((region, response)),
+                    Some((error, retry_after)) => {
+                        last = error.clone();
+                        wait = wait.max(retry_after);
+                    }
+                }
+            }
+            let again_at = Instant::now() + backoff.next(&self.inner.jitter).max(wait);
+            if again_at >= deadline {
+                return Err(last);
+            }
+            sleep_until(again_at).await;
+        }
     }
 
     /// The regions and rules, as last learnt.
     pub fn topology(&self) -> Arc<Topology> {
-        todo!()
+        Arc::clone(&self.inner.regions.known().topology)
     }
 
-    /// Closes all connections.
+    /// Where appends to `stream` go, by the rules as last learnt.
+    pub fn route(&self, stream: &StreamId) -> Route {
+        self.inner.regions.known().policies.route(stream)
+    }
+
+    /// Closes all connections, for all clones. What is under way ends as [`AppendError::Unavailable`]
+    /// or [`AppendError::Indeterminate`].
     pub fn close(&self) {
-        todo!()
+        self.inner.regions.close();
+    }
+
+    fn unresolved(&self) -> std::sync::MutexGuard<'_, Unresolved> {
+        let unresolved = &self.inner.unresolved;
+        unresolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reads a stream page by page.
-pub struct StreamReader {
-    client: Client,
-}
-
-impl StreamReader {
-    /// The next page; `None` at the end.
-    ///
-    /// # Errors
-    /// When it cannot be read in time. Asking again asks for the same page.
-    pub async fn next_page(&mut self) -> Result<Option<StreamPage>, ReadError> {
-        todo!()
+/// The error in `response`, when another region or a later time may have a better answer.
+fn unavailable(response: &Response) -> Option<(&ReadError, Duration)> {
+    let error = match response {
+        Response::ReadStream(Err(error)) | Response::Live(Err(error)) => error,
+        _ => return None,
+    };
+    match error {
+        ReadError::Unavailable { retry_after_ms, .. } => {
+            Some((error, Duration::from_millis(*retry_after_ms)))
+        }
+        ReadError::Invalid { .. } | ReadError::UnknownRegion { .. } => None,
     }
 }
 
-/// Follows one region's events across reconnects.
-pub struct LiveReader {
-    client: Client,
+fn not_an_answer(region: RegionId) -> ReadError {
+    ReadError::Invalid {
+        reason: format!("region {region} did not understand the request; upgrade its node"),
+    }
 }
 
-impl LiveReader {
-    /// The next page that holds an event; waits for one.
-    ///
-    /// # Errors
-    /// When the region could not be reached for as long as a request may take. Asking again goes on
-    /// where it stopped.
-    pub async fn next_page(&mut self) -> Result<LivePage, ReadError> {
-        todo!()
+/// Where appends to streams of several writers were last sent, until their outcome is known.
+///
+/// The region that took such an append knows its ids at once, the others only when it has been
+/// replicated. So a repeated request has to reach the same region, even when the caller has given
+/// up in between.
+#[derive(Default)]
+struct Unresolved {
+    regions: BTreeMap<EventId, RegionId>,
+    oldest_first: VecDeque<EventId>,
+}
+
+impl Unresolved {
+    const MAX: usize = 8192;
+
+    fn get(&self, id: EventId) -> Option<RegionId> {
+        self.regions.get(&id).copied()
+    }
+
+    fn remember(&mut self, id: EventId, region: RegionId) {
+        if self.regions.insert(id, region).is_some() {
+            return;
+        }
+        self.oldest_first.push_back(id);
+        while self.oldest_first.len() > Self::MAX
+            && let Some(oldest) = self.oldest_first.pop_front()
+        {
+            self.regions.remove(&oldest);
+        }
+    }
+
+    fn forget(&mut self, id: EventId) {
+        self.regions.remove(&id);
+        // Its place in the queue stays until it is the oldest, unless it is now.
+        while let Some(oldest) = self.oldest_first.front()
+            && !self.regions.contains_key(oldest)
+        {
+            self.oldest_first.pop_front();
+        }
     }
 }

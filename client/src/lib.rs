@@ -12,21 +12,28 @@
 //!
 //! Always true (`idempotent`): an outcome that is not known is never reported as a failure. It is
 //! asked for again with the same ids, or reported as [`AppendError::Indeterminate`].
-#![allow(clippy::todo, dead_code, reason = "the bodies follow the signatures")]
 
+mod attempt;
+mod backoff;
 mod client;
 mod connection;
+mod framing;
 mod read;
+mod readers;
+mod regions;
 mod request;
+mod resolve;
 pub mod server;
 pub mod tls;
 mod topology;
 pub mod wire;
 
-pub use client::{Client, ClientConfig, LiveReader, ReadAt, Seed, StreamReader};
+pub use client::{Client, ClientConfig, ReadAt, Seed, bind};
 pub use connection::{ConnectError, Connection, RequestError};
 pub use read::{
     Direction, EventFilter, LiveCursor, LivePage, LiveRead, ReadError, StreamPage, StreamRead,
 };
+pub use readers::{LiveReader, StreamReader};
 pub use request::{AppendError, AppendRequest, Appended, Durability, Expected, Limits};
+pub use resolve::Resolver;
 pub use topology::{Member, Topology};

@@ -1,5 +1,6 @@
 //! What a writer asks, what became durable, and why nothing did.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use meridian_clock::{Dot, Epoch, RegionId, Timestamp};
@@ -244,7 +245,169 @@ impl AppendRequest {
     /// When there are no events, an id occurs twice, data or metadata is not JSON, the durability
     /// asks for no region at all, or a limit is exceeded.
     pub fn check(&self, limits: &Limits) -> Result<(), AppendError> {
-        let _ = limits;
-        todo!()
+        let invalid = |reason: String| Err(AppendError::Invalid { reason });
+        if self.events.is_empty() {
+            return invalid("a batch holds at least one event".to_owned());
+        }
+        if self.durability == Durability::Regions(0) {
+            return invalid("durability regions:0 asks for nothing; ask for at least 1".to_owned());
+        }
+        at_most(
+            "the batch, in events",
+            limits.batch_events_max,
+            self.events.len(),
+        )?;
+        let mut ids = BTreeSet::new();
+        let mut batch_bytes = 0;
+        for (index, event) in self.events.iter().enumerate() {
+            let bytes = event.weight_bytes();
+            at_most(
+                format_args!("event {index}, in bytes"),
+                limits.event_bytes_max,
+                bytes,
+            )?;
+            batch_bytes += bytes;
+            if !ids.insert(event.id) {
+                return invalid(format!("the id {} occurs twice in the batch", event.id));
+            }
+            let data = json_fault(&event.data).map(|fault| ("data", fault));
+            let metadata = || {
+                let given = (!event.metadata.is_empty()).then_some(&event.metadata);
+                given.and_then(|metadata| json_fault(metadata))
+            };
+            let fault = data.or_else(|| metadata().map(|fault| ("metadata", fault)));
+            if let Some((part, fault)) = fault {
+                return invalid(format!("the {part} of event {index} is not JSON: {fault}"));
+            }
+        }
+        at_most("the batch, in bytes", limits.batch_bytes_max, batch_bytes)
+    }
+}
+
+fn at_most(what: impl fmt::Display, limit: usize, actual: usize) -> Result<(), AppendError> {
+    if actual <= limit {
+        return Ok(());
+    }
+    Err(AppendError::TooLarge {
+        what: what.to_string(),
+        limit: limit as u64,
+        actual: actual as u64,
+    })
+}
+
+/// What keeps `bytes` from being one JSON value, if anything does.
+fn json_fault(bytes: &[u8]) -> Option<String> {
+    // Skipping a string does not look at its bytes, so UTF-8 is checked on its own.
+    let text = match std::str::from_utf8(bytes) {
+        Ok(text) => text,
+        Err(error) => return Some(error.to_string()),
+    };
+    let outcome = serde_json::from_str::<serde::de::IgnoredAny>(text);
+    outcome.err().map(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use meridian_event::{EventId, EventType};
+
+    use super::*;
+
+    fn event(id: u8, data: &'static str) -> NewEvent {
+        NewEvent {
+            id: EventId::from_random([id; 16]),
+            event_type: EventType::new("Counted").expect("a sound type"),
+            data: Bytes::from_static(data.as_bytes()),
+            metadata: Bytes::new(),
+        }
+    }
+
+    fn request(events: Vec<NewEvent>) -> AppendRequest {
+        AppendRequest {
+            stream: StreamId::new("count-1").expect("a sound name"),
+            expected: Expected::Any,
+            durability: Durability::Region,
+            events,
+        }
+    }
+
+    #[track_caller]
+    fn refusal(request: &AppendRequest) -> String {
+        let limits = Limits {
+            event_bytes_max: 64,
+            batch_bytes_max: 100,
+            batch_events_max: 4,
+        };
+        let error = request.check(&limits).expect_err("it was accepted");
+        error.to_string()
+    }
+
+    #[test]
+    fn a_sound_request_passes() {
+        let mut sound = event(1, r#"{"a":[1,2.5e3,null,"\u00e9"]}"#);
+        sound.metadata = Bytes::from_static(b"[]");
+        assert_eq!(request(vec![sound]).check(&Limits::default()), Ok(()));
+    }
+
+    #[test]
+    fn each_fault_is_named() {
+        assert!(refusal(&request(vec![])).contains("at least one event"));
+        assert!(refusal(&request(vec![event(1, "{}"), event(1, "{}")])).contains("occurs twice"));
+        assert!(refusal(&request(vec![event(1, "{")])).contains("data of event 0 is not JSON"));
+        assert!(refusal(&request(vec![event(1, "{} {}")])).contains("not JSON"));
+        assert!(refusal(&request(vec![event(1, "")])).contains("not JSON"));
+
+        let mut metadata = event(1, "{}");
+        metadata.metadata = Bytes::from_static(b"nope");
+        assert!(refusal(&request(vec![metadata])).contains("metadata of event 0 is not JSON"));
+
+        let mut binary = event(1, "{}");
+        binary.data = Bytes::from_static(b"\"\xff\"");
+        assert!(refusal(&request(vec![binary])).contains("not JSON"));
+
+        let mut nowhere = request(vec![event(1, "{}")]);
+        nowhere.durability = Durability::Regions(0);
+        assert!(refusal(&nowhere).contains("regions:0"));
+    }
+
+    #[test]
+    fn each_limit_is_kept() {
+        let long = r#""0123456789012345678901234567890123456789012345678901234567890123""#;
+        assert!(refusal(&request(vec![event(1, long)])).contains("event 0, in bytes has"));
+        let many = (0..5).map(|id| event(id, "1")).collect();
+        assert!(refusal(&request(many)).contains("the batch, in events has 5, the limit is 4"));
+        let heavy = (0..4).map(|id| event(id, r#""0123456789""#)).collect();
+        assert!(refusal(&request(heavy)).contains("the batch, in bytes has"));
+    }
+
+    #[test]
+    fn deep_nesting_is_no_way_to_end_the_process() {
+        let deep = "[".repeat(200_000) + &"]".repeat(200_000);
+        let mut nested = event(1, "1");
+        nested.data = Bytes::from(deep);
+        assert_eq!(request(vec![nested]).check(&Limits::default()), Ok(()));
+    }
+
+    #[test]
+    fn only_a_revision_that_has_passed_can_never_come_back() {
+        let at = |revision| Some(Revision(revision));
+        assert!(Expected::None.is_past(at(0)));
+        assert!(Expected::Revision(Revision(3)).is_past(at(4)));
+        assert!(!Expected::Revision(Revision(3)).is_past(at(2)));
+        assert!(!Expected::Revision(Revision(3)).is_past(None));
+        assert!(!Expected::Exists.is_past(None));
+    }
+
+    #[test]
+    fn codes_are_the_ones_that_were_promised() {
+        let unavailable = AppendError::Unavailable {
+            reason: "the disk failed".to_owned(),
+            retry_after_ms: 1000,
+        };
+        assert_eq!(unavailable.code(), "unavailable");
+        assert_eq!(
+            unavailable.to_string(),
+            "nothing was written: the disk failed; try again in 1000 ms"
+        );
     }
 }
