@@ -100,3 +100,8 @@ pub fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     file.sync_all()?;
     std::fs::rename(&beside, path)
 }
+
+/// A folder called `name` among the system's temporary files. It is not created.
+pub fn temporary(name: &str) -> PathBuf {
+    std::env::temp_dir().join(name)
+}

@@ -654,6 +654,12 @@ impl Node {
         read_lock(&self.identity).expires()
     }
 
+    /// How long after its stamp each block of another region became durable here, in microseconds,
+    /// since the start.
+    pub fn replication_delays(&self) -> hdrhistogram::Histogram<u64> {
+        self.links.delays()
+    }
+
     /// Whether the node takes appends now.
     ///
     /// # Errors
