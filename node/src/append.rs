@@ -322,9 +322,10 @@ impl Home {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let reach_until = deadline.min(Instant::now() + REACH_HOME_FOR);
+        let request = Request::Append { request, hops };
         let mut may_be_written = None;
         loop {
-            let failure = match self.attempt(&request, hops, deadline).await {
+            let failure = match self.attempt(&request, deadline).await {
                 Ok(Err(AppendError::Unavailable { reason, .. })) if may_be_written.is_some() => {
                     RequestError::NotSent { reason }
                 }
@@ -355,8 +356,7 @@ impl Home {
 
     async fn attempt(
         &self,
-        request: &AppendRequest,
-        hops: u8,
+        request: &Request,
         deadline: Instant,
     ) -> Result<Result<Appended, AppendError>, RequestError> {
         let not_sent = |reason: String| RequestError::NotSent { reason };
@@ -364,15 +364,16 @@ impl Home {
             .await
             .map_err(|_| not_sent("it was not reached in time".to_owned()))?
             .map_err(|error| not_sent(error.to_string()))?;
-        let request = Request::Append {
-            request: request.clone(),
-            hops,
-        };
-        match connection.request(request, deadline).await? {
-            Response::Append(answer) => Ok(answer),
-            other => Err(RequestError::Protocol {
-                reason: format!("{other:?}"),
-            }),
+        match connection.request(request, deadline).await {
+            Ok(Response::Append(answer)) => Ok(answer),
+            Ok(other) => Ok(Err(AppendError::Unavailable {
+                reason: format!("its home answered something else: {other:?}"),
+                retry_after_ms: 1000,
+            })),
+            Err(RequestError::TooLong(error)) => Ok(Err(AppendError::Invalid {
+                reason: error.to_string(),
+            })),
+            Err(failure) => Err(failure),
         }
     }
 
