@@ -105,3 +105,37 @@ pub fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
 pub fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(name)
 }
+
+/// Opens `path` for reading and writing; creates it if it is missing, and keeps what it holds.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+}
+
+/// The paths of everything in `folder`, sorted.
+///
+/// # Errors
+/// When it cannot be listed.
+pub fn in_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder)?;
+    let mut paths = entries
+        .map(|entry| Ok(entry?.path()))
+        .collect::<io::Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// Removes `folder` and everything in it.
+///
+/// # Errors
+/// When something in it cannot be removed.
+pub fn remove_folder(folder: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(folder)
+}

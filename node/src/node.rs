@@ -660,6 +660,11 @@ impl Node {
         self.links.delays()
     }
 
+    /// How many bytes of log are held here.
+    pub fn held_bytes(&self) -> u64 {
+        self.store.stats().bytes
+    }
+
     /// Whether the node takes appends now.
     ///
     /// # Errors

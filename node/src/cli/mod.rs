@@ -4,6 +4,7 @@ mod bench;
 mod certificate;
 mod demo;
 mod init;
+mod local;
 mod output;
 mod serve;
 #[cfg(test)]

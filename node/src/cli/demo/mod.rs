@@ -7,33 +7,29 @@ mod cut;
 mod writers;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
-use meridian_node::seams::{HostNetwork, Network, Random, Seams, SystemRandom};
-use meridian_node::{DigestEntry, Node, config, files};
+use anyhow::Context;
+use meridian_node::seams::Seams;
+use meridian_node::{DigestEntry, Node};
 use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use self::cut::{Cut, CuttableNetwork};
 use self::writers::Flight;
-use super::{Outcome, Output, init};
+use super::{Outcome, Output, local};
 
 const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
 /// Which airport's flights each region writes.
 const AIRPORTS: [&str; 3] = ["EWR", "JFK", "LGA"];
-const PARTITIONS: u16 = 4;
 /// Small, so that three regions fit anywhere.
 const SEGMENT_BYTES: u64 = 8 << 20;
 /// How long a region stays cut off at the least.
 const CUT_FOR: Duration = Duration::from_secs(5);
 /// How long the regions may take to agree after the cut is healed.
 const AGREE_WITHIN: Duration = Duration::from_secs(30);
-/// How often ports are looked for before the machine is taken to have none.
-const PORT_ATTEMPTS: usize = 50;
 
 /// What `meridian demo` takes.
 #[derive(Debug, clap::Args)]
@@ -78,7 +74,10 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             output.line(text)
         }
     };
-    let data = args.dir.clone().unwrap_or_else(temporary_folder);
+    let data = args
+        .dir
+        .clone()
+        .unwrap_or_else(|| local::temporary_folder("demo"));
     let nodes = start(&data).await?;
     say(&format!(
         "Three regions in this process, over QUIC with mutual TLS, each with a disk folder:\n  {}\nData: {}\n",
@@ -127,7 +126,7 @@ async fn drive(nodes: &[Running], data: &Path, output: Output) -> anyhow::Result
         })
         .collect();
     for running in nodes {
-        ready(&running.node).await?;
+        local::ready(&running.node).await?;
     }
     let mut flights = flights_by_region()?;
     let total = flights.len();
@@ -244,19 +243,11 @@ fn print(report: &Report, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes the federation's folders and starts its three nodes.
+/// Starts the three regions; each can be cut off.
 async fn start(data: &Path) -> anyhow::Result<Vec<Running>> {
-    let plan = init::Plan {
-        dir: data.to_owned(),
-        regions: REGIONS.map(str::to_owned).to_vec(),
-        partitions: PARTITIONS,
-        base_port: free_ports().await?,
-        hosts: BTreeMap::new(),
-    };
-    let made = init::make(&plan)?;
+    let made = local::make(data, &REGIONS).await?;
     let mut nodes = Vec::new();
-    for (region, made) in REGIONS.into_iter().zip(&made.regions) {
-        let mut config = config::load(&made.config)?.node;
+    for (region, mut config) in REGIONS.into_iter().zip(made) {
         config.segment_bytes = SEGMENT_BYTES;
         let cut = Cut::default();
         let seams = Seams {
@@ -267,33 +258,6 @@ async fn start(data: &Path) -> anyhow::Result<Vec<Running>> {
         nodes.push(Running { region, node, cut });
     }
     Ok(nodes)
-}
-
-/// A port from which on everything that the regions listen on is free.
-async fn free_ports() -> anyhow::Result<u16> {
-    let span = u16::try_from(10 * REGIONS.len()).unwrap_or(u16::MAX);
-    for _ in 0..PORT_ATTEMPTS {
-        let mut random = [0; 2];
-        SystemRandom.fill(&mut random);
-        // Below the range from which the system hands out ports to outgoing connections.
-        let base = 12_000 + u16::from_le_bytes(random) % 18_000;
-        let mut free = true;
-        for offset in (0..span).step_by(10) {
-            let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
-            free &= HostNetwork.tcp(at(base + offset)).await.is_ok();
-            free &= HostNetwork.udp(at(base + offset + 1)).is_ok();
-        }
-        if free {
-            return Ok(base);
-        }
-    }
-    bail!("no free ports were found on this machine; stop what holds them and try again")
-}
-
-fn temporary_folder() -> PathBuf {
-    let mut random = [0; 4];
-    SystemRandom.fill(&mut random);
-    files::temporary(&format!("meridian-demo-{:08x}", u32::from_le_bytes(random)))
 }
 
 fn flights_by_region() -> anyhow::Result<Vec<(String, Flight)>> {
@@ -316,17 +280,6 @@ fn count(sum: &mut BTreeMap<String, usize>, more: BTreeMap<String, usize>) {
     for (region, count) in more {
         *sum.entry(region).or_default() += count;
     }
-}
-
-async fn ready(node: &Node) -> anyhow::Result<()> {
-    let began = Instant::now();
-    while let Err(reason) = node.ready() {
-        if began.elapsed() > AGREE_WITHIN {
-            bail!("a region takes no writes: {reason}");
-        }
-        sleep(Duration::from_millis(20)).await;
-    }
-    Ok(())
 }
 
 /// Waits until all regions hold `total` events and the same chains.
