@@ -122,10 +122,29 @@ fn init_with_hosts_names_them_and_keeps_http_to_the_host() {
     assert_eq!(eu.listen_http.to_string(), "127.0.0.1:7100");
     assert_eq!(eu.listen_quic.to_string(), "0.0.0.0:7101");
     assert_eq!(eu.members[1].quic.to_string(), "[2001:db8::1]:7101");
+    assert!(dir.join("us/data/identity").exists());
     let us = config::load(&dir.join("us/meridian.toml"))
         .expect("it loads")
         .node;
     assert_eq!(us.listen_quic.to_string(), "[::]:7101");
+}
+
+#[test]
+fn init_takes_hosts_that_this_machine_cannot_resolve() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("fed");
+    let made = meridian(&[
+        "init",
+        "--dir",
+        path(&dir),
+        "--regions",
+        "eu",
+        "--host",
+        "eu=node.eu.invalid",
+    ]);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    let error = config::load(&dir.join("eu/meridian.toml")).expect_err("it cannot be reached");
+    assert!(error.to_string().contains("cannot be resolved"), "{error}");
 }
 
 #[test]

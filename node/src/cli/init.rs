@@ -203,7 +203,7 @@ pub(crate) fn make(plan: &Plan) -> anyhow::Result<Made> {
             0o644,
         )
         .with_context(|| format!("write {}", config.display()))?;
-        mark_fresh(&config)?;
+        mark_fresh(plan, federation, member)?;
         regions.push(MadeRegion {
             region: member.name.clone(),
             http: member.http.clone(),
@@ -221,8 +221,17 @@ pub(crate) fn make(plan: &Plan) -> anyhow::Result<Made> {
 
 // Notes in the data folder that nothing was ever written there. A node that finds its log empty
 // without this note takes it for lost, and asks all its peers before it writes.
-fn mark_fresh(config: &Path) -> anyhow::Result<()> {
-    let node = config::load(config)?.node;
+fn mark_fresh(plan: &Plan, federation: Uuid, own: &FileMember) -> anyhow::Result<()> {
+    // Read as if all regions were here: a host's name need not mean anything on this machine.
+    let here = Plan {
+        hosts: BTreeMap::new(),
+        ..plan.clone()
+    };
+    let members = members(&here);
+    let own = members.iter().find(|member| member.id == own.id);
+    let own = own.context("find the region among its members")?;
+    let path = plan.dir.join(&own.name).join(CONFIG_FILE);
+    let node = config::parse(&path, &text(&here, federation, own, &members).render())?.node;
     let disk = RealDisk::new(&node.data)
         .with_context(|| format!("open the data folder {}", node.data.display()))?;
     Identity::create_fresh(&disk, &node, &SystemRandom)?;
@@ -253,11 +262,8 @@ fn check(plan: &Plan) -> anyhow::Result<()> {
             "--host names {stranger:?}, which is not among --regions"
         )));
     }
-    let last = if plan.hosts.is_empty() {
-        10 * (plan.regions.len() - 1) + 1
-    } else {
-        1
-    };
+    // Also with hosts, where fewer are used: the limit is the same either way.
+    let last = 10 * (plan.regions.len() - 1) + 1;
     if usize::from(plan.base_port) + last > usize::from(u16::MAX) {
         return Err(wrong_use(
             "the regions' ports would go beyond 65535; choose a lower --base-port",

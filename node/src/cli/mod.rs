@@ -1,14 +1,21 @@
 //! The commands, and what they share: exit codes, how errors read, how results are printed.
 
+mod append;
 mod bench;
 mod certificate;
 mod demo;
+mod door;
+mod event;
 mod init;
 mod local;
 mod output;
+mod read;
 mod serve;
+mod status;
+mod tail;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::fmt::{self, Write as _};
 use std::io::Write as _;
@@ -43,6 +50,16 @@ enum Command {
     Init(init::Args),
     /// Run one node, in the foreground; SIGTERM drains and stops, SIGHUP reads certificates again
     Serve(serve::Args),
+    /// Append one event to a stream
+    Append(append::Args),
+    /// Read one stream
+    Read(read::Args),
+    /// Print everything a region holds, in the order it arrived, and follow on
+    Tail(tail::Args),
+    /// Show the regions, their links, and how far each holds what the others wrote
+    Status(status::Args),
+    /// Check a data folder that no node has open: checksums, chains, indexes, revisions
+    Verify(verify::Args),
     /// Make, renew and show certificates
     #[command(subcommand)]
     Certificate(certificate::Command),
@@ -116,6 +133,11 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Demo(args) => demo::run(args, output).await,
         Command::Init(args) => init::run(&args, output),
         Command::Serve(args) => serve::run(args).await,
+        Command::Append(args) => append::run(args, output).await,
+        Command::Read(args) => read::run(args, output).await,
+        Command::Tail(args) => tail::run(args, output).await,
+        Command::Status(args) => status::run(args, output).await,
+        Command::Verify(args) => verify::run(&args, output),
         Command::Certificate(command) => certificate::run(&command, output),
         Command::Bench(args) => bench::run(args, output).await,
     }

@@ -47,6 +47,15 @@ impl Output {
         self.line(&text.map_err(PrintError)?)
     }
 
+    /// Prints `value` as JSON on one line, for results that come one by one.
+    ///
+    /// # Errors
+    /// When standard output is gone.
+    pub(crate) fn json_line(self, value: &impl Serialize) -> Result<(), PrintError> {
+        let text = serde_json::to_string(value).map_err(io::Error::from);
+        self.line(&text.map_err(PrintError)?)
+    }
+
     /// Prints a table.
     ///
     /// # Errors

@@ -1,0 +1,212 @@
+//! `meridian append`: one event onto a stream.
+
+use meridian_event::EventId;
+use meridian_node::seams::{Random, SystemRandom};
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::door::{Door, DoorError, Target};
+use super::event::{self, Event};
+use super::{Outcome, Output, wrong_use};
+
+/// What `meridian append` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// The stream, as in order-42
+    stream: String,
+    /// What happened, as in OrderPlaced
+    #[arg(long = "type", value_name = "TYPE")]
+    event_type: String,
+    /// The event's data: JSON, or - to read it from standard input
+    #[arg(long, value_name = "JSON")]
+    data: String,
+    /// The event's metadata
+    #[arg(long, value_name = "JSON")]
+    metadata: Option<String>,
+    /// The event's id; repeating an append with the same id adds nothing
+    #[arg(long, value_name = "UUID")]
+    id: Option<Uuid>,
+    /// What must be true of the stream: any, none, exists, or the revision of its last event
+    #[arg(long, default_value = "any", value_parser = expected)]
+    expected: Value,
+    /// How safe it must be before the answer: region, regions:N or all
+    #[arg(long, default_value = "region", value_parser = durability)]
+    durability: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Parses `--expected`.
+fn expected(given: &str) -> Result<Value, String> {
+    match given {
+        "any" | "none" | "exists" => Ok(json!(given)),
+        other => other
+            .parse::<u64>()
+            .map(|revision| json!(revision))
+            .map_err(|_| "write any, none, exists, or a revision such as 3".to_owned()),
+    }
+}
+
+/// Parses `--durability`.
+fn durability(given: &str) -> Result<String, String> {
+    let sound = match given.split_once(':') {
+        None => matches!(given, "region" | "all"),
+        Some((word, count)) => word == "regions" && count.parse::<u16>().is_ok_and(|n| n > 0),
+    };
+    if sound {
+        Ok(given.to_owned())
+    } else {
+        Err("write region, all, or regions:N as in regions:2".to_owned())
+    }
+}
+
+#[derive(Serialize)]
+struct Body {
+    expected: Value,
+    durability: String,
+    events: [NewEvent; 1],
+}
+
+#[derive(Serialize)]
+struct NewEvent {
+    id: Uuid,
+    #[serde(rename = "type")]
+    event_type: String,
+    // Kept as given, to the byte.
+    data: Box<RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<Box<RawValue>>,
+}
+
+#[derive(Deserialize)]
+struct Appended {
+    stream: String,
+    last_revision: u64,
+    home: String,
+    durability: String,
+    could_strand: bool,
+}
+
+pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
+    let data = if args.data == "-" {
+        std::io::read_to_string(std::io::stdin())
+            .map_err(|error| wrong_use(format!("standard input cannot be read: {error}")))?
+    } else {
+        args.data
+    };
+    let data = parse_json("--data", data)?;
+    let metadata = args
+        .metadata
+        .map(|metadata| parse_json("--metadata", metadata))
+        .transpose()?;
+    // The id is made here, not by the node, so that an append without an answer can be repeated.
+    let id = args.id.unwrap_or_else(|| {
+        let mut bytes = [0; 16];
+        SystemRandom.fill(&mut bytes);
+        EventId::from_random(bytes).0
+    });
+    let body = Body {
+        expected: args.expected,
+        durability: args.durability,
+        events: [NewEvent {
+            id,
+            event_type: args.event_type,
+            data,
+            metadata,
+        }],
+    };
+
+    let door = Door::new(&args.target.url)?;
+    let request = door.request(Method::POST, &["v1", "streams", &args.stream, "events"]);
+    let answer: Value = match door.json(request.json(&body)).await {
+        Ok(answer) => answer,
+        Err(error) => return failed(error, id, output),
+    };
+    if output.is_json() {
+        output.json(&answer)?;
+        return Ok(Outcome::Done);
+    }
+    let appended = Appended::deserialize(&answer)
+        .map_err(|error| anyhow::anyhow!("the node's answer cannot be read: {error}"))?;
+    output.line(&format!(
+        "{} is at revision {}: event {id}, home {}, durable at level {}{}.",
+        appended.stream,
+        appended.last_revision,
+        appended.home,
+        appended.durability,
+        if appended.could_strand {
+            " (a failover of that region could still set it aside)"
+        } else {
+            ""
+        }
+    ))?;
+    Ok(Outcome::Done)
+}
+
+fn parse_json(what: &str, text: String) -> anyhow::Result<Box<RawValue>> {
+    RawValue::from_string(text).map_err(|error| {
+        wrong_use(format!(
+            "{what} is not JSON: {error}; quote it for the shell, as in '{{\"n\": 1}}'"
+        ))
+    })
+}
+
+/// Says what became of the event `id`.
+fn failed(error: DoorError, id: Uuid, output: Output) -> anyhow::Result<Outcome> {
+    let Some(problem) = error.problem() else {
+        // The connection may have ended after the node took the request.
+        let known = matches!(&error, DoorError::Unreachable { source, .. } if source.is_connect());
+        let failure = error.into_failure();
+        return Err(if known {
+            failure
+        } else {
+            failure.context(unknown(id))
+        });
+    };
+    if output.is_json() {
+        output.json(&problem.whole)?;
+    } else if let Some(since) = problem.whole.get("events_since").and_then(Value::as_array) {
+        let events: Vec<Event> = since
+            .iter()
+            .filter_map(|event| Event::deserialize(event).ok())
+            .collect();
+        event::table(&events, output)?;
+    }
+    let indeterminate = problem.code == "indeterminate";
+    let failure = error.into_failure();
+    Err(if indeterminate {
+        failure.context(unknown(id))
+    } else {
+        failure
+    })
+}
+
+fn unknown(id: Uuid) -> String {
+    format!("it is not known whether the event was written; repeat the command with --id {id}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn expected_is_a_word_or_a_revision() {
+        assert_eq!(expected("none"), Ok(json!("none")));
+        assert_eq!(expected("12"), Ok(json!(12)));
+        assert!(expected("-1").is_err());
+        assert!(expected("some").is_err());
+    }
+
+    #[test]
+    fn durability_is_a_level() {
+        for sound in ["region", "all", "regions:2"] {
+            assert!(durability(sound).is_ok(), "{sound}");
+        }
+        for unsound in ["", "regions", "regions:0", "regions:x", "region:2", "every"] {
+            assert!(durability(unsound).is_err(), "{unsound}");
+        }
+    }
+}

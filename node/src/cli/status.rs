@@ -1,0 +1,144 @@
+//! `meridian status`: what a node says about its region and the others.
+
+use meridian_node::{LinkStatus, MemberStatus, NodeStatus};
+use reqwest::Method;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::door::{Door, DoorError, Target};
+use super::{Outcome, Output};
+
+/// What `meridian status` takes.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code 1 when the node refuses appends, holds damaged ranges, or a link has raised an alarm."
+)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
+    let door = Door::new(&args.target.url)?;
+    let whole: Value = door
+        .json(door.request(Method::GET, &["v1", "status"]))
+        .await
+        .map_err(DoorError::into_failure)?;
+    let status = NodeStatus::deserialize(&whole).map_err(|error| {
+        anyhow::anyhow!(
+            "the node's status cannot be read ({error}); it may be of another version than this command"
+        )
+    })?;
+    if output.is_json() {
+        output.json(&whole)?;
+    } else {
+        print(&status, output)?;
+    }
+    let alarm = status.links.iter().any(|link| link.alarm.is_some());
+    if status.refusing.is_some() || !status.damaged.is_empty() || alarm {
+        return Ok(Outcome::No);
+    }
+    Ok(Outcome::Done)
+}
+
+fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
+    output.line(&format!(
+        "Region {} of federation {}, version {}: {} events in {} partitions.",
+        status.region, status.federation, status.version, status.events, status.partitions
+    ))?;
+    let link = |name: &str| status.links.iter().find(|link| link.region == name);
+    let member = |member: &MemberStatus| {
+        let mut row = vec![
+            member.id.to_string(),
+            member.name.clone(),
+            member.http.clone(),
+            member.quic.clone(),
+        ];
+        row.extend(link_cells(link(&member.name)));
+        row
+    };
+    output.table(
+        &[
+            "id",
+            "region",
+            "HTTP",
+            "QUIC",
+            "link",
+            "heard",
+            "round trip",
+            "clock ahead",
+            "lag",
+        ],
+        status.members.iter().map(member).collect(),
+    )?;
+
+    let others: Vec<&str> = status
+        .members
+        .iter()
+        .map(|member| member.name.as_str())
+        .filter(|name| *name != status.region)
+        .collect();
+    let mut header = vec!["origin", "partition", "held here"];
+    let held: Vec<String> = others
+        .iter()
+        .map(|name| format!("held in {name}"))
+        .collect();
+    header.extend(held.iter().map(String::as_str));
+    let rows = status.logs.iter().map(|log| {
+        let mut row = vec![
+            log.origin.clone(),
+            log.partition.to_string(),
+            log.position.to_string(),
+        ];
+        row.extend(others.iter().map(|other| {
+            log.held_by
+                .iter()
+                .find(|(name, _)| name == other)
+                .map_or("?".to_owned(), |(_, position)| position.to_string())
+        }));
+        row
+    });
+    output.table(&header, rows.collect())?;
+
+    if let Some(reason) = &status.refusing {
+        output.line(&format!("Appends are refused: {reason}."))?;
+    }
+    for damaged in &status.damaged {
+        output.line(&format!("Damaged and not served: {damaged}."))?;
+    }
+    for link in &status.links {
+        if let Some(alarm) = &link.alarm {
+            output.line(&format!("Alarm on the link with {}: {alarm}.", link.region))?;
+        }
+    }
+    Ok(())
+}
+
+fn link_cells(link: Option<&LinkStatus>) -> [String; 5] {
+    let Some(link) = link else {
+        return ["this node", "", "", "", ""].map(str::to_owned);
+    };
+    let state = match (link.receiving, link.sending) {
+        _ if link.alarm.is_some() => "ALARM",
+        (true, true) => "up",
+        (true, false) => "receiving only",
+        (false, true) => "sending only",
+        (false, false) => "down",
+    };
+    let milliseconds = |value: Option<f64>| match value {
+        Some(value) => format!("{value:.1} ms"),
+        None => "?".to_owned(),
+    };
+    let heard = match link.last_heard_ms {
+        Some(milliseconds) if milliseconds < 10_000 => format!("{milliseconds} ms ago"),
+        Some(milliseconds) => format!("{} s ago", milliseconds / 1000),
+        None => "never".to_owned(),
+    };
+    [
+        state.to_owned(),
+        heard,
+        milliseconds(link.rtt_ms),
+        milliseconds(link.clock_offset_ms),
+        format!("{} events", link.lag_events),
+    ]
+}
