@@ -1,5 +1,6 @@
 //! `meridian append`: one event onto a stream.
 
+use meridian_client::Durability;
 use meridian_event::EventId;
 use meridian_node::seams::{Random, SystemRandom};
 use reqwest::Method;
@@ -33,8 +34,8 @@ pub(crate) struct Args {
     #[arg(long, default_value = "any", value_parser = expected)]
     expected: Value,
     /// How safe it must be before the answer: region, regions:N or all
-    #[arg(long, default_value = "region", value_parser = durability)]
-    durability: String,
+    #[arg(long, default_value = "region", value_parser = super::durability)]
+    durability: Durability,
     #[command(flatten)]
     target: Target,
 }
@@ -47,19 +48,6 @@ fn expected(given: &str) -> Result<Value, String> {
             .parse::<u64>()
             .map(|revision| json!(revision))
             .map_err(|_| "write any, none, exists, or a revision such as 3".to_owned()),
-    }
-}
-
-/// Parses `--durability`.
-fn durability(given: &str) -> Result<String, String> {
-    let sound = match given.split_once(':') {
-        None => matches!(given, "region" | "all"),
-        Some((word, count)) => word == "regions" && count.parse::<u16>().is_ok_and(|n| n > 0),
-    };
-    if sound {
-        Ok(given.to_owned())
-    } else {
-        Err("write region, all, or regions:N as in regions:2".to_owned())
     }
 }
 
@@ -110,7 +98,7 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
     });
     let body = Body {
         expected: args.expected,
-        durability: args.durability,
+        durability: args.durability.to_string(),
         events: [NewEvent {
             id,
             event_type: args.event_type,
@@ -198,15 +186,5 @@ mod tests {
         assert_eq!(expected("12"), Ok(json!(12)));
         assert!(expected("-1").is_err());
         assert!(expected("some").is_err());
-    }
-
-    #[test]
-    fn durability_is_a_level() {
-        for sound in ["region", "all", "regions:2"] {
-            assert!(durability(sound).is_ok(), "{sound}");
-        }
-        for unsound in ["", "regions", "regions:0", "regions:x", "region:2", "every"] {
-            assert!(durability(unsound).is_err(), "{unsound}");
-        }
     }
 }

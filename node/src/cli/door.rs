@@ -59,6 +59,9 @@ pub(crate) struct Problem {
     /// What happened and what to do next.
     #[serde(default)]
     pub(crate) detail: String,
+    /// When trying again makes sense.
+    #[serde(default)]
+    pub(crate) retry_after_ms: Option<u64>,
     /// All of it, for `--json`.
     #[serde(skip)]
     pub(crate) whole: serde_json::Value,

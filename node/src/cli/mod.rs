@@ -6,6 +6,7 @@ mod certificate;
 mod demo;
 mod door;
 mod event;
+mod import;
 mod init;
 mod local;
 mod output;
@@ -17,12 +18,13 @@ mod tail;
 mod tests;
 mod verify;
 
-use std::fmt::{self, Write as _};
-use std::io::Write as _;
+use std::fmt;
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use meridian_client::Durability;
 pub(crate) use output::Output;
 
 /// The command line.
@@ -50,6 +52,8 @@ enum Command {
     Init(init::Args),
     /// Run one node, in the foreground; SIGTERM drains and stops, SIGHUP reads certificates again
     Serve(serve::Args),
+    /// Import events from NDJSON, many in flight; safe to repeat
+    Import(import::Args),
     /// Append one event to a stream
     Append(append::Args),
     /// Read one stream
@@ -88,6 +92,21 @@ impl fmt::Display for WrongUse {
 
 impl std::error::Error for WrongUse {}
 
+/// Parses `--durability`.
+pub(crate) fn durability(given: &str) -> Result<Durability, String> {
+    let level = match given.split_once(':') {
+        None if given == "region" => Some(Durability::Region),
+        None if given == "all" => Some(Durability::All),
+        Some(("regions", count)) => count
+            .parse()
+            .ok()
+            .filter(|count| *count > 0)
+            .map(Durability::Regions),
+        _ => None,
+    };
+    level.ok_or_else(|| "write region, all, or regions:N as in regions:2".to_owned())
+}
+
 /// An error that ends in exit code 2.
 pub(crate) fn wrong_use(message: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(WrongUse(message.into()))
@@ -121,7 +140,7 @@ pub(crate) fn main() -> ExitCode {
         // The reader has gone, as in `meridian tail | head`: it has what it wanted.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "meridian: {}", describe(&error));
+            let _ = writeln!(std::io::stderr(), "meridian: {}", Output::error(&error));
             ExitCode::from(exit_code(&error))
         }
     }
@@ -133,6 +152,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Demo(args) => demo::run(args, output).await,
         Command::Init(args) => init::run(&args, output),
         Command::Serve(args) => serve::run(args).await,
+        Command::Import(args) => import::run(args, output).await,
         Command::Append(args) => append::run(args, output).await,
         Command::Read(args) => read::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
@@ -156,19 +176,4 @@ fn exit_code(error: &anyhow::Error) -> u8 {
         .chain()
         .any(|cause| cause.is::<WrongUse>() || cause.is::<meridian_node::config::ConfigError>());
     if wrong { 2 } else { 1 }
-}
-
-/// The error and its causes on one line, each said once.
-fn describe(error: &anyhow::Error) -> String {
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        // Some libraries repeat their cause in their own message.
-        if text.ends_with(&cause) {
-            continue;
-        }
-        let separator = if text.is_empty() { "" } else { ": " };
-        let _ = write!(text, "{separator}{cause}");
-    }
-    text
 }

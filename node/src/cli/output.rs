@@ -22,6 +22,23 @@ impl Output {
         Self { json }
     }
 
+    /// An error and its causes on one line, each said once.
+    pub(crate) fn error(error: &anyhow::Error) -> String {
+        let mut text = String::new();
+        for cause in error.chain() {
+            let cause = cause.to_string();
+            // Some libraries repeat their cause in their own message.
+            if text.ends_with(&cause) {
+                continue;
+            }
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+        text
+    }
+
     /// Whether results are printed as JSON.
     pub(crate) fn is_json(self) -> bool {
         self.json

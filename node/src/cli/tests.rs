@@ -15,11 +15,21 @@ fn causes_are_said_once() {
     let error = anyhow::Error::new(inner)
         .context("open it: no such disk")
         .context("serve");
-    assert_eq!(describe(&error), "serve: open it: no such disk");
+    assert_eq!(Output::error(&error), "serve: open it: no such disk");
 }
 
 #[test]
 fn wrong_use_is_exit_code_2_and_everything_else_1() {
     assert_eq!(exit_code(&wrong_use("no").context("import")), 2);
     assert_eq!(exit_code(&anyhow::anyhow!("refused")), 1);
+}
+
+#[test]
+fn durability_is_a_level() {
+    assert_eq!(durability("region"), Ok(Durability::Region));
+    assert_eq!(durability("regions:2"), Ok(Durability::Regions(2)));
+    assert_eq!(durability("all"), Ok(Durability::All));
+    for unsound in ["", "regions", "regions:0", "regions:x", "region:2", "every"] {
+        assert!(durability(unsound).is_err(), "{unsound}");
+    }
 }
