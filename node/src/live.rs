@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 const SCAN_BYTES_MAX: usize = 1 << 20;
 /// How often one page may read that much: a filter that hardly matches still answers soon.
 const SCANS_MAX: usize = 8;
+/// How many bytes of events a page is filled up to. Compressed blocks can hold many times what a
+/// scan reads, and a reader that is slow keeps its page in memory.
+const PAGE_BYTES_MAX: usize = 4 << 20;
 
 /// A place in this node's arrival order. Means nothing on another node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -63,8 +66,8 @@ impl FromStr for LiveCursor {
 /// One page of the live tier.
 #[derive(Clone, Debug)]
 pub(crate) struct Page {
-    /// The events, in arrival order.
-    pub(crate) events: Vec<RecordedEvent>,
+    /// The events, in arrival order, each with the cursor right after it.
+    pub(crate) events: Vec<(LiveCursor, RecordedEvent)>,
     /// Where the next page begins.
     pub(crate) cursor: LiveCursor,
     /// Nothing more is held here now.
@@ -75,7 +78,7 @@ impl From<Page> for LivePage {
     fn from(page: Page) -> Self {
         let cursor = meridian_client::LiveCursor(page.cursor.to_string());
         Self {
-            events: page.events,
+            events: page.events.into_iter().map(|(_, event)| event).collect(),
             cursor,
             at_end: page.at_end,
         }
@@ -97,7 +100,8 @@ fn wants(filter: &EventFilter, stream: &str, event_type: &str) -> bool {
             .is_none_or(|wanted| wanted.as_str() == event_type)
 }
 
-/// Reads on from `after`: at most `limit` events that match `filter`.
+/// Reads on from `after`: at most `limit` events that match `filter`, and only about as many as
+/// memory should hold at once.
 ///
 /// # Errors
 /// When the log cannot be read.
@@ -112,6 +116,7 @@ pub(crate) fn read_live(
         cursor: after,
         at_end: false,
     };
+    let mut page_bytes = 0;
     for _ in 0..SCANS_MAX {
         let scanned = store.scan(page.cursor.block, SCAN_BYTES_MAX)?;
         for (start, block) in scanned.blocks {
@@ -134,7 +139,7 @@ pub(crate) fn read_live(
                 }
             };
             for event in open.events().skip(skip as usize) {
-                if page.events.len() == limit {
+                if page.events.len() == limit || page_bytes >= PAGE_BYTES_MAX {
                     return Ok(page);
                 }
                 page.cursor.events_read += 1;
@@ -147,7 +152,10 @@ pub(crate) fn read_live(
                 };
                 if wants(filter, event.stream, event.event_type) {
                     match open.record(&event) {
-                        Ok(event) => page.events.push(event),
+                        Ok(event) => {
+                            page_bytes += event.data.len() + event.metadata.len();
+                            page.events.push((page.cursor, event));
+                        }
                         Err(error) => tracing::warn!(?block, %error, "an event was passed over"),
                     }
                 }
@@ -158,7 +166,7 @@ pub(crate) fn read_live(
             events_read: 0,
         };
         page.at_end = scanned.at_end;
-        if page.at_end || page.events.len() == limit {
+        if page.at_end || page.events.len() == limit || page_bytes >= PAGE_BYTES_MAX {
             break;
         }
     }

@@ -814,7 +814,7 @@ fn bytes_of(events: &[meridian_event::RecordedEvent]) -> usize {
         .sum()
 }
 
-fn unreadable(error: meridian_store::ReadError) -> ReadError {
+pub(crate) fn unreadable(error: meridian_store::ReadError) -> ReadError {
     ReadError::Unavailable {
         reason: error.to_string(),
         retry_after_ms: 1000,

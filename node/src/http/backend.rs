@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 
 use meridian_client::{
-    AppendError, AppendRequest, Appended, EventFilter, Limits, LiveCursor, LiveRead, ReadError,
-    StreamPage, StreamRead,
+    AppendError, AppendRequest, Appended, EventFilter, Limits, LiveCursor, ReadError, StreamPage,
+    StreamRead,
 };
 use meridian_clock::{Epoch, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, Route};
 use meridian_event::{EventId, RecordedEvent, StreamId};
 use tokio::sync::watch;
 
+use crate::live;
 use crate::metrics::Metrics;
+use crate::node::unreadable;
 use crate::seams::BoxFuture;
 use crate::{DigestEntry, Node, NodeStatus};
 
@@ -81,8 +83,8 @@ pub trait Backend: Send + Sync + 'static {
     /// An id for an event that came without one.
     fn event_id(&self) -> EventId;
 
-    /// The physical clock, for the header `Date`, which is left out without one.
-    fn wall_clock(&self) -> Option<Timestamp>;
+    /// The physical clock, for the header `Date`.
+    fn wall_clock(&self) -> Timestamp;
 }
 
 impl Backend for Node {
@@ -101,29 +103,24 @@ impl Backend for Node {
         limit: u32,
     ) -> BoxFuture<'_, Result<LiveEvents, ReadError>> {
         Box::pin(async move {
-            let read = LiveRead {
-                after,
-                filter,
-                limit,
-                wait_ms: 0,
+            let after = match after.0.as_str() {
+                "" => live::LiveCursor::default(),
+                text => text
+                    .parse()
+                    .map_err(|error: live::CursorError| ReadError::Invalid {
+                        reason: error.to_string(),
+                    })?,
             };
-            let page = Self::read_live(self, &read).await?;
-            // The page tells its end only: until then a reader that comes back is sent the page's
-            // beginning again rather than missing any of it.
-            let last = page.events.len().saturating_sub(1);
-            let events = page.events.into_iter().enumerate();
+            let page = live::read_live(self.store(), after, &filter, limit as usize)
+                .map_err(unreadable)?;
+            let written = |cursor: live::LiveCursor| LiveCursor(cursor.to_string());
             Ok(LiveEvents {
-                events: events
-                    .map(|(index, event)| {
-                        let cursor = if index == last {
-                            &page.cursor
-                        } else {
-                            &read.after
-                        };
-                        (cursor.clone(), event)
-                    })
+                events: page
+                    .events
+                    .into_iter()
+                    .map(|(cursor, event)| (written(cursor), event))
                     .collect(),
-                cursor: page.cursor,
+                cursor: written(page.cursor),
                 at_end: page.at_end,
             })
         })
@@ -180,7 +177,7 @@ impl Backend for Node {
         EventId::from_random(bytes)
     }
 
-    fn wall_clock(&self) -> Option<Timestamp> {
-        None
+    fn wall_clock(&self) -> Timestamp {
+        self.hlc().physical_now()
     }
 }
