@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Door;
-use super::body::{parse, read_json_body};
+use super::body::{Object, parse, read_json_body};
 use super::params::Stream;
 use super::problem::Problem;
 use super::views::AppendedView;
@@ -35,8 +35,8 @@ pub(super) struct AppendBody<'a> {
     durability: DurabilityField,
     /// The events, at least one.
     #[serde(borrow)]
-    #[schema(min_items = 1)]
-    events: Vec<EventBody<'a>>,
+    #[schema(min_items = 1, value_type = Vec<EventBody>)]
+    events: Vec<Object<EventBody<'a>>>,
 }
 
 /// An event to append.
@@ -207,23 +207,20 @@ fn to_request(door: &Door, stream: StreamId, body: &Bytes) -> Result<AppendReque
     let events = parsed
         .events
         .into_iter()
-        .map(|event| NewEvent {
+        .map(|Object(event)| NewEvent {
             id: event.id.map_or_else(|| door.backend.event_id(), EventId),
             event_type: event.event_type,
             data: shared(event.data),
             metadata: event.metadata.map(shared).unwrap_or_default(),
         })
         .collect();
-    let request = AppendRequest {
+    // Limits, repeated ids and the like are the node's to check, whatever the door.
+    Ok(AppendRequest {
         stream,
         expected: parsed.expected.0,
         durability: parsed.durability.0,
         events,
-    };
-    request
-        .check(&door.backend.limits())
-        .map_err(|error| Problem::of_append(error, door))?;
-    Ok(request)
+    })
 }
 
 #[cfg(test)]

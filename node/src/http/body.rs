@@ -1,11 +1,16 @@
 //! Reads a request's JSON body, never more of it than its limit.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use axum::body::{Body, BodyDataStream, HttpBody};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::Deserialize;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserializer, MapAccess, Visitor};
 
 use super::Door;
 use super::problem::Problem;
@@ -119,7 +124,32 @@ fn discard(door: &Door, mut rest: BodyDataStream) {
     });
 }
 
-/// `body` as a `T`.
+/// A JSON object. A derived `Deserialize` would take an array of its fields as well, which nobody
+/// means and nobody described.
+#[derive(Debug)]
+pub(super) struct Object<T>(pub(super) T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(input: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+
+        input.deserialize_map(Fields(PhantomData)).map(Self)
+    }
+}
+
+/// `body` as a `T`, which is written as a JSON object.
 ///
 /// # Errors
 /// A problem that says what is wrong with it, and where.
@@ -128,6 +158,7 @@ pub(super) fn parse<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Problem
         return Err(Problem::invalid("the body is empty; send a JSON object"));
     }
     serde_json::from_slice(body)
+        .map(|Object(value)| value)
         .map_err(|error| Problem::invalid(format!("the body is not as it should be: {error}")))
 }
 

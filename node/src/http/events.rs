@@ -30,6 +30,7 @@ const FOLLOW_PAGE_EVENTS: u32 = 256;
 pub(super) struct EventsParams {
     /// How settled the events must be; `live` by default, and the only tier for now.
     #[serde(default)]
+    #[param(inline)]
     tier: TierParam,
     /// Read on after this `cursor`; from the beginning by default. The header `Last-Event-ID` goes
     /// before it.

@@ -110,10 +110,27 @@ fn known(method: &Method) -> &'static str {
 }
 
 fn http_date(door: &Door) -> Option<HeaderValue> {
-    let since = door.backend.wall_clock()?.since_unix();
+    let since = door.backend.wall_clock().since_unix();
     let at = WallTime::from_second(i64::try_from(since.as_secs()).ok()?).ok()?;
     let text = DateTimePrinter::new()
         .timestamp_to_rfc9110_string(&at)
         .ok()?;
     HeaderValue::from_str(&text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn every_path_is_described_and_every_described_path_is_served() {
+        let served: BTreeSet<_> = paths()
+            .into_iter()
+            .map(|(path, _)| path.to_owned())
+            .collect();
+        let described: BTreeSet<_> = openapi::openapi().paths.paths.into_keys().collect();
+        assert_eq!(served, described);
+    }
 }

@@ -24,6 +24,7 @@ pub(super) struct StreamParams {
     limit: Option<u32>,
     /// Which way to go; `forwards` by default.
     #[serde(default)]
+    #[param(inline)]
     direction: DirectionParam,
 }
 

@@ -1,0 +1,150 @@
+//! `/openapi.json` describes what is really there.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use meridian_node::http::openapi;
+use serde_json::Value;
+
+use crate::fake::{Served, json};
+
+fn described() -> Value {
+    serde_json::to_value(openapi()).unwrap()
+}
+
+/// Every `$ref` below `value`.
+fn references(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields) => {
+            for (name, field) in fields {
+                if let ("$ref", Value::String(target)) = (name.as_str(), field) {
+                    found.insert(target.clone());
+                }
+                references(field, found);
+            }
+        }
+        Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+        _ => {}
+    }
+}
+
+#[tokio::test]
+async fn every_method_of_every_path_is_described() {
+    let served = Served::new().await;
+    let document = json(served.get("/openapi.json").send().await.unwrap()).await;
+    assert_eq!(document, described());
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        // A method that no path takes is answered with those that this one does.
+        let concrete = path
+            .replace("{stream}", "order-1")
+            .replace("{category}", "order");
+        let url = format!("http://{}{concrete}", served.addr);
+        let request = served.client.request(reqwest::Method::TRACE, url);
+        let response = request.send().await.unwrap();
+        assert_eq!(response.status(), 405, "{path}");
+        let allowed = response.headers()["allow"].to_str().unwrap();
+        let allowed: BTreeSet<_> = allowed
+            .split(',')
+            .filter(|method| *method != "HEAD")
+            .map(str::to_ascii_lowercase)
+            .collect();
+        let described: BTreeSet<_> = methods.as_object().unwrap().keys().cloned().collect();
+        assert_eq!(allowed, described, "{path}");
+    }
+}
+
+#[tokio::test]
+async fn every_path_of_the_contract_is_there() {
+    let document = described();
+    let paths: Vec<_> = document["paths"].as_object().unwrap().keys().collect();
+    let contract = [
+        "/healthz",
+        "/metrics",
+        "/openapi.json",
+        "/readyz",
+        "/v1/categories",
+        "/v1/categories/{category}",
+        "/v1/digest",
+        "/v1/events",
+        "/v1/homes/{stream}",
+        "/v1/status",
+        "/v1/streams/{stream}/events",
+    ];
+    assert_eq!(paths, contract);
+}
+
+#[test]
+fn every_answer_has_a_type_and_every_type_is_there() {
+    let document = described();
+    for (path, methods) in document["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap() {
+            assert!(
+                operation["summary"].is_string(),
+                "{method} {path} has no summary"
+            );
+            for (status, response) in operation["responses"].as_object().unwrap() {
+                let content = response["content"].as_object();
+                let content = content.unwrap_or_else(|| panic!("{method} {path} {status}"));
+                for (kind, body) in content {
+                    assert!(
+                        body["schema"].is_object(),
+                        "{method} {path} {status} {kind}"
+                    );
+                    let is_error = status.as_str() >= "400";
+                    assert_eq!(
+                        kind == "application/problem+json",
+                        is_error,
+                        "{method} {path}"
+                    );
+                }
+            }
+        }
+    }
+    let mut wanted = BTreeSet::new();
+    references(&document, &mut wanted);
+    let schemas = document["components"]["schemas"].as_object().unwrap();
+    let given: BTreeSet<_> = schemas
+        .keys()
+        .map(|name| format!("#/components/schemas/{name}"))
+        .collect();
+    assert_eq!(wanted, given);
+}
+
+/// What is sent has the fields that are described, no more and no fewer.
+#[tokio::test]
+async fn answers_have_the_described_fields() {
+    let served = Served::new().await;
+    let appended = json(served.append(r#"{"events":[{"type":"T","data":1}]}"#).await).await;
+    let get = async |path: &str| json(served.get(path).send().await.unwrap()).await;
+    let page = get("/v1/streams/order-1/events").await;
+    let refused = served.append("{").await.json::<Value>().await.unwrap();
+    let answers = BTreeMap::from([
+        ("Appended", appended.clone()),
+        ("Dot", appended["dots"][0].clone()),
+        ("Event", page["events"][0].clone()),
+        ("StreamPage", page),
+        ("EventsPage", get("/v1/events").await),
+        ("NodeStatus", get("/v1/status").await),
+        ("DigestEntry", get("/v1/digest").await[0].clone()),
+        ("Home", get("/v1/homes/order-1").await),
+        ("Category", get("/v1/categories/order").await),
+        ("Categories", get("/v1/categories").await),
+        ("Health", get("/healthz").await),
+    ]);
+    let document = described();
+    let schemas = &document["components"]["schemas"];
+    for (name, answer) in answers {
+        let described = schemas[name]["properties"].as_object();
+        let described = described.unwrap_or_else(|| panic!("{name} is not described"));
+        let sent = answer.as_object().unwrap();
+        let (described, sent): (BTreeSet<_>, BTreeSet<_>) =
+            (described.keys().collect(), sent.keys().collect());
+        assert_eq!(sent, described, "{name}");
+    }
+    let problem = serde_json::to_string(&schemas["Problem"]).unwrap();
+    for field in refused.as_object().unwrap().keys() {
+        assert!(
+            problem.contains(&format!("\"{field}\"")),
+            "{field}: {problem}"
+        );
+    }
+}

@@ -1,0 +1,401 @@
+//! A node made of a vector, behind a real listener.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use meridian_client::{
+    AppendError, AppendRequest, Appended, Direction, Durability, EventFilter, Limits, LiveCursor,
+    ReadError, StreamPage, StreamRead,
+};
+use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
+use meridian_conflict::{CategoryPolicy, HomeRule, Mode, Route};
+use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
+use meridian_node::http::{Backend, LiveEvents, ServeOptions, serve};
+use meridian_node::metrics::Metrics;
+use meridian_node::seams::{BoxFuture, HostNetwork, Network};
+use meridian_node::{DigestEntry, NodeStatus};
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const US: RegionId = RegionId(0);
+pub(crate) const EU: RegionId = RegionId(1);
+
+/// When every event here was written.
+pub(crate) const NOON: Duration = Duration::from_secs(1_700_000_000);
+
+pub(crate) struct Fake {
+    events: Mutex<Vec<RecordedEvent>>,
+    committed: watch::Sender<u64>,
+    /// The next append is answered with this.
+    pub(crate) refuse: Mutex<Option<AppendError>>,
+    /// Every read is answered with this.
+    pub(crate) unreadable: Mutex<Option<ReadError>>,
+    /// What the last append asked for.
+    pub(crate) asked: Mutex<Option<AppendRequest>>,
+    /// Appends wait for this when there is one.
+    pub(crate) gate: Mutex<Option<Arc<Notify>>>,
+    pub(crate) not_ready: Mutex<Option<String>>,
+    pub(crate) reads: AtomicU64,
+    ids: AtomicU64,
+    metrics: Metrics,
+}
+
+impl Fake {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            events: Mutex::default(),
+            committed: watch::Sender::new(0),
+            refuse: Mutex::default(),
+            unreadable: Mutex::default(),
+            asked: Mutex::default(),
+            gate: Mutex::default(),
+            not_ready: Mutex::default(),
+            reads: AtomicU64::default(),
+            ids: AtomicU64::default(),
+            metrics: Metrics::new(),
+        })
+    }
+
+    /// Writes `count` events to `stream`, as if another door had taken them.
+    pub(crate) fn write(&self, stream: &str, event_type: &str, count: u64) {
+        for number in 0..count {
+            let data = format!("{{\"number\":{number}}}");
+            self.record(stream, event_type, data.as_bytes(), b"", self.event_id());
+        }
+    }
+
+    fn record(
+        &self,
+        stream: &str,
+        event_type: &str,
+        data: &[u8],
+        metadata: &[u8],
+        id: EventId,
+    ) -> RecordedEvent {
+        let mut events = self.events.lock().unwrap();
+        let held = events.iter().rev();
+        let before = held.filter(|event| event.stream.as_str() == stream);
+        let revision = before.map(|event| event.revision.0 + 1).next().unwrap_or(0);
+        let event = RecordedEvent {
+            dot: Dot {
+                origin: US,
+                partition: PartitionId(3),
+                position: Position(events.len() as u64 + 1),
+            },
+            timestamp: Timestamp::from_unix(NOON),
+            stream: StreamId::new(stream).unwrap(),
+            revision: Revision(revision),
+            id,
+            event_type: EventType::new(event_type).unwrap(),
+            data: data.to_vec().into(),
+            metadata: metadata.to_vec().into(),
+        };
+        events.push(event.clone());
+        self.committed.send_replace(events.len() as u64);
+        event
+    }
+
+    /// How many events were written.
+    pub(crate) fn count(&self) -> usize {
+        self.events.lock().unwrap().len()
+    }
+
+    pub(crate) fn last_event(&self) -> RecordedEvent {
+        self.events.lock().unwrap().last().unwrap().clone()
+    }
+
+    async fn answer(&self, request: AppendRequest) -> Result<Appended, AppendError> {
+        *self.asked.lock().unwrap() = Some(request.clone());
+        if let Some(error) = self.refuse.lock().unwrap().take() {
+            return Err(error);
+        }
+        request.check(&self.limits())?;
+        let gate = self.gate.lock().unwrap().clone();
+        if let Some(gate) = gate {
+            gate.notified().await;
+        }
+        let recorded: Vec<_> = request
+            .events
+            .iter()
+            .map(|event| {
+                self.record(
+                    request.stream.as_str(),
+                    event.event_type.as_str(),
+                    &event.data,
+                    &event.metadata,
+                    event.id,
+                )
+            })
+            .collect();
+        Ok(Appended {
+            stream: request.stream,
+            first_revision: recorded[0].revision,
+            last_revision: recorded[recorded.len() - 1].revision,
+            home: EU,
+            dots: recorded.iter().map(|event| event.dot).collect(),
+            timestamp: recorded[0].timestamp,
+            durability: Durability::Regions(2),
+            could_strand: true,
+        })
+    }
+
+    fn page(&self, after: &LiveCursor, filter: &EventFilter, limit: u32) -> LiveEvents {
+        let events = self.events.lock().unwrap();
+        let mut at = after.0.parse::<usize>().unwrap_or(0);
+        let mut page = LiveEvents::default();
+        // A page covers a bounded stretch, as the node's own do.
+        for event in events.iter().skip(at).take(1000) {
+            if page.events.len() == limit as usize {
+                break;
+            }
+            at += 1;
+            if filter.wants(&event.stream, &event.event_type) {
+                page.events
+                    .push((LiveCursor(at.to_string()), event.clone()));
+            }
+        }
+        page.cursor = LiveCursor(at.to_string());
+        page.at_end = at == events.len();
+        page
+    }
+}
+
+impl Backend for Fake {
+    fn append(&self, request: AppendRequest) -> BoxFuture<'_, Result<Appended, AppendError>> {
+        Box::pin(self.answer(request))
+    }
+
+    fn read_stream(&self, read: StreamRead) -> BoxFuture<'_, Result<StreamPage, ReadError>> {
+        Box::pin(async move {
+            if let Some(error) = self.unreadable.lock().unwrap().clone() {
+                return Err(error);
+            }
+            let events = self.events.lock().unwrap();
+            let of_stream = events.iter().filter(|event| event.stream == read.stream);
+            let mut wanted: Vec<_> = match read.direction {
+                Direction::Forwards => of_stream
+                    .filter(|event| event.revision.0 >= read.from)
+                    .cloned()
+                    .collect(),
+                Direction::Backwards => {
+                    let mut wanted: Vec<_> = of_stream
+                        .filter(|event| event.revision.0 <= read.from)
+                        .cloned()
+                        .collect();
+                    wanted.reverse();
+                    wanted
+                }
+            };
+            let end = wanted.len() <= read.limit as usize;
+            wanted.truncate(read.limit as usize);
+            let last = wanted.last().map(|event| event.revision.0);
+            let next = match read.direction {
+                Direction::Forwards => Some(last.map_or(read.from, |last| last + 1)),
+                Direction::Backwards => last.and_then(|last| last.checked_sub(1)),
+            };
+            Ok(StreamPage {
+                events: wanted,
+                next,
+                end,
+            })
+        })
+    }
+
+    fn read_live(
+        &self,
+        after: LiveCursor,
+        filter: EventFilter,
+        limit: u32,
+    ) -> BoxFuture<'_, Result<LiveEvents, ReadError>> {
+        Box::pin(async move {
+            self.reads.fetch_add(1, Ordering::Relaxed);
+            if let Some(error) = self.unreadable.lock().unwrap().clone() {
+                return Err(error);
+            }
+            if !after.0.is_empty() && after.0.parse::<usize>().is_err() {
+                return Err(ReadError::Invalid {
+                    reason: format!("{:?} is not a cursor of this node", after.0),
+                });
+            }
+            Ok(self.page(&after, &filter, limit))
+        })
+    }
+
+    fn committed(&self) -> watch::Receiver<u64> {
+        self.committed.subscribe()
+    }
+
+    fn status(&self) -> NodeStatus {
+        NodeStatus {
+            region: "us-east".to_owned(),
+            federation: "f0".to_owned(),
+            version: "0".to_owned(),
+            partitions: 4,
+            members: Vec::new(),
+            links: Vec::new(),
+            logs: Vec::new(),
+            events: self.events.lock().unwrap().len() as u64,
+            refusing: None,
+            damaged: Vec::new(),
+        }
+    }
+
+    fn digest(&self) -> Vec<DigestEntry> {
+        vec![DigestEntry {
+            origin: "us-east".to_owned(),
+            partition: 3,
+            position: self.events.lock().unwrap().len() as u64,
+            chain: "00ff".to_owned(),
+        }]
+    }
+
+    fn regions(&self) -> BTreeMap<RegionId, String> {
+        BTreeMap::from([(US, "us-east".to_owned()), (EU, "eu-west".to_owned())])
+    }
+
+    fn epoch(&self) -> Epoch {
+        Epoch { major: 2, minor: 1 }
+    }
+
+    fn route(&self, stream: &StreamId) -> Route {
+        match stream.category() {
+            "cart" => Route::Anywhere,
+            _ => Route::Home(EU),
+        }
+    }
+
+    fn categories(&self) -> BTreeMap<String, CategoryPolicy> {
+        let policy = |mode, home| CategoryPolicy { mode, home };
+        BTreeMap::from([
+            ("cart".to_owned(), policy(Mode::Crdt, HomeRule::Hash)),
+            ("ledger".to_owned(), policy(Mode::Home, HomeRule::Fixed(EU))),
+        ])
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            event_bytes_max: 1 << 16,
+            batch_bytes_max: 1 << 17,
+            batch_events_max: 10,
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        self.not_ready.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    fn refresh_metrics(&self) {
+        self.metrics
+            .store_events
+            .set(i64::try_from(self.events.lock().unwrap().len()).unwrap());
+    }
+
+    fn event_id(&self) -> EventId {
+        let number = self.ids.fetch_add(1, Ordering::Relaxed);
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&number.to_be_bytes());
+        EventId::from_random(bytes)
+    }
+
+    fn wall_clock(&self) -> Timestamp {
+        Timestamp::from_unix(NOON)
+    }
+}
+
+/// The door, open.
+pub(crate) struct Served {
+    pub(crate) fake: Arc<Fake>,
+    pub(crate) addr: SocketAddr,
+    pub(crate) client: Client,
+    pub(crate) cancel: CancellationToken,
+    pub(crate) task: JoinHandle<()>,
+}
+
+impl Served {
+    pub(crate) async fn new() -> Self {
+        Self::with(ServeOptions::default()).await
+    }
+
+    pub(crate) async fn with(options: ServeOptions) -> Self {
+        let fake = Fake::new();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = HostNetwork.tcp(any).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let cancel = CancellationToken::new();
+        let task = tokio::spawn(serve(listener, fake.clone(), options, cancel.clone()));
+        Self {
+            fake,
+            addr,
+            client: Client::new(),
+            cancel,
+            task,
+        }
+    }
+
+    pub(crate) fn get(&self, path: &str) -> RequestBuilder {
+        self.client.get(format!("http://{}{path}", self.addr))
+    }
+
+    pub(crate) fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.client
+            .post(format!("http://{}{path}", self.addr))
+            .header("content-type", "application/json")
+            .body(body)
+    }
+
+    /// Appends `body` to `order-1`.
+    pub(crate) async fn append(&self, body: impl Into<reqwest::Body>) -> Response {
+        let request = self.post("/v1/streams/order-1/events", body);
+        request.send().await.unwrap()
+    }
+
+    /// Sends `request` byte by byte as it is; the answer up to the end of the connection.
+    pub(crate) async fn raw(&self, request: &[u8]) -> String {
+        let mut stream = self.connect().await;
+        stream.write_all(request).await.unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).await.unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the client's side of a test needs no seam"
+    )]
+    pub(crate) async fn connect(&self) -> TcpStream {
+        TcpStream::connect(self.addr).await.unwrap()
+    }
+}
+
+/// The body of a good answer.
+pub(crate) async fn json(response: Response) -> Value {
+    let status = response.status();
+    let text = response.text().await.unwrap();
+    assert!(status.is_success(), "{status}: {text}");
+    serde_json::from_str(&text).unwrap()
+}
+
+/// The body of a bad one: checked to be a problem with this status and code.
+pub(crate) async fn problem(response: Response, status: u16, code: &str) -> Value {
+    let (found, headers) = (response.status().as_u16(), response.headers().clone());
+    let text = response.text().await.unwrap();
+    assert_eq!(found, status, "{text}");
+    assert_eq!(headers["content-type"], "application/problem+json");
+    let problem: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(problem["code"], code, "{text}");
+    assert_eq!(problem["status"], status, "{text}");
+    assert!(problem["title"].is_string() && problem["detail"].is_string());
+    problem
+}

@@ -1,0 +1,14 @@
+//! The HTTP door over real connections, with a backend that plays the node.
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
+mod appends;
+mod description;
+mod fake;
+mod follow;
+mod operations;
+mod problems;
+mod reads;
+mod serving;
