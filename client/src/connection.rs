@@ -4,6 +4,7 @@
 //! hands each answer to whoever waits for it. What matters most is what a lost connection means for
 //! a request: it is told apart, under one lock, whether the request had been given to the socket.
 
+use std::borrow::Borrow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
@@ -139,6 +140,12 @@ pub enum RequestError {
     #[error("the request was sent and not answered: {reason}")]
     Unanswered {
         /// What is known.
+        reason: String,
+    },
+    /// It was answered, but by something that is no answer to it. It may have been done.
+    #[error("the answer is no answer to this request: {reason}")]
+    Protocol {
+        /// What was answered.
         reason: String,
     },
     /// It can never be sent. Nothing was done.
@@ -305,13 +312,13 @@ impl Connection {
     /// When there is no answer; the error says whether the request may have been done.
     pub async fn request(
         &self,
-        request: &Request,
+        request: impl Borrow<Request>,
         deadline: Instant,
     ) -> Result<Response, RequestError> {
         let inner = &*self.inner;
         let mut ticket = inner.pending.register()?;
         let mut frame = Vec::new();
-        wire::encode_request(&mut frame, ticket.id, wait_ms(deadline), request)?;
+        wire::encode_request(&mut frame, ticket.id, wait_ms(deadline), request.borrow())?;
 
         let frame = Bytes::from(frame);
         let weight = u32::try_from(frame.len().min(IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
@@ -546,8 +553,8 @@ async fn hand_out_answers(frames: &mut FrameReader, pending: &Pending) -> (quinn
             Ok(decoded) => decoded,
             Err(error) => return unreadable(&error),
         };
-        let answer = answer.map_err(|error| RequestError::Unanswered {
-            reason: format!("the node's answer cannot be read: {error}"),
+        let answer = answer.map_err(|error| RequestError::Protocol {
+            reason: format!("it cannot be read: {error}"),
         });
         let waiting = pending.lock().waiting.remove(&id);
         // Whoever gave up waiting has been told so.

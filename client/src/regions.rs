@@ -215,7 +215,9 @@ impl Regions {
             .await
             .map_err(|error| match error {
                 RequestError::NotSent { reason } => AskError::NotSent(in_region(reason)),
-                RequestError::Unanswered { reason } => AskError::Unanswered(in_region(reason)),
+                RequestError::Unanswered { reason } | RequestError::Protocol { reason } => {
+                    AskError::Unanswered(in_region(reason))
+                }
                 RequestError::TooLong(error) => AskError::TooLong(error.to_string()),
             })
     }
