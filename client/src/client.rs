@@ -195,7 +195,7 @@ impl Client {
         let mut attempt = Attempt::new(route, earlier);
         let request = Request::Append { request, hops: 0 };
         let outcome = self
-            .try_until(&request, &mut attempt, writes_anywhere, deadline)
+            .try_until(&request, &mut attempt, route, writes_anywhere, deadline)
             .await;
         let is_known = !matches!(outcome, Err(AppendError::Indeterminate { .. }));
         if let Some(id) = writes_anywhere.filter(|_| is_known) {
@@ -208,15 +208,22 @@ impl Client {
         &self,
         request: &Request,
         attempt: &mut Attempt,
+        route: Route,
         writes_anywhere: Option<EventId>,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let regions = &self.inner.regions;
         let mut backoff = Backoff::default();
         loop {
-            let region = match attempt.first_choice() {
-                Some(region) => Some(region),
-                None => attempt.second_choice(&regions.nearest_first(deadline).await),
+            let (region, until) = match attempt.first_choice() {
+                Some(region) => (Some(region), deadline),
+                None => {
+                    let nearest = regions.nearest_first(deadline).await;
+                    (
+                        attempt.second_choice(&nearest),
+                        Self::detour(route, deadline),
+                    )
+                }
             };
             let next = match region {
                 None => attempt.all_unreachable(),
@@ -224,7 +231,7 @@ impl Client {
                     if let Some(id) = writes_anywhere {
                         self.unresolved().remember(id, region);
                     }
-                    match regions.ask(region, request, deadline).await {
+                    match regions.ask(region, request, until).await {
                         Ok(Response::Append(answer)) => attempt.answered(region, answer),
                         Ok(Response::NotUnderstood { reason }) => {
                             attempt.answered(region, Err(AppendError::Invalid { reason }))
@@ -256,6 +263,20 @@ impl Client {
             }
             if at_least > Duration::ZERO {
                 sleep_until(again_at).await;
+            }
+        }
+    }
+
+    /// How long to wait for a region that stands in: where it only passes an append on to the home,
+    /// there must be time left to find the home back.
+    fn detour(route: Route, deadline: Instant) -> Instant {
+        const AT_LEAST: Duration = Duration::from_secs(1);
+        match route {
+            Route::Anywhere => deadline,
+            Route::Home(_) => {
+                let now = Instant::now();
+                let share = deadline.saturating_duration_since(now) / 3;
+                deadline.min(now + share.max(AT_LEAST))
             }
         }
     }

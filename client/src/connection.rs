@@ -1,157 +1,25 @@
 //! One connection to a node: many requests at a time, answered in any sequence.
 //!
-//! A writer task drains a bounded queue and puts all that waits in it into one write; a reader task
-//! hands each answer to whoever waits for it. What matters most is what a lost connection means for
-//! a request: it is told apart, under one lock, whether the request had been given to the socket.
+//! A writer task puts all that waits into one write, as long as not too much is unanswered; a reader
+//! task hands each answer to whoever waits for it. What matters most is what a lost connection means
+//! for a request: it is told apart, under one lock, whether the request had been given to the socket.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
-use meridian_clock::RegionId;
 use meridian_event::frame::{self, FrameError};
 use serde::de::DeserializeOwned;
-use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::ConnectError;
+use crate::connect_error::explain;
 use crate::framing::{FrameReadError, FrameReader};
-use crate::tls::{PeerName, TlsError};
-use crate::wire::{self, Hello, Refused, RefusedCode, Request, Response, Welcome, close, kind};
-
-/// How many requests of one connection may be unanswered at a time; further callers wait.
-const IN_FLIGHT_MAX: usize = 1024;
-/// How many bytes of requests may be unanswered at a time; further callers wait.
-const IN_FLIGHT_BYTES_MAX: usize = 32 << 20;
-// A frame from here on is written as it is; smaller ones are gathered first.
-const GATHER_BYTES: usize = 16 << 10;
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum ConnectError {
-    /// There is no node to dial.
-    #[error("no node to connect to is configured; give at least one seed")]
-    NoSeeds,
-    /// An address cannot be dialled at all.
-    #[error("cannot dial {addr}")]
-    Dial {
-        /// The address.
-        addr: SocketAddr,
-        /// Why.
-        source: quinn::ConnectError,
-    },
-    /// Nobody answered in time.
-    #[error("{addr} did not answer within {after:?}; check the address and that a node runs there")]
-    Timeout {
-        /// The address.
-        addr: SocketAddr,
-        /// How long it was waited for.
-        after: Duration,
-    },
-    /// We do not believe the node's certificate.
-    #[error(
-        "{addr} is not {expected}, or its certificate is not of our CA: {reason}; check that both \
-         sides have certificates of the same federation"
-    )]
-    Untrusted {
-        /// The address.
-        addr: SocketAddr,
-        /// The name it had to prove.
-        expected: String,
-        /// What is wrong with its certificate.
-        reason: String,
-    },
-    /// The node does not believe our certificate.
-    #[error(
-        "{addr} does not accept our certificate ({reason}); use one that is signed by the CA of \
-         that federation and has not expired"
-    )]
-    NotAccepted {
-        /// The address.
-        addr: SocketAddr,
-        /// What the node said.
-        reason: String,
-    },
-    /// The node speaks something else.
-    #[error("{addr} does not speak meridian-client/1; it is older or newer than this build")]
-    Protocol {
-        /// The address.
-        addr: SocketAddr,
-    },
-    /// The node's certificate does not name a region, or not the one the node says it is.
-    #[error("{addr} says that it is region {claimed}, and its certificate says {peer}")]
-    Impostor {
-        /// The address.
-        addr: SocketAddr,
-        /// What it says.
-        claimed: RegionId,
-        /// What its certificate says.
-        peer: PeerName,
-    },
-    /// The node's certificate cannot be read.
-    #[error("the certificate of {addr} cannot be used")]
-    Certificate {
-        /// The address.
-        addr: SocketAddr,
-        /// Why.
-        source: Box<TlsError>,
-    },
-    /// The node refused us.
-    #[error("{addr} refused the connection: {reason}")]
-    Refused {
-        /// Who refused.
-        addr: SocketAddr,
-        /// Which kind of reason.
-        code: RefusedCode,
-        /// What it said.
-        reason: String,
-    },
-    /// The connection was lost before it was of use.
-    #[error("the connection to {addr} was lost while it was being opened")]
-    Lost {
-        /// The address.
-        addr: SocketAddr,
-        /// Why.
-        source: quinn::ConnectionError,
-    },
-    /// What the node answered could not be read.
-    #[error("{addr} answered what cannot be read: {reason}")]
-    Unreadable {
-        /// The address.
-        addr: SocketAddr,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-/// What became of a request that was not answered.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RequestError {
-    /// It never left. It is safe to send it anywhere.
-    #[error("the request was not sent: {reason}")]
-    NotSent {
-        /// What was in the way.
-        reason: String,
-    },
-    /// It may have been done.
-    #[error("the request was sent and not answered: {reason}")]
-    Unanswered {
-        /// What is known.
-        reason: String,
-    },
-    /// It was answered, but by something that is no answer to it. It may have been done.
-    #[error("the answer is no answer to this request: {reason}")]
-    Protocol {
-        /// What was answered.
-        reason: String,
-    },
-    /// It can never be sent. Nothing was done.
-    #[error(transparent)]
-    TooLong(#[from] wire::TooLong),
-}
+use crate::pending::{Pending, RequestError};
+use crate::tls::PeerName;
+use crate::wire::{self, Hello, Refused, Request, Response, Welcome, close, kind};
 
 /// One connection to a node, shared by all who hold a clone; it closes when the last one is dropped.
 #[derive(Clone)]
@@ -164,13 +32,11 @@ struct Inner {
     welcome: Welcome,
     peer: PeerName,
     pending: Arc<Pending>,
-    queue: mpsc::Sender<Queued>,
-    slots: Semaphore,
-    slot_bytes: Semaphore,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        self.pending.close("the connection is no longer used");
         self.quic.close(close::DONE, b"done");
     }
 }
@@ -278,8 +144,7 @@ impl Connection {
         frames: FrameReader,
     ) -> Self {
         let pending = Arc::new(Pending::default());
-        let (queue, queued) = mpsc::channel(IN_FLIGHT_MAX);
-        tokio::spawn(write_requests(send, queued, Arc::clone(&pending)));
+        tokio::spawn(write_requests(send, Arc::clone(&pending)));
         tokio::spawn(read_answers(quic.clone(), frames, Arc::clone(&pending)));
         Self {
             inner: Arc::new(Inner {
@@ -287,9 +152,6 @@ impl Connection {
                 welcome,
                 peer,
                 pending,
-                queue,
-                slots: Semaphore::new(IN_FLIGHT_MAX),
-                slot_bytes: Semaphore::new(IN_FLIGHT_BYTES_MAX),
             }),
         }
     }
@@ -305,7 +167,7 @@ impl Connection {
     }
 
     /// Sends `request` and waits for its answer, until `deadline`. Requests leave in the sequence
-    /// in which these calls were first polled. The answer may be to another kind of request if the
+    /// in which the futures of these calls are first polled. The answer may be to another kind of request if the
     /// node is at fault; whoever takes it apart must say so.
     ///
     /// # Errors
@@ -315,26 +177,10 @@ impl Connection {
         request: impl Borrow<Request>,
         deadline: Instant,
     ) -> Result<Response, RequestError> {
-        let inner = &*self.inner;
-        let mut ticket = inner.pending.register()?;
-        let mut frame = Vec::new();
-        wire::encode_request(&mut frame, ticket.id, wait_ms(deadline), request.borrow())?;
-
-        let frame = Bytes::from(frame);
-        let weight = u32::try_from(frame.len().min(IN_FLIGHT_BYTES_MAX)).unwrap_or(u32::MAX);
-        let enter = async {
-            let slot = inner.slots.acquire().await.ok()?;
-            let bytes = inner.slot_bytes.acquire_many(weight).await.ok()?;
-            let id = ticket.id;
-            inner.queue.send(Queued { id, frame }).await.ok()?;
-            Some((slot, bytes))
-        };
-        // Both are held until the answer is here: they bound what the node has to work on.
-        let _held = match timeout_at(deadline, enter).await {
-            Ok(Some(held)) => held,
-            Ok(None) => return ticket.give_up("the connection is closed"),
-            Err(_) => return ticket.give_up("too many requests are waiting for an answer"),
-        };
+        let mut ticket = self
+            .inner
+            .pending
+            .register(wait_ms(deadline), request.borrow())?;
         match timeout_at(deadline, &mut ticket.answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => ticket.give_up("the connection is closed"),
@@ -354,7 +200,7 @@ impl Connection {
 
     /// Whether it can still carry requests.
     pub fn is_open(&self) -> bool {
-        self.inner.quic.close_reason().is_none() && self.inner.pending.lock().closed.is_none()
+        self.inner.quic.close_reason().is_none() && !self.inner.pending.is_closed()
     }
 
     /// Waits until it is closed, by whomever.
@@ -385,145 +231,21 @@ fn read_message<M: DeserializeOwned>(
     })
 }
 
-/// A request on its way to the writer task.
-struct Queued {
-    id: u64,
-    frame: Bytes,
-}
-
-/// The requests that wait for an answer.
-#[derive(Default)]
-struct Pending(Mutex<PendingState>);
-
-#[derive(Default)]
-struct PendingState {
-    next_id: u64,
-    // In ascending order, so that a lost connection wakes its callers in the same sequence each run.
-    waiting: BTreeMap<u64, Waiting>,
-    /// Why no more requests are taken.
-    closed: Option<String>,
-}
-
-struct Waiting {
-    /// Whether any of it was given to the socket.
-    sent: bool,
-    answer: oneshot::Sender<Result<Response, RequestError>>,
-}
-
-impl Pending {
-    fn lock(&self) -> MutexGuard<'_, PendingState> {
-        // Nothing panics while holding it, so it is never left half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn register(&self) -> Result<Ticket<'_>, RequestError> {
-        let (sender, answer) = oneshot::channel();
-        let mut state = self.lock();
-        if let Some(reason) = &state.closed {
-            let reason = reason.clone();
-            return Err(RequestError::NotSent { reason });
-        }
-        let id = state.next_id;
-        state.next_id += 1;
-        let waiting = Waiting {
-            sent: false,
-            answer: sender,
-        };
-        state.waiting.insert(id, waiting);
-        Ok(Ticket {
-            pending: self,
-            id,
-            answer,
-        })
-    }
-
-    /// Tells everyone who waits what became of their request, and takes no more.
-    fn close(&self, reason: &str) {
-        let waiting = {
-            let mut state = self.lock();
-            state.closed.get_or_insert_with(|| reason.to_owned());
-            std::mem::take(&mut state.waiting)
-        };
-        for waiting in waiting.into_values() {
-            let error = unanswered(waiting.sent, reason);
-            // Whoever no longer listens has been told something else already.
-            let _ = waiting.answer.send(Err(error));
-        }
-    }
-}
-
-fn unanswered(sent: bool, reason: &str) -> RequestError {
-    let reason = reason.to_owned();
-    if sent {
-        RequestError::Unanswered { reason }
-    } else {
-        RequestError::NotSent { reason }
-    }
-}
-
-/// One caller's place among those who wait. Dropped, it is given up: a request that the writer has
-/// not come to by then is not sent.
-struct Ticket<'a> {
-    pending: &'a Pending,
-    id: u64,
-    answer: oneshot::Receiver<Result<Response, RequestError>>,
-}
-
-impl Ticket<'_> {
-    /// What to report when we no longer wait. An answer that came in this very instant counts.
-    fn give_up(&mut self, reason: &str) -> Result<Response, RequestError> {
-        let waiting = self.pending.lock().waiting.remove(&self.id);
-        match (waiting, self.answer.try_recv()) {
-            (Some(waiting), _) => Err(unanswered(waiting.sent, reason)),
-            (None, Ok(answer)) => answer,
-            // Taken off the list by someone who has not told us yet what for.
-            (None, Err(_)) => Err(unanswered(true, reason)),
-        }
-    }
-}
-
-impl Drop for Ticket<'_> {
-    fn drop(&mut self) {
-        self.pending.lock().waiting.remove(&self.id);
-    }
-}
-
-async fn write_requests(
-    mut stream: quinn::SendStream,
-    mut queue: mpsc::Receiver<Queued>,
-    pending: Arc<Pending>,
-) {
-    const AT_A_TIME: usize = 256;
-    let mut batch = Vec::with_capacity(AT_A_TIME);
-    let mut chunks = Vec::new();
-    while queue.recv_many(&mut batch, AT_A_TIME).await > 0 {
-        chunks.clear();
-        let mut small = BytesMut::new();
-        {
-            let mut state = pending.lock();
-            for queued in batch.drain(..) {
-                // Given up while it waited here: then its caller was told that it was not sent.
-                let Some(waiting) = state.waiting.get_mut(&queued.id) else {
-                    continue;
-                };
-                waiting.sent = true;
-                if queued.frame.len() < GATHER_BYTES {
-                    small.extend_from_slice(&queued.frame);
-                } else {
-                    chunks.push(small.split().freeze());
-                    chunks.push(queued.frame);
-                }
+async fn write_requests(mut stream: quinn::SendStream, pending: Arc<Pending>) {
+    loop {
+        let (mut chunks, closed) = pending.next_chunks();
+        if chunks.is_empty() {
+            if closed {
+                // Nobody waits for an answer any more.
+                let _ = stream.finish();
+                return;
             }
-        }
-        chunks.push(small.freeze());
-        chunks.retain(|chunk| !chunk.is_empty());
-        if let Err(error) = stream.write_all_chunks(&mut chunks).await {
+            pending.changed.notified().await;
+        } else if let Err(error) = stream.write_all_chunks(&mut chunks).await {
             pending.close(&format!("the connection was lost: {error}"));
             return;
         }
     }
-    // All handles are gone, and with them whoever could wait for an answer.
-    let _ = stream.finish();
 }
 
 async fn read_answers(quic: quinn::Connection, mut frames: FrameReader, pending: Arc<Pending>) {
@@ -556,65 +278,6 @@ async fn hand_out_answers(frames: &mut FrameReader, pending: &Pending) -> (quinn
         let answer = answer.map_err(|error| RequestError::Protocol {
             reason: format!("it cannot be read: {error}"),
         });
-        let waiting = pending.lock().waiting.remove(&id);
-        // Whoever gave up waiting has been told so.
-        if let Some(waiting) = waiting {
-            let _ = waiting.answer.send(answer);
-        }
-    }
-}
-
-/// Says what a failed handshake means.
-fn explain(addr: SocketAddr, server_name: &str, error: quinn::ConnectionError) -> ConnectError {
-    // TLS alerts travel as QUIC error codes from 0x100 on (RFC 9001, 4.8).
-    let alert = |code: quinn::TransportErrorCode| {
-        let code = u64::from(code);
-        (0x100..0x200).contains(&code).then_some(code & 0xff)
-    };
-    const NO_APPLICATION_PROTOCOL: u64 = 120;
-    match &error {
-        quinn::ConnectionError::TransportError(ours) => match alert(ours.code) {
-            Some(NO_APPLICATION_PROTOCOL) => ConnectError::Protocol { addr },
-            Some(_) => ConnectError::Untrusted {
-                addr,
-                expected: server_name.to_owned(),
-                reason: ours.reason.clone(),
-            },
-            None => ConnectError::Lost {
-                addr,
-                source: error,
-            },
-        },
-        quinn::ConnectionError::ConnectionClosed(theirs) => match alert(theirs.error_code) {
-            Some(NO_APPLICATION_PROTOCOL) => ConnectError::Protocol { addr },
-            Some(alert) => ConnectError::NotAccepted {
-                addr,
-                reason: alert_name(alert),
-            },
-            None => ConnectError::Lost {
-                addr,
-                source: error,
-            },
-        },
-        _ => ConnectError::Lost {
-            addr,
-            source: error,
-        },
-    }
-}
-
-/// The alerts that speak of certificates (RFC 8446, 6).
-fn alert_name(alert: u64) -> String {
-    match alert {
-        42 => "bad certificate".to_owned(),
-        43 => "unsupported certificate".to_owned(),
-        44 => "certificate revoked".to_owned(),
-        45 => "certificate expired".to_owned(),
-        46 => "certificate not usable".to_owned(),
-        48 => "unknown CA".to_owned(),
-        49 => "access denied".to_owned(),
-        51 => "bad signature".to_owned(),
-        116 => "certificate required".to_owned(),
-        other => format!("TLS alert {other}"),
+        pending.answer(id, answer);
     }
 }

@@ -16,8 +16,10 @@
 mod attempt;
 mod backoff;
 mod client;
+mod connect_error;
 mod connection;
 mod framing;
+mod pending;
 mod read;
 mod readers;
 mod regions;
@@ -29,7 +31,9 @@ mod topology;
 pub mod wire;
 
 pub use client::{Client, ClientConfig, ReadAt, Seed, bind};
-pub use connection::{ConnectError, Connection, RequestError};
+pub use connect_error::ConnectError;
+pub use connection::Connection;
+pub use pending::RequestError;
 pub use read::{
     Direction, EventFilter, LiveCursor, LivePage, LiveRead, ReadError, StreamPage, StreamRead,
 };

@@ -23,6 +23,8 @@ const NEXT_SEED_AFTER: Duration = Duration::from_millis(250);
 /// How long the nearest region's rivals have to answer once one region has.
 const RIVALS_WITHIN: Duration = Duration::from_millis(300);
 
+const CLOSED: &str = "the client was closed";
+
 /// What was learnt from a node.
 pub(crate) struct Known {
     pub(crate) topology: Arc<Topology>,
@@ -238,6 +240,9 @@ impl Regions {
         region: RegionId,
         deadline: Instant,
     ) -> Result<Connection, String> {
+        if self.closed.is_cancelled() {
+            return Err(CLOSED.to_owned());
+        }
         let link = self.link(region);
         let in_region = |reason: &str| format!("region {region}: {reason}");
         match link.open() {
@@ -254,7 +259,11 @@ impl Regions {
             Err(None) => {}
         }
         let give_up_at = deadline.min(Instant::now() + self.connect_timeout);
-        let dialled = self.dial(region, link.seed, give_up_at).await;
+        let dialled = tokio::select! {
+            biased;
+            () = self.closed.cancelled() => return Err(CLOSED.to_owned()),
+            dialled = self.dial(region, link.seed, give_up_at) => dialled,
+        };
         match &dialled {
             Ok(connection) => link.set(Ok(connection.clone())),
             // A caller in a hurry has not shown that the region cannot be reached.
@@ -378,9 +387,7 @@ impl Regions {
     pub(crate) fn close(&self) {
         self.closed.cancel();
         for link in lock(&self.links).values() {
-            let mut state = lock(&link.state);
-            state.down = Some("the client was closed".to_owned());
-            if let Some(connection) = state.connection.take() {
+            if let Some(connection) = lock(&link.state).connection.take() {
                 connection.close();
             }
         }

@@ -59,7 +59,7 @@ pub trait Service: Send + Sync + 'static {
     fn welcome(&self) -> Welcome;
 
     /// Does what `request` asks. Requests of one connection are first polled in the sequence they
-    /// were sent, and answered as they get ready. The future is dropped when the connection is lost
+    /// were sent (except that a read may wait its turn), and answered as they get ready. The future is dropped when the connection is lost
     /// or the deadline has long passed, so whatever must not stop half-way belongs in a task.
     fn handle<'a>(&'a self, caller: Caller, request: Request) -> BoxFuture<'a, Response>;
 }

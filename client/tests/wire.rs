@@ -1,0 +1,396 @@
+//! The bytes on the wire: the same as ever, and whatever arrives is parsed or refused.
+
+#![allow(clippy::unwrap_used, reason = "a test may end where it is wrong")]
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use meridian_client::wire::{
+    self, Asked, Hello, Refused, RefusedCode, Request, Response, Welcome, kind,
+};
+use meridian_client::{
+    AppendError, AppendRequest, Appended, Direction, Durability, EventFilter, Expected, LiveCursor,
+    LivePage, LiveRead, Member, ReadError, StreamPage, StreamRead, Topology,
+};
+use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
+use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_event::frame::{self, FRAME_BODY_BYTES_MAX};
+use meridian_event::{Category, EventId, EventType, NewEvent, RecordedEvent, Revision, StreamId};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+fn stream() -> StreamId {
+    StreamId::new("order-42").unwrap()
+}
+
+fn new_event(id: u128) -> NewEvent {
+    NewEvent {
+        id: EventId(Uuid::from_u128(id)),
+        event_type: EventType::new("OrderPlaced").unwrap(),
+        data: Bytes::from_static(br#"{"items":3}"#),
+        metadata: Bytes::from_static(b"{}"),
+    }
+}
+
+fn recorded() -> RecordedEvent {
+    let NewEvent {
+        id,
+        event_type,
+        data,
+        metadata,
+    } = new_event(7);
+    RecordedEvent {
+        dot: dot(),
+        timestamp: Timestamp(0x0102_0304_0506_0708),
+        stream: stream(),
+        revision: Revision(300),
+        id,
+        event_type,
+        data,
+        metadata,
+    }
+}
+
+fn dot() -> Dot {
+    Dot {
+        origin: RegionId(2),
+        partition: PartitionId(3),
+        position: Position(70_000),
+    }
+}
+
+fn append(expected: Expected, durability: Durability) -> Request {
+    Request::Append {
+        request: AppendRequest {
+            stream: stream(),
+            expected,
+            durability,
+            events: vec![new_event(1), new_event(2)],
+        },
+        hops: 1,
+    }
+}
+
+fn topology() -> Topology {
+    let member = |id, name: &str| Member {
+        id: RegionId(id),
+        name: name.to_owned(),
+        quic: "127.0.0.1:7101".to_owned(),
+        http: "127.0.0.1:7100".to_owned(),
+    };
+    let policy = |mode, home| CategoryPolicy { mode, home };
+    Topology {
+        partitions: 4,
+        members: vec![member(1, "a"), member(2, "b")],
+        categories: BTreeMap::from([
+            ("cart".to_owned(), policy(Mode::Crdt, HomeRule::Hash)),
+            (
+                "ledger".to_owned(),
+                policy(Mode::Home, HomeRule::Fixed(RegionId(2))),
+            ),
+            ("note".to_owned(), policy(Mode::Lww, HomeRule::Hash)),
+        ]),
+    }
+}
+
+fn requests() -> Vec<Request> {
+    vec![
+        Request::Topology,
+        append(Expected::Any, Durability::Region),
+        append(Expected::None, Durability::Regions(2)),
+        append(Expected::Exists, Durability::All),
+        append(Expected::Revision(Revision(5)), Durability::Region),
+        Request::ReadStream(StreamRead {
+            stream: stream(),
+            from: StreamRead::LAST,
+            direction: Direction::Backwards,
+            limit: 100,
+        }),
+        Request::Live(LiveRead {
+            after: LiveCursor("12.34".to_owned()),
+            filter: EventFilter {
+                category: Some(Category::new("order").unwrap()),
+                event_type: Some(EventType::new("OrderPlaced").unwrap()),
+            },
+            limit: 500,
+            wait_ms: 10_000,
+        }),
+    ]
+}
+
+fn responses() -> Vec<Response> {
+    let reason = || "the disk failed".to_owned();
+    let errors = [
+        AppendError::WrongExpectedRevision {
+            stream: stream(),
+            expected: Expected::None,
+            actual: Some(Revision(300)),
+            events_since: vec![recorded()],
+        },
+        AppendError::NotHome {
+            stream: stream(),
+            home: RegionId(2),
+            epoch: Epoch { major: 1, minor: 2 },
+        },
+        AppendError::Unavailable {
+            reason: reason(),
+            retry_after_ms: 250,
+        },
+        AppendError::Indeterminate { reason: reason() },
+        AppendError::Invalid { reason: reason() },
+        AppendError::TooLarge {
+            what: "the batch, in events".to_owned(),
+            limit: 4096,
+            actual: 4097,
+        },
+    ];
+    let read_errors = [
+        ReadError::Unavailable {
+            reason: reason(),
+            retry_after_ms: 250,
+        },
+        ReadError::Invalid { reason: reason() },
+        ReadError::UnknownRegion {
+            region: RegionId(9),
+        },
+    ];
+    let mut responses = vec![
+        Response::Topology(topology()),
+        Response::Append(Ok(Appended {
+            stream: stream(),
+            first_revision: Revision(299),
+            last_revision: Revision(300),
+            home: RegionId(2),
+            dots: vec![dot(), dot()],
+            timestamp: Timestamp(0x0102_0304_0506_0708),
+            durability: Durability::Regions(2),
+            could_strand: true,
+        })),
+        Response::ReadStream(Ok(StreamPage {
+            events: vec![recorded()],
+            next: Some(301),
+            end: true,
+        })),
+        Response::Live(Ok(LivePage {
+            events: vec![recorded()],
+            cursor: LiveCursor("12.35".to_owned()),
+            at_end: false,
+        })),
+        Response::NotUnderstood { reason: reason() },
+    ];
+    responses.extend(errors.map(|error| Response::Append(Err(error))));
+    responses.extend(
+        read_errors
+            .clone()
+            .map(|error| Response::ReadStream(Err(error))),
+    );
+    responses.extend(read_errors.map(|error| Response::Live(Err(error))));
+    responses
+}
+
+/// One of every message there is, one frame after the other.
+fn every_message() -> Vec<u8> {
+    let hello = Hello {
+        federation: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
+        version_min: 1,
+        version: 1,
+        name: "importer".to_owned(),
+    };
+    let welcome = Welcome {
+        version: 1,
+        region: RegionId(2),
+        topology: topology(),
+    };
+    let mut bytes = frame::encode_message(kind::HELLO, &hello);
+    bytes.extend(frame::encode_message(kind::WELCOME, &welcome));
+    for code in [
+        RefusedCode::Federation,
+        RefusedCode::Version,
+        RefusedCode::Busy,
+    ] {
+        let reason = "because".to_owned();
+        bytes.extend(frame::encode_message(
+            kind::REFUSED,
+            &Refused { code, reason },
+        ));
+    }
+    for (id, request) in (200..).zip(requests()) {
+        wire::encode_request(&mut bytes, id, 1500, &request).unwrap();
+    }
+    for (id, response) in (200..).zip(responses()) {
+        wire::encode_response(&mut bytes, id, &response);
+    }
+    bytes
+}
+
+const GOLDEN: &[u8] = include_bytes!("../golden/wire-v1.bin");
+
+/// Clients and nodes of this build are in the field: if this fails, a change of the messages has
+/// made them strangers. Give the change a version of its own instead.
+#[test]
+fn every_message_still_has_the_bytes_it_always_had() {
+    let now = every_message();
+    let differs = now.iter().zip(GOLDEN).position(|(now, then)| now != then);
+    assert_eq!(differs, None, "the bytes differ from there on");
+    assert_eq!(now.len(), GOLDEN.len());
+}
+
+#[test]
+fn the_golden_bytes_still_mean_what_they_meant() {
+    let (mut asked, mut answered) = (Vec::new(), Vec::new());
+    let mut rest = GOLDEN;
+    while let Some((kind, body, length)) = frame::split(rest).unwrap() {
+        match kind {
+            kind::REQUEST => asked.push(wire::decode_request(body).unwrap().request.unwrap()),
+            kind::RESPONSE => answered.push(wire::decode_response(body).unwrap().1.unwrap()),
+            kind::HELLO | kind::WELCOME | kind::REFUSED => {}
+            other => panic!("no message has kind {other}"),
+        }
+        rest = &rest[length..];
+    }
+    assert!(rest.is_empty());
+    assert_eq!(asked, requests());
+    assert_eq!(answered, responses());
+}
+
+#[test]
+fn a_request_that_fits_in_no_frame_is_refused_and_leaves_no_trace() {
+    let mut request = append(Expected::Any, Durability::Region);
+    if let Request::Append { request, .. } = &mut request {
+        request.events[0].data = Bytes::from(vec![b'1'; FRAME_BODY_BYTES_MAX]);
+    }
+    let mut out = b"before".to_vec();
+    assert!(wire::encode_request(&mut out, 1, 1, &request).is_err());
+    assert_eq!(out, b"before");
+}
+
+#[test]
+fn an_answer_that_fits_in_no_frame_says_so_in_a_smaller_one() {
+    let smaller = |response: Response| {
+        let mut out = Vec::new();
+        wire::encode_response(&mut out, 5, &response);
+        let (_, body, _) = frame::split(&out).unwrap().unwrap();
+        let (id, response) = wire::decode_response(body).unwrap();
+        assert_eq!(id, 5);
+        response.unwrap()
+    };
+    let mut large = recorded();
+    large.data = Bytes::from(vec![b'1'; FRAME_BODY_BYTES_MAX]);
+
+    let page = StreamPage {
+        events: vec![large.clone()],
+        ..StreamPage::default()
+    };
+    let read = smaller(Response::ReadStream(Ok(page)));
+    let told = matches!(
+        read,
+        Response::ReadStream(Err(ReadError::Unavailable { .. }))
+    );
+    assert!(told, "{read:?}");
+
+    // The writer still learns where the stream is.
+    let conflict = |events_since| AppendError::WrongExpectedRevision {
+        stream: stream(),
+        expected: Expected::None,
+        actual: Some(Revision(300)),
+        events_since,
+    };
+    assert_eq!(
+        smaller(Response::Append(Err(conflict(vec![large])))),
+        Response::Append(Err(conflict(Vec::new())))
+    );
+}
+
+fn any_event() -> impl Strategy<Value = NewEvent> {
+    (
+        any::<u128>(),
+        ".{0,40}",
+        prop::collection::vec(any::<u8>(), 0..80),
+    )
+        .prop_map(|(id, metadata, data)| NewEvent {
+            id: EventId(Uuid::from_u128(id)),
+            event_type: EventType::new("Counted").unwrap(),
+            data: data.into(),
+            metadata: Bytes::from(metadata),
+        })
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let expected = prop_oneof![
+        Just(Expected::Any),
+        Just(Expected::None),
+        Just(Expected::Exists),
+        any::<u64>().prop_map(|revision| Expected::Revision(Revision(revision))),
+    ];
+    let durability = prop_oneof![
+        Just(Durability::Region),
+        any::<u16>().prop_map(Durability::Regions),
+        Just(Durability::All),
+    ];
+    let events = prop::collection::vec(any_event(), 0..5);
+    (
+        "[^\\p{Cc}]{1,60}",
+        expected,
+        durability,
+        events,
+        any::<u8>(),
+    )
+        .prop_map(
+            |(stream, expected, durability, events, hops)| Request::Append {
+                request: AppendRequest {
+                    stream: StreamId::new(&stream).unwrap(),
+                    expected,
+                    durability,
+                    events,
+                },
+                hops,
+            },
+        )
+}
+
+proptest! {
+    #[test]
+    fn requests_survive_the_round_trip(id: u64, wait_ms: u32, request in any_request()) {
+        let mut out = Vec::new();
+        wire::encode_request(&mut out, id, wait_ms, &request).unwrap();
+        let (kind, body, length) = frame::split(&out).unwrap().unwrap();
+        prop_assert_eq!((kind, length), (kind::REQUEST, out.len()));
+        let asked = Asked { id, wait_ms, request: Ok(request) };
+        prop_assert_eq!(wire::decode_request(body), Ok(asked));
+    }
+
+    #[test]
+    fn no_bytes_make_the_decoders_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        let _ = wire::decode_request(&bytes);
+        let _ = wire::decode_response(&bytes);
+        let _ = frame::decode_message::<Hello>(kind::HELLO, &bytes);
+        let _ = frame::decode_message::<Welcome>(kind::WELCOME, &bytes);
+    }
+
+    /// Sound bytes with a few wrong ones are more dangerous than noise.
+    #[test]
+    fn no_damage_makes_the_decoders_panic(
+        which: prop::sample::Index,
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let responses = responses();
+        let mut body = Vec::new();
+        wire::encode_response(&mut body, 9, &responses[which.index(responses.len())]);
+        body.drain(..frame::FRAME_HEADER_BYTES);
+        for (place, byte) in damage {
+            let place = place.index(body.len());
+            body[place] = byte;
+        }
+        let _ = wire::decode_response(&body);
+        let _ = wire::decode_request(&body);
+    }
+
+    #[test]
+    fn what_is_left_over_is_refused(request in any_request(), more in 1u8..) {
+        let mut out = Vec::new();
+        wire::encode_request(&mut out, 1, 1, &request).unwrap();
+        let mut body = out.split_off(frame::FRAME_HEADER_BYTES);
+        body.push(more);
+        prop_assert!(wire::decode_request(&body).unwrap().request.is_err());
+    }
+}
