@@ -33,6 +33,7 @@ const READS_MAX: usize = 64;
 const LIVE_MAX: usize = 256;
 /// Beyond this much that a client has not taken, no more of its requests are read.
 const OUTBOX_BYTES_MAX: usize = 8 << 20;
+const SCRATCH_BYTES_KEPT: usize = 256 << 10;
 /// What a client may have on its way to us that we have not read.
 const RECEIVE_WINDOW_BYTES: u32 = 16 << 20;
 const HELLO_WITHIN: Duration = Duration::from_secs(5);
@@ -295,6 +296,9 @@ impl Talk {
                 // Last, so that all that is ready leaves in one write.
                 written = self.send.write(&self.outbox), if !self.outbox.is_empty() => {
                     self.outbox.advance(written.map_err(of_writing)?);
+                    if self.outbox.is_empty() {
+                        self.outbox = BytesMut::new();
+                    }
                 }
             }
         }
@@ -364,9 +368,11 @@ impl Talk {
     }
 
     fn answer(&mut self, id: u64, response: &Response) {
-        self.scratch.clear();
         wire::encode_response(&mut self.scratch, id, response);
         self.outbox.extend_from_slice(&self.scratch);
+        self.scratch.clear();
+        // One large answer must not be remembered for as long as the connection stands.
+        self.scratch.shrink_to(SCRATCH_BYTES_KEPT);
     }
 }
 
