@@ -64,14 +64,13 @@ impl Appends {
         let began = Instant::now();
         let own = began + self.timeout;
         let deadline = deadline.map_or(own, |asked| asked.min(own));
-        self.metrics.appends_in_flight.inc();
+        let _in_flight = self.metrics.append_begun();
         let weight: usize = request
             .events
             .iter()
             .map(|event| event.weight_bytes())
             .sum();
         let result = self.route(request, hops, deadline).await;
-        self.metrics.appends_in_flight.dec();
         if let Ok(appended) = &result
             && appended.home == self.region
         {

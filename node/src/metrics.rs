@@ -83,13 +83,13 @@ pub struct Peer {
     pub peer: String,
 }
 
-/// Who opened a link.
+/// Which way events go over a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the variants are the label's values")]
 pub enum Direction {
-    /// The peer did: it pulls from us.
+    /// From the peer to us.
     inbound,
-    /// We did: we pull from the peer.
+    /// From us to the peer.
     outbound,
 }
 
@@ -98,7 +98,7 @@ pub enum Direction {
 pub struct Link {
     /// The peer's region.
     pub peer: String,
-    /// Who opened it.
+    /// Which way events go over it.
     pub direction: Direction,
 }
 
@@ -203,10 +203,6 @@ pub struct Metrics {
     pub replication_lag_seconds: Family<Log, Level>,
     /// From an event's timestamp to its durability here.
     pub replication_delay_seconds: Family<Origin, Histogram, Latencies>,
-    /// Events of other origins made durable here.
-    pub events_replicated: Family<Origin, Counter>,
-    /// Bytes of other origins' blocks made durable here.
-    pub bytes_replicated: Family<Origin, Counter>,
     /// Events of this region's own logs that a peer has not made durable yet.
     pub unreplicated_events: Family<Peer, Gauge>,
 
@@ -321,14 +317,6 @@ impl Metrics {
                 "From an event's timestamp to its durability here",
                 Family::new_with_constructor(Latencies),
             ),
-            events_replicated: list.add(
-                "events_replicated",
-                "Events of other origins made durable here",
-            ),
-            bytes_replicated: list.in_bytes(
-                "replicated",
-                "Bytes of other origins' blocks made durable here",
-            ),
             unreplicated_events: list.add(
                 "unreplicated_events",
                 "Events of this region's own logs that a peer has not made durable yet",
@@ -361,6 +349,21 @@ impl Metrics {
     pub fn append_answered(&self, outcome: AppendOutcome, took: Duration) {
         self.appends.get_or_create(&Outcome { outcome }).inc();
         self.append_seconds.observe(took.as_secs_f64());
+    }
+
+    /// Counts an append as in flight until the guard is dropped, whether it was answered or its
+    /// client went away.
+    pub fn append_begun(&self) -> impl Drop + use<> {
+        struct InFlight(Gauge);
+
+        impl Drop for InFlight {
+            fn drop(&mut self) {
+                self.0.dec();
+            }
+        }
+
+        self.appends_in_flight.inc();
+        InFlight(self.appends_in_flight.clone())
     }
 
     /// All metrics as OpenMetrics text.
@@ -437,6 +440,17 @@ mod tests {
             text.contains("meridian_append_duration_seconds_count 1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn an_append_that_is_given_up_is_no_longer_in_flight() {
+        let metrics = Metrics::new();
+        let (first, second) = (metrics.append_begun(), metrics.append_begun());
+        assert_eq!(metrics.appends_in_flight.get(), 2);
+        drop(first);
+        assert_eq!(metrics.appends_in_flight.get(), 1);
+        drop(second);
+        assert_eq!(metrics.appends_in_flight.get(), 0);
     }
 
     #[test]

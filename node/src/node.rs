@@ -524,18 +524,18 @@ impl Node {
         events.truncate(limit);
         let shared = self.policies.route(&read.stream) == Route::Anywhere;
         let (first, count) = (read.from, events.len() as u64);
-        let next = more
-            .then(|| match (read.direction, events.last()) {
-                (_, None) => None,
-                // Streams of several writers are counted, not numbered.
-                (Direction::Forwards, Some(_)) if shared => Some(first + count),
-                (Direction::Forwards, Some(last)) => Some(last.revision.0 + 1),
-                (Direction::Backwards, Some(_)) if shared => first.checked_sub(count),
-                (Direction::Backwards, Some(last)) => last.revision.0.checked_sub(1),
-            })
-            .flatten();
+        let next = match (read.direction, events.last()) {
+            // Forwards there is always a next one, be it not written yet.
+            (Direction::Forwards, None) => Some(first),
+            // Streams of several writers are counted, not numbered.
+            (Direction::Forwards, Some(_)) if shared => Some(first + count),
+            (Direction::Forwards, Some(last)) => Some(last.revision.0 + 1),
+            (Direction::Backwards, Some(_)) if more && shared => first.checked_sub(count),
+            (Direction::Backwards, Some(last)) if more => last.revision.0.checked_sub(1),
+            (Direction::Backwards, _) => None,
+        };
         Ok(StreamPage {
-            end: next.is_none(),
+            end: !more || next.is_none(),
             events,
             next,
         })

@@ -33,7 +33,7 @@ mod stream;
 mod views;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use meridian_clock::RegionId;
 use tokio_util::sync::CancellationToken;
@@ -50,6 +50,8 @@ struct Door {
     regions: Arc<BTreeMap<RegionId, String>>,
     // Followers end when this is cancelled; requests in progress are still answered.
     draining: CancellationToken,
+    // Held while the metrics are brought up to date and written out.
+    scrape: Arc<Mutex<()>>,
     options: ServeOptions,
 }
 
@@ -60,6 +62,7 @@ impl Door {
             backend,
             regions,
             draining,
+            scrape: Arc::default(),
             options,
         }
     }

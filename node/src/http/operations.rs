@@ -1,5 +1,7 @@
 //! What operators and their tools ask: status, digest, homes, health, metrics.
 
+use std::sync::PoisonError;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -107,6 +109,9 @@ pub(super) async fn readyz(State(door): State<Door>) -> Result<Json<HealthView>,
     )
 )]
 pub(super) async fn metrics(State(door): State<Door>) -> Result<Response, Problem> {
+    // Two scrapes at once would each see the other's half-way state. The lock guards nothing that
+    // a panic could leave half-changed.
+    let _scraping = door.scrape.lock().unwrap_or_else(PoisonError::into_inner);
     door.backend.refresh_metrics();
     let text = door.backend.metrics().encode().map_err(|error| {
         tracing::error!(%error, "the metrics cannot be formatted");

@@ -130,7 +130,7 @@ mod tests {
             .into_iter()
             .map(|(path, _)| path.to_owned())
             .collect();
-        let described: BTreeSet<_> = openapi::openapi().paths.paths.into_keys().collect();
+        let described: BTreeSet<_> = openapi().paths.paths.into_keys().collect();
         assert_eq!(served, described);
     }
 }
