@@ -390,6 +390,12 @@ impl Client {
         self.inner.regions.known().policies.route(stream)
     }
 
+    /// Proves ourselves with another certificate from the next connection on. Connections that are
+    /// open stay, so a certificate can be replaced long before it expires and nobody notices.
+    pub fn set_identity(&self, identity: Identity) {
+        self.inner.regions.set_identity(identity);
+    }
+
     /// Closes all connections, for all clones. What is under way ends as [`AppendError::Unavailable`]
     /// or [`AppendError::Indeterminate`].
     pub fn close(&self) {

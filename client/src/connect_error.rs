@@ -14,6 +14,14 @@ pub enum ConnectError {
     /// There is no node to dial.
     #[error("no node to connect to is configured; give at least one seed")]
     NoSeeds,
+    /// The region to prefer does not exist.
+    #[error("there is no region {name:?} to prefer; the federation has {}", members.join(", "))]
+    NoSuchRegion {
+        /// The name that was given.
+        name: String,
+        /// The regions there are.
+        members: Vec<String>,
+    },
     /// An address cannot be dialled at all.
     #[error("cannot dial {addr}")]
     Dial {

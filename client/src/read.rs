@@ -113,8 +113,8 @@ pub enum ReadError {
         /// What to change.
         reason: String,
     },
-    /// A read that must come from one region was asked of another.
-    #[error("region {region} is not a member of this federation")]
+    /// The region that was asked for does not exist. Look at the topology.
+    #[error("region {region} is not a member of this federation; name a member")]
     UnknownRegion {
         /// The region asked for.
         region: RegionId,

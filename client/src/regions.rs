@@ -52,7 +52,7 @@ pub(crate) enum AskError {
 
 pub(crate) struct Regions {
     endpoint: quinn::Endpoint,
-    identity: Identity,
+    identity: RwLock<Identity>,
     hello: Hello,
     resolver: Resolver,
     connect_timeout: Duration,
@@ -128,6 +128,7 @@ impl Regions {
         loop {
             let error = match first_to_welcome(seeds, &reach).await {
                 Ok((connection, known)) => {
+                    check_preference(reach.prefer.as_deref(), &known.topology)?;
                     return Ok(Self::starting_with(connection, known, reach, jitter));
                 }
                 Err(error) => error,
@@ -165,7 +166,7 @@ impl Regions {
         } = reach;
         Arc::new(Self {
             endpoint,
-            identity,
+            identity: RwLock::new(identity),
             hello,
             resolver,
             connect_timeout,
@@ -319,7 +320,7 @@ impl Regions {
         let server_name = PeerName::Region(name.clone()).dns_name();
         for addr in addresses {
             let left = give_up_at.saturating_duration_since(Instant::now());
-            let config = self.identity.client_config(Alpn::Client);
+            let config = self.identity().client_config(Alpn::Client);
             let (endpoint, hello) = (&self.endpoint, &self.hello);
             match Connection::open(endpoint, config, addr, &server_name, hello, left).await {
                 Ok(connection) if connection.welcome().region == region => {
@@ -383,6 +384,19 @@ impl Regions {
         }
     }
 
+    fn identity(&self) -> Identity {
+        let identity = self.identity.read();
+        identity.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Proves ourselves with another certificate from the next connection on.
+    pub(crate) fn set_identity(&self, identity: Identity) {
+        *self
+            .identity
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = identity;
+    }
+
     /// Ends all connections and the attempts to open any.
     pub(crate) fn close(&self) {
         self.closed.cancel();
@@ -434,10 +448,21 @@ async fn first_to_welcome(
     Err(last)
 }
 
+fn check_preference(prefer: Option<&str>, topology: &Topology) -> Result<(), ConnectError> {
+    match prefer {
+        Some(name) if topology.named(name).is_none() => Err(ConnectError::NoSuchRegion {
+            name: name.to_owned(),
+            members: topology.members.iter().map(|it| it.name.clone()).collect(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 /// Whether trying again without changing anything must fail the same way.
 fn is_for_good(error: &ConnectError) -> bool {
     match error {
         ConnectError::NoSeeds
+        | ConnectError::NoSuchRegion { .. }
         | ConnectError::Dial { .. }
         | ConnectError::Untrusted { .. }
         | ConnectError::NotAccepted { .. }

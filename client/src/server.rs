@@ -262,12 +262,13 @@ impl Talk {
         let mut stop_by = None;
         loop {
             while self.reads < READS_MAX
+                && self.outbox.len() < OUTBOX_BYTES_MAX
                 && let Some(job) = self.waiting.pop_front()
             {
                 self.reads += 1;
                 in_work.push(work(service, job, cancel));
             }
-            let begun_all = !reading || stop_by.is_some();
+            let begun_all = (!reading && self.waiting.is_empty()) || stop_by.is_some();
             if begun_all && in_work.is_empty() && self.outbox.is_empty() {
                 break;
             }

@@ -344,6 +344,32 @@ async fn a_seed_must_be_of_its_region_and_a_mistake_is_not_waited_out() {
     assert!(before.elapsed() < Duration::from_secs(1));
 }
 
+#[tokio::test]
+async fn a_preference_for_a_region_that_does_not_exist_is_a_mistake() {
+    let world = World::start(obliging, obliging);
+    let mut config = config(&world.ca, &[world.east_addr]);
+    config.prefer = Some("south".to_owned());
+    let error = Client::connect(config).await.err().unwrap();
+    assert!(error.to_string().contains("east, west"), "{error}");
+}
+
+#[tokio::test]
+async fn a_new_certificate_is_shown_from_the_next_connection_on() {
+    let world = World::start(obliging, obliging);
+    let client = connect(&world.ca, &[world.east_addr]).await;
+    // One that nobody accepts, so that its use shows.
+    client.set_identity(Ca::new().client());
+    client.append(append("ledger-1", &[1])).await.unwrap();
+    world.kill_east();
+    world.restart_east(obliging).await;
+    let until = Instant::now() + Duration::from_millis(800);
+    let refused = client.append_until(append("ledger-1", &[2]), until).await;
+    assert_eq!(code(&refused), "unavailable", "{refused:?}");
+
+    client.set_identity(world.ca.client());
+    client.append(append("ledger-1", &[3])).await.unwrap();
+}
+
 fn recorded(revision: u64) -> RecordedEvent {
     let new = common::event(u128::from(revision));
     RecordedEvent {

@@ -284,6 +284,57 @@ async fn large_requests_and_answers_travel_whole_among_small_ones() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_no_answers_is_not_worked_for_and_holds_up_nobody() {
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
+    let lone = Lone::start(move |_, request| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async move {
+            match request {
+                // An answer of a megabyte, slow enough for the other requests to pile up.
+                Request::ReadStream(_) => {
+                    sleep(Duration::from_millis(50)).await;
+                    let reason = "x".repeat(1 << 20);
+                    Response::NotUnderstood { reason }
+                }
+                other => do_it(&other),
+            }
+        }
+    });
+    let mut deaf = Raw::introduced(&lone).await;
+    let mut requests = Vec::new();
+    for id in 0..1000 {
+        let read = Request::ReadStream(StreamRead {
+            stream: StreamId::new("order-1").unwrap(),
+            from: 0,
+            direction: Direction::Forwards,
+            limit: 1,
+        });
+        wire::encode_request(&mut requests, id, 60_000, &read).unwrap();
+    }
+    deaf.say(&requests).await;
+
+    let mut before = 0;
+    loop {
+        sleep(Duration::from_millis(300)).await;
+        let now = handled.load(Ordering::SeqCst);
+        if now == before && now > 0 {
+            break;
+        }
+        before = now;
+    }
+    // What QUIC takes for a client that does not read, what is kept for it, what was in work.
+    assert!(
+        before <= 32 + 8 + 64 + 1,
+        "{before} answers were made for nobody"
+    );
+
+    let connection = lone.open().await;
+    let answer = connection.request(request(1), soon()).await;
+    assert_eq!(answer, Ok(do_it(&request(1))));
+}
+
+#[tokio::test]
 async fn a_lost_client_takes_its_requests_with_it() {
     struct Guard(Arc<AtomicUsize>);
     impl Drop for Guard {
