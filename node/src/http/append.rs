@@ -172,6 +172,7 @@ fn parse_durability(level: &str) -> Option<Durability> {
 #[utoipa::path(
     post,
     path = "/v1/streams/{stream}/events",
+    operation_id = "append_events",
     tag = "events",
     params(("stream" = String, Path, description = "The stream's name, percent-encoded: 1 to 256 bytes, no control characters; its category is the part before the first `-`")),
     request_body = AppendBody,

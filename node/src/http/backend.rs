@@ -53,6 +53,9 @@ pub trait Backend: Send + Sync + 'static {
     /// What each origin log holds here.
     fn digest(&self) -> Vec<DigestEntry>;
 
+    /// This node's region.
+    fn region(&self) -> RegionId;
+
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
 
@@ -136,6 +139,10 @@ impl Backend for Node {
 
     fn digest(&self) -> Vec<DigestEntry> {
         Self::digest(self)
+    }
+
+    fn region(&self) -> RegionId {
+        self.config().region
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

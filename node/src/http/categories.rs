@@ -15,6 +15,7 @@ use super::views::{CategoriesView, CategoryView};
 #[utoipa::path(
     get,
     path = "/v1/categories",
+    operation_id = "list_categories",
     tag = "categories",
     responses((status = 200, description = "The policies, by name", body = CategoriesView))
 )]
@@ -34,6 +35,7 @@ pub(super) async fn list(State(door): State<Door>) -> Json<CategoriesView> {
 #[utoipa::path(
     get,
     path = "/v1/categories/{category}",
+    operation_id = "get_category",
     tag = "categories",
     params(("category" = String, Path, description = "The category's name, percent-encoded")),
     responses(
@@ -58,6 +60,7 @@ pub(super) async fn read(
 #[utoipa::path(
     put,
     path = "/v1/categories/{category}",
+    operation_id = "set_category",
     tag = "categories",
     params(("category" = String, Path, description = "The category's name, percent-encoded")),
     responses(
@@ -73,6 +76,7 @@ pub(super) async fn set(Name(name): Name) -> Problem {
 #[utoipa::path(
     delete,
     path = "/v1/categories/{category}",
+    operation_id = "remove_category",
     tag = "categories",
     params(("category" = String, Path, description = "The category's name, percent-encoded")),
     responses(

@@ -17,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::params::{Params, check_limit};
 use super::problem::Problem;
 use super::views::{EventView, EventsPageView};
-use super::{Door, sse};
+use super::{Door, cursor, sse};
 use crate::metrics::Metrics;
 
 /// How many events a follower is sent in one go.
@@ -69,6 +69,7 @@ enum TierParam {
 #[utoipa::path(
     get,
     path = "/v1/events",
+    operation_id = "read_events",
     tag = "events",
     params(
         EventsParams,
@@ -101,7 +102,7 @@ pub(super) async fn read(
         ),
         None => params.after,
     };
-    let after = LiveCursor(after.unwrap_or_default());
+    let after = cursor::parse(&door, after.as_deref().unwrap_or_default())?;
     let filter = EventFilter {
         category: params.category,
         event_type: params.event_type,
@@ -124,7 +125,7 @@ pub(super) async fn read(
             .iter()
             .map(|(_, event)| EventView::new(event, &door))
             .collect(),
-        cursor: page.cursor.0,
+        cursor: cursor::show(&door, &page.cursor),
         watermark: None,
         end: page.at_end,
     })
@@ -231,7 +232,7 @@ impl Follower {
                     self.going = changed.is_ok();
                 }
                 () = heartbeat.as_mut() => {
-                    sse::write_heartbeat(&mut out, &self.cursor.0);
+                    sse::write_heartbeat(&mut out, &cursor::show(&self.door, &self.cursor));
                     break;
                 }
             }
@@ -255,7 +256,8 @@ impl Follower {
         for (cursor, event) in &page.events {
             let json = serde_json::to_vec(&EventView::new(event, &self.door))
                 .map_err(|error| Problem::internal(format!("an event cannot be shown: {error}")))?;
-            sse::write_message(out, None, Some(&cursor.0), &json);
+            let id = cursor::show(&self.door, cursor);
+            sse::write_message(out, None, Some(&id), &json);
         }
         self.cursor = page.cursor;
         if let Some(left) = &mut self.remaining {

@@ -13,6 +13,7 @@ mod append;
 mod backend;
 mod body;
 mod categories;
+mod cursor;
 #[expect(
     unused_qualifications,
     reason = "the macro that describes parameters writes them"
@@ -48,6 +49,7 @@ struct Door {
     backend: Arc<dyn Backend>,
     // Membership is static in the configuration, so the names are asked for once.
     regions: Arc<BTreeMap<RegionId, String>>,
+    region: Arc<str>,
     // Followers end when this is cancelled; requests in progress are still answered.
     draining: CancellationToken,
     // Held while the metrics are brought up to date and written out.
@@ -57,10 +59,12 @@ struct Door {
 
 impl Door {
     fn new(backend: Arc<dyn Backend>, options: ServeOptions, draining: CancellationToken) -> Self {
-        let regions = Arc::new(backend.regions());
+        let regions = backend.regions();
+        let region = shown(&regions, backend.region()).into();
         Self {
             backend,
-            regions,
+            regions: Arc::new(regions),
+            region,
             draining,
             scrape: Arc::default(),
             options,
@@ -69,9 +73,11 @@ impl Door {
 
     /// The name of `region`, or something that says its number when it is no member.
     fn region_name(&self, region: RegionId) -> String {
-        self.regions
-            .get(&region)
-            .cloned()
-            .unwrap_or_else(|| format!("region-{region}"))
+        shown(&self.regions, region)
     }
+}
+
+fn shown(regions: &BTreeMap<RegionId, String>, region: RegionId) -> String {
+    let name = regions.get(&region).cloned();
+    name.unwrap_or_else(|| format!("region-{region}"))
 }

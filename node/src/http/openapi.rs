@@ -14,8 +14,7 @@ use super::{append, categories, events, operations, stream};
     info(
         title = "Meridian",
         description = "A multi-region, active-active event store.",
-        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
-        contact()
+        license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0")
     ),
     paths(
         append::append,
@@ -50,6 +49,7 @@ pub fn openapi() -> utoipa::openapi::OpenApi {
 #[utoipa::path(
     get,
     path = "/openapi.json",
+    operation_id = "get_description",
     tag = "operations",
     responses((status = 200, description = "This document, OpenAPI 3.1", body = serde_json::Value))
 )]

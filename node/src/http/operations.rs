@@ -18,6 +18,7 @@ use crate::{DigestEntry, NodeStatus};
 #[utoipa::path(
     get,
     path = "/v1/status",
+    operation_id = "get_status",
     tag = "operations",
     responses((status = 200, description = "Members, links and origin logs", body = NodeStatus))
 )]
@@ -31,6 +32,7 @@ pub(super) async fn status(State(door): State<Door>) -> Json<NodeStatus> {
 #[utoipa::path(
     get,
     path = "/v1/digest",
+    operation_id = "get_digest",
     tag = "operations",
     responses((status = 200, description = "One entry per origin log", body = Vec<DigestEntry>))
 )]
@@ -42,6 +44,7 @@ pub(super) async fn digest(State(door): State<Door>) -> Json<Vec<DigestEntry>> {
 #[utoipa::path(
     get,
     path = "/v1/homes/{stream}",
+    operation_id = "get_home",
     tag = "operations",
     params(("stream" = String, Path, description = "The stream's name, percent-encoded")),
     responses(
@@ -68,6 +71,7 @@ pub(super) async fn home(State(door): State<Door>, Stream(stream): Stream) -> Js
 #[utoipa::path(
     get,
     path = "/healthz",
+    operation_id = "get_health",
     tag = "operations",
     responses((status = 200, description = "It runs", body = HealthView))
 )]
@@ -79,6 +83,7 @@ pub(super) async fn healthz() -> Json<HealthView> {
 #[utoipa::path(
     get,
     path = "/readyz",
+    operation_id = "get_readiness",
     tag = "operations",
     responses(
         (status = 200, description = "It can", body = HealthView),
@@ -102,6 +107,7 @@ pub(super) async fn readyz(State(door): State<Door>) -> Result<Json<HealthView>,
 #[utoipa::path(
     get,
     path = "/metrics",
+    operation_id = "get_metrics",
     tag = "operations",
     responses(
         (status = 200, description = "All metrics", body = String, content_type = "application/openmetrics-text"),

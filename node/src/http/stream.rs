@@ -47,6 +47,7 @@ enum DirectionParam {
 #[utoipa::path(
     get,
     path = "/v1/streams/{stream}/events",
+    operation_id = "read_stream",
     tag = "events",
     params(
         ("stream" = String, Path, description = "The stream's name, percent-encoded"),

@@ -75,8 +75,10 @@ async fn every_path_of_the_contract_is_there() {
 #[test]
 fn every_answer_has_a_type_and_every_type_is_there() {
     let document = described();
+    let mut operations = Vec::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
         for (method, operation) in methods.as_object().unwrap() {
+            operations.push(operation);
             assert!(
                 operation["summary"].is_string(),
                 "{method} {path} has no summary"
@@ -99,6 +101,13 @@ fn every_answer_has_a_type_and_every_type_is_there() {
             }
         }
     }
+    let ids = operations.iter().map(|operation| &operation["operationId"]);
+    let unique: BTreeSet<_> = ids.map(|id| id.as_str().unwrap()).collect();
+    assert_eq!(
+        unique.len(),
+        operations.len(),
+        "an operation's id is not its own"
+    );
     let mut wanted = BTreeSet::new();
     references(&document, &mut wanted);
     let schemas = document["components"]["schemas"].as_object().unwrap();
