@@ -11,14 +11,13 @@ use futures_util::stream;
 use meridian_client::{EventFilter, LiveCursor};
 use meridian_event::{Category, EventType};
 use serde::Deserialize;
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use utoipa::{IntoParams, ToSchema};
 
 use super::params::{Params, check_limit};
 use super::problem::Problem;
 use super::views::{EventView, EventsPageView};
-use super::{Door, cursor, sse};
-use crate::metrics::Metrics;
+use super::{Backend, Door, cursor, sse};
 
 /// How many events a follower is sent in one go.
 const FOLLOW_PAGE_EVENTS: u32 = 256;
@@ -166,7 +165,16 @@ async fn follow(
     filter: EventFilter,
     remaining: Option<u32>,
 ) -> Result<Response, Problem> {
-    let counted = Counted::new(&door);
+    let Ok(place) = door.followers.clone().try_acquire_owned() else {
+        return Err(Problem::unavailable(
+            format!(
+                "{} event streams are being followed already; read pages, or follow another region",
+                door.options.followers_max
+            ),
+            5000,
+        ));
+    };
+    let counted = Counted::new(&door, place);
     let mut follower = Follower {
         committed: door.backend.committed(),
         door,
@@ -268,20 +276,25 @@ impl Follower {
     }
 }
 
-/// Counts a follower for as long as it is there.
-struct Counted(Arc<dyn super::Backend>);
+/// Counts a follower, and keeps its place, for as long as it is there.
+struct Counted {
+    backend: Arc<dyn Backend>,
+    _place: OwnedSemaphorePermit,
+}
 
 impl Counted {
-    fn new(door: &Door) -> Self {
-        let metrics: &Metrics = door.backend.metrics();
-        metrics.http_followers.inc();
-        Self(door.backend.clone())
+    fn new(door: &Door, place: OwnedSemaphorePermit) -> Self {
+        door.backend.metrics().http_followers.inc();
+        Self {
+            backend: door.backend.clone(),
+            _place: place,
+        }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.metrics().http_followers.dec();
+        self.backend.metrics().http_followers.dec();
     }
 }
 

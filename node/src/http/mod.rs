@@ -6,8 +6,8 @@
 //! Not here: what an append or a read means (the node), the QUIC door (`meridian_client::server`).
 //! Start reading at `routes`, then `append` and `events`.
 //!
-//! Always true: every error, whatever its cause, is `application/problem+json` with a stable
-//! `code`; a body is never read beyond its limit; a follower that does not read costs one page.
+//! Always true: every request that can be read as HTTP and fails is answered with
+//! `application/problem+json` and a stable `code`; a body is never read beyond its limit; a follower that does not read costs one page.
 
 mod append;
 mod backend;
@@ -37,6 +37,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use meridian_clock::RegionId;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 pub use backend::{Backend, LiveEvents};
@@ -52,6 +53,8 @@ struct Door {
     region: Arc<str>,
     // Followers end when this is cancelled; requests in progress are still answered.
     draining: CancellationToken,
+    // One permit per event stream that is followed.
+    followers: Arc<Semaphore>,
     // Held while the metrics are brought up to date and written out.
     scrape: Arc<Mutex<()>>,
     options: ServeOptions,
@@ -66,6 +69,7 @@ impl Door {
             regions: Arc::new(regions),
             region,
             draining,
+            followers: Arc::new(Semaphore::new(options.followers_max)),
             scrape: Arc::default(),
             options,
         }

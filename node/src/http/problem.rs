@@ -36,7 +36,7 @@ pub(super) enum Code {
     Timeout,
     /// 501: this build does not do that yet.
     NotImplemented,
-    /// 500: a defect of the server. It is in its log.
+    /// 500: a defect of the server; its log has more. The request may have been done.
     Internal,
 }
 

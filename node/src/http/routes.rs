@@ -1,11 +1,14 @@
 //! Which path leads where, and what every answer has in common.
 
+use std::panic::AssertUnwindSafe;
+
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
+use futures_util::FutureExt;
 use jiff::Timestamp as WallTime;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::time::Instant;
@@ -64,7 +67,16 @@ async fn observe(State(door): State<Door>, request: Request, next: Next) -> Resp
         .get::<MatchedPath>()
         .map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned());
 
-    let mut response = next.run(request).await;
+    // A handler that panics has broken an assertion. The process goes on, and so does this
+    // connection; what was asked for may or may not have been done.
+    let mut response = match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(_) => {
+            tracing::error!(method, route, "a request broke an assertion");
+            Problem::internal("a defect of the server, see its log; the request may have been done")
+                .into_response()
+        }
+    };
     if response.status() == StatusCode::METHOD_NOT_ALLOWED {
         let allow = response.headers_mut().remove(header::ALLOW);
         response = Problem::method_not_allowed(method, allow).into_response();

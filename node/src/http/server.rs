@@ -24,6 +24,9 @@ use crate::seams::{TcpListener, TcpStream};
 pub struct ServeOptions {
     /// The most connections at once; further ones wait to be accepted.
     pub connections_max: usize,
+    /// The most event streams that are followed at once; further ones are told to come back, so
+    /// that followers cannot take every connection.
+    pub followers_max: usize,
     /// How long a connection may take to send a request's head, and how long it may be idle.
     pub head_timeout: Duration,
     /// How long a request's body may take to arrive.
@@ -40,6 +43,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             connections_max: 4096,
+            followers_max: 1024,
             // Clients keep idle connections for up to 90 s (reqwest, browsers less): closing
             // earlier than they do would now and then meet a request on its way.
             head_timeout: Duration::from_secs(100),
@@ -70,6 +74,9 @@ pub async fn serve(
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(options.head_timeout)
+        // With every connection in use, this is what their read buffers take at most: 256 MiB
+        // were all of them hostile, next to nothing as it is.
+        .max_buf_size(READ_BUFFER_BYTES_MAX)
         // The date comes from the node's own clock.
         .auto_date_header(false);
 
@@ -136,6 +143,9 @@ pub async fn serve(
         connections.wait().await;
     }
 }
+
+/// The longest head of a request, and how much of a body is read ahead.
+const READ_BUFFER_BYTES_MAX: usize = 64 << 10;
 
 /// How long to wait after a connection that was not accepted.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(50);

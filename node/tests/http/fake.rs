@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub(crate) struct Fake {
     pub(crate) asked: Mutex<Option<AppendRequest>>,
     /// Appends wait for this when there is one.
     pub(crate) gate: Mutex<Option<Arc<Notify>>>,
+    /// Appends break an assertion.
+    pub(crate) broken: AtomicBool,
     pub(crate) not_ready: Mutex<Option<String>>,
     pub(crate) reads: AtomicU64,
     ids: AtomicU64,
@@ -57,6 +59,7 @@ impl Fake {
             unreadable: Mutex::default(),
             asked: Mutex::default(),
             gate: Mutex::default(),
+            broken: AtomicBool::default(),
             not_ready: Mutex::default(),
             reads: AtomicU64::default(),
             ids: AtomicU64::default(),
@@ -117,6 +120,7 @@ impl Fake {
         if let Some(error) = self.refuse.lock().unwrap().take() {
             return Err(error);
         }
+        assert!(!self.broken.load(Ordering::Relaxed), "told to break");
         request.check(&self.limits())?;
         let gate = self.gate.lock().unwrap().clone();
         if let Some(gate) = gate {

@@ -240,3 +240,32 @@ async fn a_follower_that_does_not_read_is_not_read_for() {
     let text = String::from_utf8_lossy(&received);
     assert!(!text.contains("\"number\":199999"), "all of it was sent");
 }
+
+#[tokio::test]
+async fn followers_cannot_take_every_connection() {
+    let served = Served::with(ServeOptions {
+        followers_max: 1,
+        ..ServeOptions::default()
+    })
+    .await;
+    let first = Follower::new(&served, "", None).await;
+    let follow = || {
+        let request = served.get("/v1/events");
+        request.header("accept", "text/event-stream").send()
+    };
+    let refused = follow().await.unwrap();
+    assert_eq!(refused.headers()["retry-after"], "5");
+    problem(refused, 503, "unavailable").await;
+    assert_eq!(served.get("/v1/events").send().await.unwrap().status(), 200);
+
+    // A place is free again once the first has gone.
+    drop(first);
+    let freed = async {
+        while follow().await.unwrap().status() != 200 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(Duration::from_secs(5), freed)
+        .await
+        .expect("a place that was left is given to the next");
+}

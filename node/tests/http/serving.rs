@@ -1,6 +1,7 @@
 //! Connections: how many, how slow, and how they end.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meridian_node::http::ServeOptions;
@@ -129,4 +130,30 @@ async fn requests_on_one_connection_are_answered_in_turn() {
                 GET /readyz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
     let answer = served.raw(two).await;
     assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
+}
+
+#[tokio::test]
+async fn a_broken_assertion_is_an_answer_and_the_door_stays_open() {
+    let served = Served::new().await;
+    served.fake.broken.store(true, Ordering::Relaxed);
+    problem(served.append(BODY).await, 500, "internal").await;
+    served.fake.broken.store(false, Ordering::Relaxed);
+    json(served.append(BODY).await).await;
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_refused() {
+    let served = Served::new().await;
+    let mut stream = served.connect().await;
+    let head = [&b"GET /healthz HTTP/1.1\r\nx: "[..], &[b'x'; 100 << 10]].concat();
+    // The door may close while we still send.
+    let _ = stream.write_all(&head).await;
+    let mut answer = Vec::new();
+    let ended = timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+    assert!(ended.is_ok(), "the rest of an endless head is waited for");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431 "),
+        "{answer}"
+    );
 }
