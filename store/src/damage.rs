@@ -1,9 +1,12 @@
 //! What is known to be damaged.
 
+use std::collections::BTreeMap;
 use std::io;
 
 use meridian_clock::{LogId, Position};
 use meridian_event::Chain;
+
+use crate::index::Summary;
 
 /// Events that were committed here and cannot be read now. They are not served; another region
 /// that holds them can give them back through [`crate::Store::repair`].
@@ -76,6 +79,18 @@ pub enum RepairError {
         /// The chain after the block that was offered.
         actual: Chain,
     },
+    /// The file that held it is gone, so there is no place to put it back to. Stop the node, remove
+    /// its data folder and let it fetch everything from its peers.
+    #[error(
+        "the segment that held the block {log} {first} is gone; \
+         stop the node, remove its data folder and start it again"
+    )]
+    NoPlace {
+        /// The log of the block.
+        log: LogId,
+        /// Its first position.
+        first: Position,
+    },
     /// The damage lies in the segment that is being written. It has been asked to be sealed; offer
     /// the block again after the next commit.
     #[error("segment {segment} is still being written; offer the block again after a commit")]
@@ -91,4 +106,110 @@ pub enum RepairError {
         /// What the disk said.
         source: io::Error,
     },
+}
+
+/// What is known to be damaged in an open store.
+#[derive(Debug, Default)]
+pub(crate) struct Register {
+    ranges: BTreeMap<(LogId, Position), DamagedRange>,
+    holes: BTreeMap<(u64, u64), u64>,
+    voids: BTreeMap<(u64, u64), u64>,
+}
+
+impl Register {
+    /// Notes a range; returns whether it was not known.
+    pub(crate) fn note(&mut self, range: DamagedRange) -> bool {
+        if self.covering(range.log, range.first).is_some() {
+            return false;
+        }
+        tracing::warn!(%range, "damage found");
+        self.ranges.insert((range.log, range.first), range);
+        true
+    }
+
+    /// Notes what was found when a segment's index was made.
+    pub(crate) fn take_summary(&mut self, segment: u64, summary: &Summary) {
+        for row in &summary.damaged {
+            self.note(DamagedRange {
+                log: row.log,
+                first: row.first,
+                last: row.last,
+                segment,
+                offset: row.offset,
+                reason: row.reason.clone(),
+            });
+        }
+        for (start, end) in &summary.holes {
+            self.holes.insert((segment, *start), *end);
+        }
+        for (start, end) in &summary.voids {
+            self.voids.insert((segment, *start), *end);
+        }
+    }
+
+    /// Forgets what is known of a segment, because it is about to be read again.
+    pub(crate) fn forget_segment(&mut self, segment: u64) {
+        self.ranges.retain(|_, range| range.segment != segment);
+        self.holes.retain(|(of, _), _| *of != segment);
+        self.voids.retain(|(of, _), _| *of != segment);
+    }
+
+    /// The range that holds `position`.
+    pub(crate) fn covering(&self, log: LogId, position: Position) -> Option<&DamagedRange> {
+        let (_, range) = self.ranges.range(..=(log, position)).next_back()?;
+        (range.log == log && range.last >= position).then_some(range)
+    }
+
+    /// The damaged ranges, ascending by log and position.
+    pub(crate) fn ranges(&self) -> Vec<DamagedRange> {
+        self.ranges.values().cloned().collect()
+    }
+
+    /// How many damaged ranges are known.
+    pub(crate) fn len(&self) -> u64 {
+        self.ranges.len() as u64
+    }
+
+    /// Whether a range of `segment` is damaged.
+    pub(crate) fn concerns(&self, segment: u64) -> bool {
+        self.ranges.values().any(|range| range.segment == segment)
+    }
+
+    /// The holes, ascending by place.
+    pub(crate) fn holes(&self) -> Vec<Hole> {
+        let hole = |((segment, offset), end): (&(u64, u64), &u64)| Hole {
+            segment: *segment,
+            offset: *offset,
+            bytes: end - offset,
+        };
+        self.holes.iter().map(hole).collect()
+    }
+
+    /// Forgets one range, which was put back.
+    pub(crate) fn forget(&mut self, log: LogId, first: Position) {
+        self.ranges.remove(&(log, first));
+    }
+
+    /// Notes damaged bytes of which nothing tells what they held.
+    pub(crate) fn note_hole(&mut self, segment: u64, start: u64, end: u64) {
+        self.holes.insert((segment, start), end);
+    }
+
+    /// The place of the last damaged or given-up bytes before the end of `segment`.
+    pub(crate) fn last_hole(&self, segment: u64) -> Option<(u64, u64)> {
+        let before = |places: &BTreeMap<(u64, u64), u64>| {
+            let (place, _) = places.range(..=(segment, u64::MAX)).next_back()?;
+            Some(*place)
+        };
+        before(&self.holes).max(before(&self.voids))
+    }
+
+    /// Damaged or given-up bytes that begin at this place: where they end.
+    pub(crate) fn room_at(&self, segment: u64, start: u64) -> Option<u64> {
+        let place = (segment, start);
+        self.holes
+            .get(&place)
+            .or_else(|| self.voids.get(&place))
+            .copied()
+    }
 }

@@ -2,16 +2,26 @@
 
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use meridian_clock::{Dot, Epoch, Incarnation, LogId, Position, RegionId, Timestamp};
 use meridian_event::{Block, Chain, EventId, RecordedEvent, Revision, StreamId};
 use tokio::sync::watch;
 
+use crate::commit::{Group, Lane, Stop, Taken};
+use crate::core::Core;
+use crate::housekeeping::Step;
+use crate::recovery::{UNCERTAIN_PATH, recover};
 use crate::{
-    DamagedRange, Disk, Hole, LogOffset, RepairError, ScrubCursor, ScrubStep, SmallState,
-    StoreOptions,
+    DamagedRange, Disk, Hole, Lanes, LogOffset, RepairError, ScrubCursor, ScrubStep, SmallState,
+    StoreOptions, small,
 };
+
+/// The file whose lock says that a node has the folder open.
+pub(crate) const LOCK_PATH: &str = "lock";
 
 /// How far an origin log goes here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -291,7 +301,7 @@ pub type Done = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 
 /// A group of blocks that was written and is not yet synced; see [`Store::commit_begin`].
 #[must_use = "what was written is lost to its writers until it is finished"]
-pub struct CommitGroup {}
+pub struct CommitGroup(Group);
 
 impl fmt::Debug for CommitGroup {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -300,7 +310,12 @@ impl fmt::Debug for CommitGroup {
 }
 
 /// A node's disk, open. See the crate's page.
-pub struct Store {}
+pub struct Store {
+    core: Arc<Core>,
+    lanes: Mutex<Vec<JoinHandle<()>>>,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    small: OnceLock<Box<dyn SmallState>>,
+}
 
 impl fmt::Debug for Store {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -318,22 +333,51 @@ impl Store {
         disk: Arc<dyn Disk>,
         options: StoreOptions,
     ) -> Result<(Arc<Self>, Recovery), OpenError> {
-        todo!()
+        let lock = match disk.lock(LOCK_PATH) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                return Err(OpenError::InUse);
+            }
+            lock => lock.map_err(|source| OpenError::Io {
+                path: LOCK_PATH.to_owned(),
+                source,
+            })?,
+        };
+        let lanes = options.lanes;
+        let (core, recovery) = recover(disk, options)?;
+        let core = Arc::new(core);
+        let lanes = match lanes {
+            Lanes::Threads(count) => start(&core, count.max(1)).map_err(|source| {
+                core.fail("the lanes could not be started");
+                OpenError::Io {
+                    path: "start the commit lanes".to_owned(),
+                    source,
+                }
+            })?,
+            Lanes::Driven => Vec::new(),
+        };
+        let store = Self {
+            core,
+            lanes: Mutex::new(lanes),
+            lock: Mutex::new(Some(lock)),
+            small: OnceLock::new(),
+        };
+        Ok((Arc::new(store), recovery))
     }
 
     /// How far `log` is committed.
     pub fn head(&self, log: LogId) -> LogHead {
-        todo!()
+        let heads = &self.core.view().heads;
+        heads.get(&log).copied().unwrap_or(LogHead::empty(log))
     }
 
     /// How far each log that has events is committed, ascending by log.
     pub fn heads(&self) -> Vec<LogHead> {
-        todo!()
+        self.core.view().heads.values().copied().collect()
     }
 
     /// How far `log` goes with what is queued but not yet durable: the next block must follow this.
     pub fn submitted_head(&self, log: LogId) -> LogHead {
-        todo!()
+        self.core.queue().submitted_head(log)
     }
 
     /// Queues `block`, which must be the exact next one of its log.
@@ -345,17 +389,29 @@ impl Store {
     /// When the block does not continue its log, or the store takes none now. `done` is then not
     /// called.
     pub fn submit(&self, block: Block, done: Done) -> Result<(), SubmitError> {
-        todo!()
+        self.core.submit(block, done)
     }
 
     /// Waits until the queue has room (or the store takes no more blocks at all).
     pub async fn room(&self) {
-        todo!()
+        loop {
+            let room = self.core.room.notified();
+            tokio::pin!(room);
+            // Registered before the look, so that room made in between is not missed.
+            room.as_mut().enable();
+            {
+                let queue = self.core.queue();
+                if queue.stop.is_some() || queue.bytes <= self.core.options.queue_bytes_max {
+                    return;
+                }
+            }
+            room.await;
+        }
     }
 
     /// A number that changes after each commit.
     pub fn committed(&self) -> watch::Receiver<u64> {
-        todo!()
+        self.core.committed.subscribe()
     }
 
     /// The committed blocks of `log`, verbatim and contiguous, from the block that holds the
@@ -369,7 +425,7 @@ impl Store {
         after: Position,
         bytes_max: usize,
     ) -> Result<Vec<Block>, ReadError> {
-        todo!()
+        self.core.read_log(log, after, bytes_max)
     }
 
     /// The committed blocks of all logs in the order they arrived here, from `after` on.
@@ -377,7 +433,7 @@ impl Store {
     /// # Errors
     /// When the disk fails. Damaged blocks are left out and listed.
     pub fn scan(&self, after: LogOffset, bytes_max: usize) -> Result<ScanPage, ReadError> {
-        todo!()
+        self.core.scan(after, bytes_max)
     }
 
     /// The committed event with this id.
@@ -385,7 +441,7 @@ impl Store {
     /// # Errors
     /// When it is damaged, or the disk fails.
     pub fn find_event(&self, id: EventId) -> Result<Option<Found>, ReadError> {
-        todo!()
+        self.core.find_event(id)
     }
 
     /// The last committed event of `stream`, among those of `origin` if one is given: by revision
@@ -398,7 +454,7 @@ impl Store {
         stream: &StreamId,
         origin: Option<RegionId>,
     ) -> Result<Option<Found>, ReadError> {
-        todo!()
+        self.core.stream_last(stream, origin)
     }
 
     /// Committed events of `stream`.
@@ -414,12 +470,12 @@ impl Store {
         stream: &StreamId,
         range: StreamRange,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
-        todo!()
+        self.core.read_stream(stream, range)
     }
 
     /// What is known to be damaged.
     pub fn damaged(&self) -> Vec<DamagedRange> {
-        todo!()
+        self.core.damage().ranges()
     }
 
     /// Puts a block that another region gave back into its damaged place. The damaged segment file
@@ -429,7 +485,7 @@ impl Store {
     /// # Errors
     /// When the block is not what was there, or the disk fails.
     pub fn repair(&self, block: Block) -> Result<bool, RepairError> {
-        todo!()
+        Ok(self.core.repair_all(vec![block])? > 0)
     }
 
     /// As [`Store::repair`], for blocks of any logs at once: each segment is copied only once.
@@ -438,13 +494,13 @@ impl Store {
     /// # Errors
     /// At the first block that is not what was there, or when the disk fails.
     pub fn repair_all(&self, blocks: Vec<Block>) -> Result<usize, RepairError> {
-        todo!()
+        self.core.repair_all(blocks)
     }
 
     /// Reads the next `bytes_max` or so of the sealed segments again and checks every checksum and
     /// chain. What is damaged is remembered, see [`Store::damaged`]; a damaged index is made anew.
     pub fn scrub(&self, cursor: &mut ScrubCursor, bytes_max: usize) -> ScrubStep {
-        todo!()
+        self.core.scrub(cursor, bytes_max)
     }
 
     /// Notes that this node's own logs have been compared with what the peers hold, so that
@@ -453,49 +509,167 @@ impl Store {
     /// # Errors
     /// When the disk fails.
     pub fn settle_heads(&self) -> io::Result<()> {
-        todo!()
+        let disk = &self.core.disk;
+        match disk.remove(UNCERTAIN_PATH) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => {
+                removed?;
+                disk.sync_dir("")
+            }
+        }
     }
 
     /// Whether the store takes blocks.
     pub fn health(&self) -> Health {
-        todo!()
+        let queue = self.core.queue();
+        match (&queue.stop, &queue.disk_full) {
+            (Some(Stop::Failed(reason)), _) => Health::Failed {
+                reason: reason.clone(),
+            },
+            (Some(Stop::Closed), _) => Health::Failed {
+                reason: "the store is closed".to_owned(),
+            },
+            (None, Some(reason)) => Health::DiskFull {
+                reason: reason.clone(),
+            },
+            (None, None) => Health::Writable,
+        }
     }
 
     /// Figures for operators.
     pub fn stats(&self) -> StoreStats {
-        todo!()
+        let segments = self.core.segments();
+        let mut stats = StoreStats {
+            segments: segments.len() as u64,
+            blocks_committed: self.core.counters.blocks_committed.load(Ordering::Relaxed),
+            fsyncs: self.core.counters.fsyncs.load(Ordering::Relaxed),
+            queue_bytes: self.core.queue().bytes as u64,
+            damaged: self.core.damage().len(),
+            ..StoreStats::default()
+        };
+        for segment in segments.values() {
+            let index = segment.index();
+            stats.bytes += index.summary().end;
+            stats.events += index.summary().events;
+        }
+        stats
     }
 
     /// Small derived state. Opened at the first call.
     pub fn small(&self) -> &dyn SmallState {
-        todo!()
+        &**self.small.get_or_init(|| small::open(&*self.core.disk))
     }
 
     /// Writes and syncs what is queued, stops the lanes and releases the lock. Later blocks are
     /// refused; reads go on.
     pub fn close(&self) {
-        todo!()
+        {
+            let mut queue = self.core.queue();
+            if queue.stop.is_none() {
+                queue.stop = Some(Stop::Closed);
+            }
+        }
+        self.core.work.notify_all();
+        self.core.chores.notify_all();
+        self.core.driver.notify_one();
+        let lanes: Vec<_> = std::mem::take(&mut *lock(&self.lanes));
+        let is_driven = self.core.options.lanes == Lanes::Driven;
+        for lane in lanes {
+            // A writer's callback may be what closes the store; a lane cannot wait for itself.
+            if lane.thread().id() != thread::current().id() && lane.join().is_err() {
+                tracing::error!("a commit lane panicked");
+            }
+        }
+        if is_driven {
+            while let Some(group) = self.commit_begin() {
+                self.commit_finish(group);
+            }
+        }
+        self.core.refuse_waiting();
+        let mut held = lock(&self.lock);
+        if held.is_some()
+            && let Err(error) = self.core.write_mark()
+        {
+            tracing::warn!(%error, "the closing mark cannot be written");
+        }
+        *held = None;
     }
 
     /// Waits until there is something to commit or to keep house about. For [`crate::Lanes::Driven`].
     pub async fn wants_commit(&self) {
-        todo!()
+        loop {
+            {
+                let queue = self.core.queue();
+                if queue.stop.is_some() || queue.has_work() || queue.has_chores(&self.core) {
+                    return;
+                }
+            }
+            self.core.driver.notified().await;
+        }
     }
 
     /// Writes the next group, if any block is queued and fewer than two groups are in flight. For
     /// [`crate::Lanes::Driven`].
     pub fn commit_begin(&self) -> Option<CommitGroup> {
-        todo!()
+        match self.core.take_group(false) {
+            Taken::Group(mut group) => {
+                self.core.write_group(&mut group, &mut Lane::default());
+                Some(CommitGroup(group))
+            }
+            Taken::Nothing | Taken::Stopped => None,
+        }
     }
 
     /// Syncs a group, and completes it and its finished successors if all before it are complete.
     pub fn commit_finish(&self, group: CommitGroup) {
-        todo!()
+        self.core.finish_group(group.0);
     }
 
     /// Takes one bounded step of preparing the next segment or sealing the last one. Returns
     /// whether there was anything to do. For [`crate::Lanes::Driven`].
     pub fn housekeep(&self) -> bool {
-        todo!()
+        matches!(self.core.housekeep(), Step::Done | Step::DonePaced)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // A driven store is dropped by a simulated crash too: only its lock goes then.
+        if self.core.options.lanes != Lanes::Driven {
+            self.close();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the commit lanes are the one place with threads: a sync blocks its thread"
+)]
+fn start(core: &Arc<Core>, count: usize) -> io::Result<Vec<JoinHandle<()>>> {
+    let spawn = |name: String, work: fn(&Core)| {
+        let core = Arc::clone(core);
+        thread::Builder::new().name(name).spawn(move || {
+            // A lane that dies must not leave writers waiting for ever.
+            if catch_unwind(AssertUnwindSafe(|| work(&core))).is_err() {
+                core.fail("a commit lane panicked; this is a bug");
+            }
+        })
+    };
+    let mut lanes = vec![spawn("store-house".to_owned(), Core::keep_house)?];
+    for number in 0..count {
+        lanes.push(spawn(format!("store-lane-{number}"), run_lane)?);
+    }
+    Ok(lanes)
+}
+
+fn run_lane(core: &Core) {
+    let mut lane = Lane::default();
+    while let Taken::Group(mut group) = core.take_group(true) {
+        core.write_group(&mut group, &mut lane);
+        core.finish_group(group);
     }
 }

@@ -1,9 +1,21 @@
 //! Checking a whole data folder that no node has open.
 
+use std::collections::BTreeMap;
 use std::io;
+use std::sync::Arc;
 
-use meridian_clock::{LogId, Position};
+use meridian_clock::{LogId, Position, RegionId};
+use meridian_event::Revision;
 
+use crate::build::{Heads, build_index};
+use crate::core::{advance_heads, end_told_by_next};
+use crate::files::Files;
+use crate::index::{DamagedRow, FileIndex, Index, IndexError, MemoryIndex, Summary};
+use crate::segment::{
+    HeaderState, LOG_FOLDER, SEGMENT_HEADER_BYTES, index_path, numbers, read_header, segment_path,
+};
+use crate::store::LOCK_PATH;
+use crate::walk::{Window, end_of_content, next_envelope};
 use crate::{Disk, LogHead};
 
 /// One thing that is wrong with a data folder.
@@ -61,6 +73,253 @@ pub enum VerifyError {
 ///
 /// # Errors
 /// When a node has the folder open, or it cannot be read at all.
-pub fn verify(disk: &dyn Disk) -> Result<VerifyReport, VerifyError> {
-    todo!()
+pub fn verify<D: Disk + Clone>(disk: &D) -> Result<VerifyReport, VerifyError> {
+    let at = |path: &str| {
+        let path = path.to_owned();
+        move |source| VerifyError::Io { path, source }
+    };
+    let _lock = match disk.lock(LOCK_PATH) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(VerifyError::InUse),
+        lock => lock.map_err(at(LOCK_PATH))?,
+    };
+    let files = Arc::new(Files::new(Arc::new(disk.clone())));
+    let mut verifier = Verifier {
+        files,
+        heads: Heads::new(),
+        streams: BTreeMap::new(),
+        report: VerifyReport::default(),
+    };
+    let mut numbers = numbers(disk, "seg").map_err(at(LOG_FOLDER))?;
+    while let Some(number) = numbers.last().copied() {
+        let content = verifier
+            .content(number)
+            .map_err(at(&segment_path(number)))?;
+        match content {
+            Content::Entries => break,
+            Content::Bytes(count) => verifier.report.torn_tail_bytes += count,
+            Content::Nothing => {}
+        }
+        numbers.pop();
+    }
+    for (place, number) in numbers.iter().enumerate() {
+        let next = numbers.get(place + 1).copied();
+        verifier
+            .segment(*number, next)
+            .map_err(at(&segment_path(*number)))?;
+    }
+    Ok(verifier.finish())
+}
+
+enum Content {
+    Entries,
+    // Not zeros, but no entry either.
+    Bytes(u64),
+    Nothing,
+}
+
+// What an origin wrote to a stream so far: its first and last revision, and whether none between
+// them is missing.
+type Revisions = (Revision, Revision, bool);
+
+struct Verifier {
+    files: Arc<Files>,
+    heads: Heads,
+    streams: BTreeMap<u128, BTreeMap<RegionId, Revisions>>,
+    report: VerifyReport,
+}
+
+impl Verifier {
+    fn content(&self, number: u64) -> io::Result<Content> {
+        let file = self.files.segment(number)?;
+        let mut window = Window::new(&*file)?;
+        let until = window.len();
+        if next_envelope(&mut window, number, SEGMENT_HEADER_BYTES, until)?.is_some() {
+            return Ok(Content::Entries);
+        }
+        let end = end_of_content(&mut window, SEGMENT_HEADER_BYTES)?;
+        Ok(match end - SEGMENT_HEADER_BYTES {
+            0 => Content::Nothing,
+            count => Content::Bytes(count),
+        })
+    }
+
+    fn segment(&mut self, number: u64, next: Option<u64>) -> io::Result<()> {
+        let path = segment_path(number);
+        let file = self.files.segment(number)?;
+        if read_header(&*file, number)? != HeaderState::Sound {
+            self.damage(&path, 0, None, "the segment's header is damaged");
+        }
+        let known_end = match next {
+            Some(next) => end_told_by_next(&self.files, number, next)?,
+            None => None,
+        };
+        let built = build_index(&*file, number, known_end, self.heads.clone())?;
+        if next.is_none() {
+            self.report.torn_tail_bytes += built.walked.content_end - built.walked.end;
+        }
+        let summary = &built.index.summary;
+        self.check_gaps(&path, summary);
+        let is_sound = summary.damaged.is_empty() && summary.holes.is_empty();
+        let index = self.check_index(number, next.is_none(), &built.index)?;
+        self.heads = built.heads;
+        let mut damaged = summary.damaged.clone();
+        let mut holes = summary.holes.clone();
+        // The index of a damaged segment knows more than the segment tells now.
+        if let Some(index) = index.filter(|_| !is_sound).map(Index::File) {
+            if let Ok(named) = name_damage(&index, summary) {
+                (damaged, holes) = named;
+            }
+            advance_heads(&mut self.heads, index.summary());
+        }
+        for row in &damaged {
+            let positions = Some((row.log, row.first, row.last));
+            self.damage(&path, row.offset, positions, &row.reason);
+        }
+        for (start, end) in &holes {
+            let reason = format!("{} bytes are no entry", end - start);
+            self.damage(&path, *start, None, &reason);
+        }
+        self.report.events += summary.events;
+        self.take_streams(&built.index);
+        Ok(())
+    }
+
+    fn check_gaps(&mut self, path: &str, summary: &Summary) {
+        for span in &summary.spans {
+            let head = self.heads.get(&span.log).copied();
+            let before = head.map_or(Position::ZERO, |head| head.position);
+            let known = |row: &DamagedRow| row.log == span.log && row.first == before.plus(1);
+            if span.first > before.plus(1) && !summary.damaged.iter().any(known) {
+                let last = Position(span.first.0 - 1);
+                let positions = Some((span.log, before.plus(1), last));
+                let offset = SEGMENT_HEADER_BYTES;
+                self.damage(path, offset, positions, "positions before are missing");
+            }
+            if let (Some(head), Some(chain)) = (head, span.chain_before)
+                && span.first == head.position.plus(1)
+                && chain != head.chain
+            {
+                let positions = Some((span.log, span.first, span.first));
+                let offset = SEGMENT_HEADER_BYTES;
+                self.damage(path, offset, positions, "the chain does not continue");
+            }
+        }
+    }
+
+    // The index file, if it is there and sound.
+    fn check_index(
+        &mut self,
+        number: u64,
+        is_last: bool,
+        built: &MemoryIndex,
+    ) -> io::Result<Option<FileIndex>> {
+        let path = index_path(number);
+        let index = match FileIndex::open(&self.files, number) {
+            Ok(Some(index)) => index,
+            Ok(None) => {
+                self.report.indexes_missing += u64::from(!is_last);
+                return Ok(None);
+            }
+            Err(IndexError::Io(error)) => return Err(error),
+            Err(IndexError::Damaged(reason)) => {
+                self.damage(&path, 0, None, reason);
+                return Ok(None);
+            }
+        };
+        let is_sound = built.summary.damaged.is_empty() && built.summary.holes.is_empty();
+        let checked = match is_sound {
+            true => index.check().and_then(|_| index.differs_from(built)),
+            false => index.check().map(|_| None),
+        };
+        match checked {
+            Ok(None) => Ok(Some(index)),
+            Ok(Some(reason)) | Err(IndexError::Damaged(reason)) => {
+                self.damage(&path, 0, None, reason);
+                Ok(None)
+            }
+            Err(IndexError::Io(error)) => Err(error),
+        }
+    }
+
+    fn take_streams(&mut self, index: &MemoryIndex) {
+        for (stream, origin, revision) in index.stream_keys() {
+            let origins = self.streams.entry(stream).or_default();
+            let (_, last, gapless) = origins.entry(origin).or_insert((revision, revision, true));
+            *gapless &= revision == *last || revision == last.next();
+            *last = revision;
+        }
+    }
+
+    fn damage(
+        &mut self,
+        file: &str,
+        offset: u64,
+        positions: Option<(LogId, Position, Position)>,
+        reason: &str,
+    ) {
+        self.report.damage.push(Damage {
+            file: file.to_owned(),
+            offset,
+            log: positions.map(|(log, ..)| log),
+            positions: positions.map(|(_, first, last)| (first, last)),
+            reason: reason.to_owned(),
+        });
+    }
+
+    fn finish(mut self) -> VerifyReport {
+        self.report.logs = self.heads.values().copied().collect();
+        self.report.streams = self.streams.len() as u64;
+        let gapless = |origins: &&BTreeMap<RegionId, Revisions>| is_gapless(origins);
+        self.report.streams_gapless = self.streams.values().filter(gapless).count() as u64;
+        let gaps = self.report.streams - self.report.streams_gapless;
+        if gaps > 0 && self.report.damage.is_empty() {
+            let reason = format!("the revisions of {gaps} streams have gaps");
+            self.damage(LOG_FOLDER, 0, None, &reason);
+        }
+        self.report
+    }
+}
+
+// What the damaged bytes of a segment held, by its index: blocks, and bytes that held none.
+fn name_damage(
+    index: &Index,
+    summary: &Summary,
+) -> Result<(Vec<DamagedRow>, Vec<(u64, u64)>), IndexError> {
+    let mut damaged = Vec::new();
+    let mut unnamed = Vec::new();
+    for (start, end) in &summary.holes {
+        let rows = index.blocks_between(*start, *end)?;
+        if rows.is_empty() {
+            unnamed.push((*start, *end));
+        }
+        damaged.extend(rows.into_iter().map(|row| DamagedRow {
+            log: row.log,
+            first: row.first,
+            last: row.last(),
+            offset: row.offset,
+            reason: "no entry is here".to_owned(),
+        }));
+    }
+    // Gaps are explained by now; what remains are blocks whose envelopes still name them.
+    for row in &summary.damaged {
+        let explained =
+            |it: &DamagedRow| it.log == row.log && it.first >= row.first && it.last <= row.last;
+        if !damaged.iter().any(explained) {
+            damaged.push(row.clone());
+        }
+    }
+    Ok((damaged, unnamed))
+}
+
+// Whether a stream's revisions run from 0 without a gap: for each origin, or, if it moved from one
+// origin to another, through all of them.
+fn is_gapless(origins: &BTreeMap<RegionId, Revisions>) -> bool {
+    let mut ranges: Vec<Revisions> = origins.values().copied().collect();
+    ranges.sort_unstable();
+    let all_begin_at_0 = ranges.iter().all(|(first, ..)| *first == Revision(0));
+    let one_after_the_other = ranges
+        .first()
+        .is_some_and(|(first, ..)| *first == Revision(0))
+        && ranges.windows(2).all(|pair| pair[0].1.next() == pair[1].0);
+    ranges.iter().all(|(_, _, gapless)| *gapless) && (all_begin_at_0 || one_after_the_other)
 }

@@ -1,5 +1,6 @@
 //! The seam to the disk: everything this crate reads and writes goes through [`Disk`].
 
+mod content;
 mod real;
 mod sim;
 

@@ -1,0 +1,766 @@
+//! Group commit: what is queued is written in one go and synced in one go, on two lanes.
+//!
+//! A lane takes everything that is queued (up to a limit) as one *group*, gives each block its
+//! place, writes and syncs. Meanwhile the other lane may take the next group, so one is being
+//! written while the other syncs. Groups complete in the order in which they were formed, whatever
+//! order their syncs end in: only the contiguous prefix is ever reported.
+//!
+//! Each lane has opened the segment for itself: the kernel reports a failed write-back once to
+//! each open file, and a lane that shared the other's would be told that its own sync went well.
+//!
+//! A failed write or sync ends everything: every block in flight or queued fails, none is taken
+//! any more. A sync is never repeated, because the second one reports success for pages that the
+//! first one lost.
+//!
+//! A segment is left for the next one only when all of it is durable and indexed. So nothing of a
+//! segment is in doubt once anything stands in the one after it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use meridian_clock::LogId;
+use meridian_event::{Block, Chain};
+
+use crate::build::{Heads, head_after};
+use crate::core::{Core, Segment};
+use crate::envelope::{ENVELOPE_BYTES, Envelope, entry_bytes};
+use crate::index::{EventKeys, Index, MemoryIndex, keys_of};
+use crate::segment::{SEGMENT_HEADER_BYTES, prepare, segment_path};
+use crate::store::{CommitError, Done, SubmitError};
+use crate::{DiskFile, LogHead, LogOffset};
+
+// Beyond this many segments whose index is yet to be written, commits wait: each costs memory.
+const UNSEALED_MAX: usize = 3;
+
+/// A block that was taken and is not yet part of a group.
+pub(crate) struct Waiting {
+    block: Block,
+    chain: Chain,
+    keys: Vec<EventKeys>,
+    done: Done,
+}
+
+impl Waiting {
+    fn weight_bytes(&self) -> usize {
+        self.block.bytes().len() + self.keys.len() * size_of::<EventKeys>()
+    }
+
+    fn entry_bytes(&self) -> u64 {
+        entry_bytes(self.block.bytes().len())
+    }
+}
+
+/// The segment that is being written.
+#[derive(Debug)]
+pub(crate) struct Open {
+    pub(crate) number: u64,
+    pub(crate) len: u64,
+    /// Where the next entry goes.
+    pub(crate) tail: u64,
+    pub(crate) events: u64,
+    /// The last entry is a mark.
+    pub(crate) marked: bool,
+    pub(crate) fill: Fill,
+}
+
+/// How far zeros were written ahead.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Fill {
+    pub(crate) until: u64,
+    /// Zeros are being written here right now: nothing else may be.
+    pub(crate) claim: Option<(u64, u64)>,
+}
+
+/// An empty segment, ready to be written.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    pub(crate) number: u64,
+    pub(crate) len: u64,
+    pub(crate) fill: Fill,
+}
+
+/// Why no more blocks are taken.
+#[derive(Clone, Debug)]
+pub(crate) enum Stop {
+    Closed,
+    Failed(String),
+}
+
+struct InFlight {
+    sequence: u64,
+    end: u64,
+    bytes: usize,
+    // Set when its sync has ended.
+    outcome: Option<(Vec<Placed>, Result<(), String>)>,
+}
+
+pub(crate) struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// Of what waits and what is in flight.
+    pub(crate) bytes: usize,
+    pub(crate) submitted: Heads,
+    pub(crate) open: Open,
+    pub(crate) next: Option<Prepared>,
+    pub(crate) preparing: bool,
+    /// Preparing ahead failed; the next attempt is made when there is no way around it.
+    pub(crate) prepare_failed: bool,
+    in_flight: VecDeque<InFlight>,
+    next_sequence: u64,
+    completing: bool,
+    /// Everything before this is durable.
+    pub(crate) durable: LogOffset,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) disk_full: Option<String>,
+    /// Sealed segments whose index file is yet to be written.
+    pub(crate) to_seal: VecDeque<u64>,
+    pub(crate) seal_failed: bool,
+    /// Leave the open segment at the next chance, because it has to be repaired.
+    pub(crate) roll_wanted: bool,
+}
+
+struct Placed {
+    waiting: Waiting,
+    offset: u64,
+}
+
+/// A group whose places are given.
+pub(crate) struct Group {
+    sequence: u64,
+    segment: u64,
+    start: u64,
+    durable: LogOffset,
+    placed: Vec<Placed>,
+    // Of writing it; what remains is the sync.
+    written: Result<Option<Arc<dyn DiskFile>>, String>,
+}
+
+/// What a lane found to do.
+pub(crate) enum Taken {
+    Group(Group),
+    Nothing,
+    Stopped,
+}
+
+enum Ready {
+    Group,
+    Wait,
+    Prepare { number: u64, len: u64 },
+    Extend { number: u64, len: u64 },
+}
+
+/// What one lane keeps between groups.
+#[derive(Default)]
+pub(crate) struct Lane {
+    file: Option<(u64, Arc<dyn DiskFile>)>,
+    buffer: Vec<u8>,
+}
+
+impl Queue {
+    pub(crate) fn new(open: Open, durable: LogOffset, heads: Heads) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            submitted: heads,
+            open,
+            next: None,
+            preparing: false,
+            prepare_failed: false,
+            in_flight: VecDeque::new(),
+            next_sequence: 1,
+            completing: false,
+            durable,
+            stop: None,
+            disk_full: None,
+            to_seal: VecDeque::new(),
+            seal_failed: false,
+            roll_wanted: false,
+        }
+    }
+
+    pub(crate) fn submitted_head(&self, log: LogId) -> LogHead {
+        self.submitted
+            .get(&log)
+            .copied()
+            .unwrap_or(LogHead::empty(log))
+    }
+
+    pub(crate) fn has_work(&self) -> bool {
+        !self.waiting.is_empty() && self.in_flight.len() < 2
+    }
+
+    fn admit(&self, block: &Block, bytes_max: usize) -> Result<(), SubmitError> {
+        match &self.stop {
+            Some(Stop::Closed) => return Err(SubmitError::Closed),
+            Some(Stop::Failed(reason)) => {
+                return Err(SubmitError::Poisoned {
+                    reason: reason.clone(),
+                });
+            }
+            None => {}
+        }
+        let header = block.header();
+        let log = header.log;
+        let head = self.submitted_head(log);
+        if header.incarnation < head.incarnation || header.epoch < head.epoch {
+            return Err(SubmitError::Superseded {
+                log,
+                head: Box::new(head),
+                incarnation: header.incarnation,
+                epoch: header.epoch,
+            });
+        }
+        if header.first_position != head.position.plus(1) {
+            return Err(SubmitError::NotNext {
+                log,
+                expected: head.position.plus(1),
+                actual: header.first_position,
+            });
+        }
+        if header.prev_chain != head.chain {
+            return Err(SubmitError::WrongChain {
+                log,
+                position: header.first_position,
+                expected: head.chain,
+                actual: header.prev_chain,
+            });
+        }
+        if header.first_timestamp <= head.timestamp {
+            return Err(SubmitError::NotRising {
+                log,
+                last: head.timestamp,
+                actual: header.first_timestamp,
+            });
+        }
+        if self.bytes > bytes_max {
+            return Err(SubmitError::Full);
+        }
+        Ok(())
+    }
+
+    // Whether the front block can be placed now, and what is needed first if not.
+    fn ready(&self, core: &Core) -> Ready {
+        let Some(front) = self.waiting.front() else {
+            return Ready::Wait;
+        };
+        if self.preparing {
+            return Ready::Wait;
+        }
+        let need = front.entry_bytes();
+        let count = u64::from(front.block.header().count);
+        let open = &self.open;
+        let is_empty = open.tail == SEGMENT_HEADER_BYTES;
+        let wants_roll = self.roll_wanted && !is_empty;
+        if !wants_roll && self.fits(need, count, core.options.segment_events_max) {
+            return match self.claimed(open.tail, need) {
+                true => Ready::Wait,
+                false => Ready::Group,
+            };
+        }
+        // Nothing of a segment may be in doubt once it is left.
+        if !self.in_flight.is_empty() {
+            return Ready::Wait;
+        }
+        if is_empty {
+            return Ready::Extend {
+                number: open.number,
+                len: SEGMENT_HEADER_BYTES + need,
+            };
+        }
+        // A store that closes has no housekeeper any more; what it leaves is made at opening.
+        let is_behind = self.to_seal.len() >= UNSEALED_MAX;
+        if is_behind && !self.seal_failed && self.stop.is_none() {
+            return Ready::Wait;
+        }
+        Ready::Prepare {
+            number: open.number + 1,
+            len: core.options.segment_bytes.max(SEGMENT_HEADER_BYTES + need),
+        }
+    }
+
+    fn fits(&self, need: u64, count: u64, events_max: u64) -> bool {
+        let open = &self.open;
+        open.tail + need <= open.len && (open.events == 0 || open.events + count <= events_max)
+    }
+
+    fn claimed(&self, offset: u64, bytes: u64) -> bool {
+        self.open
+            .fill
+            .claim
+            .is_some_and(|(start, end)| offset < end && offset + bytes > start)
+    }
+
+    fn form_group(&mut self, core: &Core) -> Group {
+        let start = self.open.tail;
+        let limit = core.options.group_bytes_max as u64;
+        let mut placed = Vec::new();
+        let mut bytes = 0;
+        while let Some(front) = self.waiting.front() {
+            let need = front.entry_bytes();
+            let count = u64::from(front.block.header().count);
+            let group_full = !placed.is_empty() && self.open.tail + need > start + limit;
+            if group_full
+                || !self.fits(need, count, core.options.segment_events_max)
+                || self.claimed(self.open.tail, need)
+            {
+                break;
+            }
+            let Some(waiting) = self.waiting.pop_front() else {
+                break;
+            };
+            bytes += waiting.weight_bytes();
+            placed.push(Placed {
+                waiting,
+                offset: self.open.tail,
+            });
+            self.open.tail += need;
+            self.open.events += count;
+        }
+        self.open.marked = false;
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.in_flight.push_back(InFlight {
+            sequence,
+            end: self.open.tail,
+            bytes,
+            outcome: None,
+        });
+        Group {
+            sequence,
+            segment: self.open.number,
+            start,
+            durable: self.durable,
+            placed,
+            written: Ok(None),
+        }
+    }
+
+    fn fail(&mut self, reason: &str) {
+        if !matches!(self.stop, Some(Stop::Failed(_))) {
+            tracing::error!(reason, "the store failed and takes no more blocks");
+            self.stop = Some(Stop::Failed(reason.to_owned()));
+        }
+    }
+}
+
+impl Core {
+    pub(crate) fn submit(&self, block: Block, done: Done) -> Result<(), SubmitError> {
+        // Decoded and hashed before the lock is taken, and before anything is written: a block that
+        // cannot be indexed must not enter the log.
+        let keys = keys_of(&block).map_err(|error| SubmitError::Unreadable {
+            reason: error.to_string(),
+        })?;
+        let chain = block.chain();
+        let head = head_after(&block, chain);
+        let waiting = Waiting {
+            block,
+            chain,
+            keys,
+            done,
+        };
+        {
+            let mut queue = self.queue();
+            queue.admit(&waiting.block, self.options.queue_bytes_max)?;
+            queue.bytes += waiting.weight_bytes();
+            queue.submitted.insert(head.log, head);
+            queue.waiting.push_back(waiting);
+        }
+        self.work.notify_one();
+        self.driver.notify_one();
+        Ok(())
+    }
+
+    /// Takes the next group. Waits for one if `wait`, until the store is closed.
+    pub(crate) fn take_group(&self, wait: bool) -> Taken {
+        let mut queue = self.queue();
+        loop {
+            match queue.stop {
+                Some(Stop::Failed(_)) => return Taken::Stopped,
+                Some(Stop::Closed) if queue.waiting.is_empty() => return Taken::Stopped,
+                _ => {}
+            }
+            match queue.ready(self) {
+                Ready::Group => {
+                    let group = queue.form_group(self);
+                    if queue.wants_housekeeping(self) {
+                        self.chores.notify_one();
+                    }
+                    return Taken::Group(group);
+                }
+                Ready::Wait if wait => {
+                    queue = self
+                        .work
+                        .wait(queue)
+                        .unwrap_or_else(std::sync::PoisonError::into_inner);
+                }
+                Ready::Wait => return Taken::Nothing,
+                Ready::Prepare { number, len } => {
+                    let enough = queue.next.as_ref().is_some_and(|next| next.len >= len);
+                    if enough {
+                        self.roll(&mut queue);
+                        continue;
+                    }
+                    queue.preparing = true;
+                    let exists = queue.next.is_some();
+                    drop(queue);
+                    let made = match exists {
+                        true => self.extend(number, len),
+                        false => prepare(&*self.disk, number, len).map(|_| ()),
+                    };
+                    queue = self.queue();
+                    queue.preparing = false;
+                    match (made, &mut queue.next) {
+                        (Ok(()), Some(next)) => next.len = len,
+                        (Ok(()), none) => {
+                            *none = Some(Prepared {
+                                number,
+                                len,
+                                fill: Fill {
+                                    until: SEGMENT_HEADER_BYTES,
+                                    claim: None,
+                                },
+                            });
+                        }
+                        (Err(error), _) => queue = self.refuse_for(queue, &error),
+                    }
+                }
+                Ready::Extend { number, len } => {
+                    queue.preparing = true;
+                    drop(queue);
+                    let extended = self.extend(number, len);
+                    queue = self.queue();
+                    queue.preparing = false;
+                    match extended {
+                        Ok(()) => queue.open.len = len,
+                        Err(error) => queue = self.refuse_for(queue, &error),
+                    }
+                }
+            }
+        }
+    }
+
+    fn extend(&self, segment: u64, len: u64) -> io::Result<()> {
+        let file = self.disk.open(&segment_path(segment), false)?;
+        file.allocate(len)?;
+        file.sync_data()
+    }
+
+    // There is no segment to write to. Nothing was written, so a full disk is no reason to stop for
+    // good: what is queued is refused, and the next block tries again.
+    fn refuse_for<'a>(
+        &'a self,
+        mut queue: std::sync::MutexGuard<'a, Queue>,
+        error: &io::Error,
+    ) -> std::sync::MutexGuard<'a, Queue> {
+        let reason = error.to_string();
+        if !is_full(error) {
+            queue.fail(&format!("prepare a segment: {reason}"));
+            drop(queue);
+            self.fail_waiting();
+            return self.queue();
+        }
+        tracing::error!(
+            reason,
+            "the disk is full; appends are refused until there is room"
+        );
+        assert!(
+            queue.in_flight.is_empty(),
+            "a segment is left while some of it is in flight"
+        );
+        queue.disk_full = Some(reason.clone());
+        queue.submitted = self.view().heads.clone();
+        let refused = std::mem::take(&mut queue.waiting);
+        let bytes: usize = refused.iter().map(Waiting::weight_bytes).sum();
+        queue.bytes -= bytes;
+        drop(queue);
+        for waiting in refused {
+            let error = CommitError::DiskFull {
+                reason: reason.clone(),
+            };
+            call(waiting.done, Err(error));
+        }
+        self.room.notify_waiters();
+        self.queue()
+    }
+
+    // Leaves the open segment, all of which is durable and indexed, for the prepared one.
+    fn roll(&self, queue: &mut Queue) {
+        let Some(next) = queue.next.take() else {
+            return;
+        };
+        assert!(
+            queue.in_flight.is_empty(),
+            "a segment is left while some of it is in flight"
+        );
+        let sealed = queue.open.number;
+        queue.open = Open {
+            number: next.number,
+            len: next.len,
+            tail: SEGMENT_HEADER_BYTES,
+            events: 0,
+            marked: false,
+            fill: next.fill,
+        };
+        queue.to_seal.push_back(sealed);
+        queue.roll_wanted = false;
+        queue.prepare_failed = false;
+        queue.disk_full = None;
+        {
+            let mut view = self.view_mut();
+            let mut segments = (*view.segments).clone();
+            let mut index = MemoryIndex::default();
+            index.summary.end = SEGMENT_HEADER_BYTES;
+            let segment = Segment::new(next.number, Index::Memory(index));
+            segments.insert(next.number, segment);
+            view.segments = Arc::new(segments);
+            view.end = LogOffset::new(next.number, SEGMENT_HEADER_BYTES);
+        }
+        self.chores.notify_all();
+        self.driver.notify_one();
+    }
+
+    /// Writes a group. A failure is kept in the group, for [`Core::finish_group`].
+    pub(crate) fn write_group(&self, group: &mut Group, lane: &mut Lane) {
+        let Lane { file, buffer } = lane;
+        buffer.clear();
+        for Placed { waiting, offset } in &group.placed {
+            let own = LogOffset::new(group.segment, *offset);
+            let Waiting { block, chain, .. } = waiting;
+            let envelope = Envelope::of_block(block, *chain, own, group.durable);
+            buffer.extend_from_slice(&envelope.to_bytes());
+            buffer.extend_from_slice(block.bytes());
+            let padded = *offset - group.start + waiting.entry_bytes();
+            buffer.resize(usize::try_from(padded).unwrap_or(usize::MAX), 0);
+        }
+        let written = (|| {
+            let file = match file {
+                Some((segment, file)) if *segment == group.segment => Arc::clone(file),
+                _ => {
+                    let fresh = self.disk.open(&segment_path(group.segment), false)?;
+                    *file = Some((group.segment, Arc::clone(&fresh)));
+                    fresh
+                }
+            };
+            file.write_all_at(buffer, group.start)?;
+            Ok(Some(file))
+        })();
+        group.written = written
+            .map_err(|error: io::Error| format!("write {}: {error}", segment_path(group.segment)));
+        // One large group must not hold its memory for good.
+        if buffer.capacity() > 2 * self.options.group_bytes_max {
+            *buffer = Vec::new();
+        }
+    }
+
+    /// Syncs a group and completes whatever that lets complete.
+    pub(crate) fn finish_group(&self, group: Group) {
+        let outcome = match group.written {
+            Ok(Some(file)) => {
+                Core::count(&self.counters.fsyncs, 1);
+                file.sync_data()
+                    .map_err(|error| format!("sync {}: {error}", segment_path(group.segment)))
+            }
+            Ok(None) => Err("a group was finished before it was written".to_owned()),
+            Err(reason) => Err(reason),
+        };
+        let mut queue = self.queue();
+        if let Err(reason) = &outcome {
+            queue.fail(reason);
+        }
+        let slot = queue
+            .in_flight
+            .iter_mut()
+            .find(|in_flight| in_flight.sequence == group.sequence);
+        if let Some(slot) = slot {
+            slot.outcome = Some((group.placed, outcome));
+        }
+        // One lane completes at a time, in order; the other goes on to its next group.
+        if queue.completing {
+            return;
+        }
+        queue.completing = true;
+        while queue
+            .in_flight
+            .front()
+            .is_some_and(|front| front.outcome.is_some())
+        {
+            let failed = match &queue.stop {
+                Some(Stop::Failed(reason)) => Some(reason.clone()),
+                _ => None,
+            };
+            let open = queue.open.number;
+            let Some(InFlight {
+                end,
+                bytes,
+                outcome: Some((placed, outcome)),
+                ..
+            }) = queue.in_flight.front_mut().map(|front| InFlight {
+                sequence: front.sequence,
+                end: front.end,
+                bytes: front.bytes,
+                outcome: front.outcome.take(),
+            })
+            else {
+                break;
+            };
+            // Once anything failed, nothing more is reported durable: what the disk says of one sync
+            // is worth little when another one failed beside it.
+            let outcome = match failed {
+                Some(reason) => Err(reason),
+                None => outcome,
+            };
+            if outcome.is_ok() {
+                queue.durable = LogOffset::new(open, end);
+            }
+            drop(queue);
+            let dones = match &outcome {
+                Ok(()) => self.publish(open, end, placed),
+                Err(_) => placed.into_iter().map(|it| it.waiting.done).collect(),
+            };
+            queue = self.queue();
+            // Only now, published, does it no longer count as in flight: a segment is left only
+            // when all of it is indexed.
+            queue.in_flight.pop_front();
+            queue.bytes -= bytes;
+            drop(queue);
+            if outcome.is_ok() {
+                self.committed.send_modify(|round| *round += 1);
+            }
+            self.work.notify_all();
+            self.room.notify_waiters();
+            let answer = outcome.map_err(|reason| CommitError::Failed { reason });
+            for done in dones {
+                call(done, answer.clone());
+            }
+            queue = self.queue();
+        }
+        queue.completing = false;
+        let failed = matches!(queue.stop, Some(Stop::Failed(_)));
+        drop(queue);
+        if failed {
+            self.fail_waiting();
+        }
+    }
+
+    // Lets readers see a group that is durable.
+    fn publish(&self, segment: u64, end: u64, placed: Vec<Placed>) -> Vec<Done> {
+        let open = self.segments().get(&segment).cloned();
+        let open = open.expect("the open segment is in view until it is left");
+        if let Index::Memory(index) = &mut *open.index_mut() {
+            for Placed { waiting, offset } in &placed {
+                let Waiting {
+                    block, chain, keys, ..
+                } = waiting;
+                let bytes = u32::try_from(block.bytes().len()).unwrap_or(u32::MAX);
+                index.insert(block.header(), *chain, *offset, bytes, keys);
+            }
+            index.summary.end = end;
+        }
+        let mut view = self.view_mut();
+        for Placed { waiting, .. } in &placed {
+            let head = head_after(&waiting.block, waiting.chain);
+            let before = view.heads.insert(head.log, head);
+            let before = before.map_or(0, |before| before.position.0);
+            assert_eq!(
+                before + 1,
+                waiting.block.header().first_position.0,
+                "dense: a block of log {} was committed out of order",
+                head.log
+            );
+        }
+        view.end = LogOffset::new(segment, end);
+        drop(view);
+        Core::count(&self.counters.blocks_committed, placed.len() as u64);
+        placed.into_iter().map(|it| it.waiting.done).collect()
+    }
+
+    /// Fails what is queued, once nothing before it is in flight.
+    pub(crate) fn fail_waiting(&self) {
+        let mut queue = self.queue();
+        let Some(Stop::Failed(reason)) = queue.stop.clone() else {
+            return;
+        };
+        self.work.notify_all();
+        self.chores.notify_all();
+        if !queue.in_flight.is_empty() {
+            return;
+        }
+        let refused = std::mem::take(&mut queue.waiting);
+        queue.bytes = 0;
+        drop(queue);
+        self.room.notify_waiters();
+        for waiting in refused {
+            let reason = reason.clone();
+            call(waiting.done, Err(CommitError::Failed { reason }));
+        }
+    }
+
+    /// Takes no more blocks, because something is wrong.
+    pub(crate) fn fail(&self, reason: &str) {
+        self.queue().fail(reason);
+        self.fail_waiting();
+    }
+
+    /// Refuses what is still queued, when the store closes without writing it.
+    pub(crate) fn refuse_waiting(&self) {
+        let refused = std::mem::take(&mut self.queue().waiting);
+        for waiting in refused {
+            call(waiting.done, Err(CommitError::Closed));
+        }
+        self.room.notify_waiters();
+    }
+
+    /// Says at the end of the log that all of it is durable, so that damage to its last entries is
+    /// not taken for a write that never finished. For a store whose lanes have stopped.
+    pub(crate) fn write_mark(&self) -> io::Result<()> {
+        let (segment, tail, durable) = {
+            let queue = self.queue();
+            let open = &queue.open;
+            let room = open.tail + ENVELOPE_BYTES as u64 <= open.len;
+            let idle = queue.in_flight.is_empty() && queue.stop_is_clean();
+            let nothing_yet = queue.durable == LogOffset::new(1, SEGMENT_HEADER_BYTES);
+            if open.marked || !room || !idle || nothing_yet {
+                return Ok(());
+            }
+            (open.number, open.tail, queue.durable)
+        };
+        let own = LogOffset::new(segment, tail);
+        let file = self.disk.open(&segment_path(segment), false)?;
+        file.write_all_at(&Envelope::of_mark(own, durable).to_bytes(), tail)?;
+        file.sync_data()?;
+        let end = tail + ENVELOPE_BYTES as u64;
+        let mut queue = self.queue();
+        queue.open.tail = end;
+        queue.open.marked = true;
+        queue.durable = LogOffset::new(segment, end);
+        drop(queue);
+        if let Some(open) = self.segments().get(&segment)
+            && let Index::Memory(index) = &mut *open.index_mut()
+        {
+            index.summary.end = end;
+        }
+        self.view_mut().end = LogOffset::new(segment, end);
+        Ok(())
+    }
+}
+
+impl Queue {
+    fn stop_is_clean(&self) -> bool {
+        !matches!(self.stop, Some(Stop::Failed(_)))
+    }
+}
+
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
+}
+
+// A writer's mistake must not take the lane, and with it every other writer, down.
+fn call(done: Done, answer: Result<(), CommitError>) {
+    if catch_unwind(AssertUnwindSafe(|| done(answer))).is_err() {
+        tracing::error!("a completion callback panicked");
+    }
+}

@@ -1,0 +1,344 @@
+//! Finding events: by id, by stream and revision, by stream in the one total order.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meridian_clock::{RegionId, Timestamp};
+use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
+
+use crate::core::{Core, Segment};
+use crate::index::{Place, StreamRow, stream_hash};
+use crate::{DamagedRange, Direction, Found, ReadError, StreamRange};
+
+// How many index rows are fetched at once.
+const ROWS_AT_ONCE: usize = 256;
+// What is read before it is known how long a block is: most are shorter.
+const BLOCK_GUESS_BYTES: usize = 16 << 10;
+
+type Segments = Arc<BTreeMap<u64, Arc<Segment>>>;
+
+/// The revisions of a stream by the origins that wrote them: first and last.
+type Shape = BTreeMap<RegionId, (Revision, Revision)>;
+
+// Whether no revision was given twice: by one origin, or by one after the other.
+fn is_by_revision(shape: &Shape) -> bool {
+    let mut ranges: Vec<_> = shape.values().copied().collect();
+    ranges.sort_unstable();
+    ranges.windows(2).all(|pair| pair[0].1 < pair[1].0)
+}
+
+impl Core {
+    pub(crate) fn find_event(&self, id: EventId) -> Result<Option<Found>, ReadError> {
+        let key = u128::from_be_bytes(id.to_bytes());
+        for segment in self.segments().values().rev() {
+            let Some(place) = self.ask(segment, |index| index.event(key))? else {
+                continue;
+            };
+            for event in self.events_at(segment, place.offset, &[place.ordinal])? {
+                if event.id == id {
+                    return Ok(Some(found(event)));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn stream_last(
+        &self,
+        stream: &StreamId,
+        origin: Option<RegionId>,
+    ) -> Result<Option<Found>, ReadError> {
+        let hash = stream_hash(stream.as_str());
+        let segments = self.segments();
+        let shape = match origin {
+            Some(origin) => [(origin, (Revision(0), Revision(u64::MAX)))].into(),
+            None => self.shape(&segments, hash)?,
+        };
+        let by_revision = is_by_revision(&shape);
+        let mut rows = Vec::new();
+        for (origin, (_, last)) in &shape {
+            let mut origin_rows = OriginRows::new(&segments, hash, *origin, *last, false);
+            rows.extend(origin_rows.next(self)?);
+        }
+        rows.sort_by_key(|(_, row)| key(row, by_revision));
+        let Some((segment, row)) = rows.pop() else {
+            return Ok(None);
+        };
+        let events = self.events_at(&segment, row.place.offset, &[row.place.ordinal])?;
+        let of_stream = events.into_iter().find(|event| event.stream == *stream);
+        Ok(of_stream.map(found))
+    }
+
+    pub(crate) fn read_stream(
+        &self,
+        stream: &StreamId,
+        range: StreamRange,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let hash = stream_hash(stream.as_str());
+        let segments = self.segments();
+        let shape = self.shape(&segments, hash)?;
+        let by_revision = is_by_revision(&shape);
+        let forwards = range.direction == Direction::Forwards;
+        let mut skip = 0;
+        if !by_revision {
+            let counts = shape.values().map(|(first, last)| last.0 - first.0 + 1);
+            let last = counts.sum::<u64>() - 1;
+            skip = match forwards {
+                true => range.from.0,
+                false => last - range.from.0.min(last),
+            };
+        }
+        let mut origins: Vec<OriginRows<'_>> = shape
+            .iter()
+            .map(|(origin, (first, last))| {
+                let from = match (by_revision, forwards) {
+                    (true, true) => range.from.max(*first),
+                    (true, false) => range.from.min(*last),
+                    (false, true) => *first,
+                    (false, false) => *last,
+                };
+                OriginRows::new(&segments, hash, *origin, from, forwards)
+            })
+            .collect();
+        let mut next_row = || -> Result<Option<(Arc<Segment>, StreamRow)>, ReadError> {
+            let mut best = None;
+            for (place, origin) in origins.iter_mut().enumerate() {
+                let Some((_, row)) = origin.peek(self)? else {
+                    continue;
+                };
+                let key = key(row, by_revision);
+                let better = best.is_none_or(|(best, _)| (key < best) == forwards);
+                if better {
+                    best = Some((key, place));
+                }
+            }
+            match best {
+                Some((_, place)) => origins[place].next(self),
+                None => Ok(None),
+            }
+        };
+        for _ in 0..skip {
+            if next_row()?.is_none() {
+                return Ok(Vec::new());
+            }
+        }
+        let mut events = Vec::new();
+        let mut bytes = 0;
+        let mut pending: Option<(Arc<Segment>, u64, Vec<u32>)> = None;
+        let mut asked = 0;
+        // Rows that lie in one block are read together.
+        loop {
+            let row = match asked < range.limit && bytes <= range.bytes_max {
+                true => next_row()?,
+                false => None,
+            };
+            asked += 1;
+            if let (Some((segment, row)), Some((held, offset, ordinals))) = (&row, &mut pending)
+                && held.number == segment.number
+                && *offset == row.place.offset
+            {
+                ordinals.push(row.place.ordinal);
+                continue;
+            }
+            if let Some((segment, offset, ordinals)) = pending.take() {
+                let read = match self.events_at(&segment, offset, &ordinals) {
+                    Ok(read) => read,
+                    Err(error) if events.is_empty() => return Err(error),
+                    // What was read before the trouble is good; the next call meets it again.
+                    Err(_) => break,
+                };
+                for event in read.into_iter().filter(|event| event.stream == *stream) {
+                    let weight = event.data.len() + event.metadata.len();
+                    if bytes + weight > range.bytes_max && !events.is_empty() {
+                        return Ok(events);
+                    }
+                    bytes += weight;
+                    events.push(event);
+                }
+            }
+            match row {
+                Some((segment, row)) => {
+                    let Place { offset, ordinal } = row.place;
+                    pending = Some((segment, offset, vec![ordinal]));
+                }
+                None => break,
+            }
+        }
+        Ok(events)
+    }
+
+    fn shape(&self, segments: &Segments, stream: u128) -> Result<Shape, ReadError> {
+        let mut shape = Shape::new();
+        for segment in segments.values() {
+            for (origin, first, last) in self.ask(segment, |index| index.stream_origins(stream))? {
+                let range = shape.entry(origin).or_insert((first, last));
+                *range = (range.0.min(first), range.1.max(last));
+            }
+        }
+        Ok(shape)
+    }
+
+    // The events with these ordinals in one block, in the order asked for.
+    fn events_at(
+        &self,
+        segment: &Segment,
+        offset: u64,
+        ordinals: &[u32],
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let read = self
+            .read_entry(segment.number, offset, BLOCK_GUESS_BYTES)
+            .map_err(|source| self.read_error(segment.number, source))?;
+        let decoded = read.and_then(|block| {
+            let open = block.open().map_err(|error| error.to_string())?;
+            let last = ordinals.iter().max().map_or(0, |last| *last as usize + 1);
+            let mut by_ordinal = BTreeMap::new();
+            for (ordinal, event) in (0..).zip(open.events().take(last)) {
+                if !ordinals.contains(&ordinal) {
+                    continue;
+                }
+                let recorded = event.and_then(|event| open.record(&event));
+                let recorded = recorded.map_err(|error| error.to_string())?;
+                by_ordinal.insert(ordinal, detached(recorded));
+            }
+            Ok(ordinals
+                .iter()
+                .filter_map(|it| by_ordinal.remove(it))
+                .collect())
+        });
+        match decoded {
+            Ok(events) => Ok(events),
+            Err(reason) => Err(self.damaged_at(segment, offset, &reason)?),
+        }
+    }
+
+    fn damaged_at(
+        &self,
+        segment: &Segment,
+        offset: u64,
+        reason: &str,
+    ) -> Result<ReadError, ReadError> {
+        let rows = self.ask(segment, |index| index.blocks_between(offset, offset + 1))?;
+        let Some(row) = rows.first() else {
+            let source = std::io::Error::other(format!("no block begins at byte {offset}"));
+            return Err(self.read_error(segment.number, source));
+        };
+        let range = DamagedRange {
+            log: row.log,
+            first: row.first,
+            last: row.last(),
+            segment: segment.number,
+            offset,
+            reason: reason.to_owned(),
+        };
+        self.damage().note(range.clone());
+        Ok(ReadError::Damaged(range))
+    }
+}
+
+// An event read from a block shares the memory of the whole block; a reader that keeps a few events
+// must not keep all of their neighbours.
+fn detached(event: RecordedEvent) -> RecordedEvent {
+    RecordedEvent {
+        data: Bytes::copy_from_slice(&event.data),
+        metadata: Bytes::copy_from_slice(&event.metadata),
+        ..event
+    }
+}
+
+fn found(event: RecordedEvent) -> Found {
+    Found {
+        dot: event.dot,
+        id: event.id,
+        stream: event.stream,
+        revision: event.revision,
+        timestamp: event.timestamp,
+    }
+}
+
+type Key = (Timestamp, RegionId, Revision);
+
+// Where a row stands in its stream. Within one origin and stream, revisions rise as positions do.
+fn key(row: &StreamRow, by_revision: bool) -> Key {
+    match by_revision {
+        true => (Timestamp::ZERO, RegionId(0), row.revision),
+        false => (row.timestamp, row.origin, row.revision),
+    }
+}
+
+/// What one origin wrote to a stream, row by row across segments.
+struct OriginRows<'a> {
+    segments: &'a Segments,
+    stream: u128,
+    origin: RegionId,
+    forwards: bool,
+    next: Option<Revision>,
+    // The segment the rows come from; `None` before the first and after the last one.
+    segment: Option<Arc<Segment>>,
+    left: VecDeque<u64>,
+    held: VecDeque<(Arc<Segment>, StreamRow)>,
+}
+
+impl<'a> OriginRows<'a> {
+    fn new(
+        segments: &'a Segments,
+        stream: u128,
+        origin: RegionId,
+        from: Revision,
+        forwards: bool,
+    ) -> Self {
+        let numbers = segments.keys().copied();
+        Self {
+            segments,
+            stream,
+            origin,
+            forwards,
+            next: Some(from),
+            segment: None,
+            left: match forwards {
+                true => numbers.collect(),
+                false => numbers.rev().collect(),
+            },
+            held: VecDeque::new(),
+        }
+    }
+
+    fn peek(&mut self, core: &Core) -> Result<Option<&(Arc<Segment>, StreamRow)>, ReadError> {
+        self.fetch(core)?;
+        Ok(self.held.front())
+    }
+
+    fn next(&mut self, core: &Core) -> Result<Option<(Arc<Segment>, StreamRow)>, ReadError> {
+        self.fetch(core)?;
+        Ok(self.held.pop_front())
+    }
+
+    fn fetch(&mut self, core: &Core) -> Result<(), ReadError> {
+        while self.held.is_empty()
+            && let Some(from) = self.next
+        {
+            let Some(segment) = self.segment.take().or_else(|| {
+                let number = self.left.pop_front()?;
+                self.segments.get(&number).cloned()
+            }) else {
+                return Ok(());
+            };
+            let rows = core.ask(&segment, |index| {
+                index.stream_rows(self.stream, self.origin, from, self.forwards, ROWS_AT_ONCE)
+            })?;
+            let more = rows.len() == ROWS_AT_ONCE;
+            if let Some(last) = rows.last() {
+                self.next = match self.forwards {
+                    true => last.revision.0.checked_add(1).map(Revision),
+                    false => last.revision.0.checked_sub(1).map(Revision),
+                };
+            }
+            self.held
+                .extend(rows.into_iter().map(|row| (Arc::clone(&segment), row)));
+            if more {
+                self.segment = Some(segment);
+            }
+        }
+        Ok(())
+    }
+}

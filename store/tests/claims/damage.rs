@@ -1,0 +1,297 @@
+//! Bits that flip.
+
+use meridian_clock::Position;
+use meridian_store::{Disk, LogOffset, ReadError, RepairError, ScrubCursor, SimDisk, Store};
+use proptest::prelude::*;
+
+use crate::world::{
+    Writer, blocks_of, check, commit, events_of, filled, log, open, scanned, segment_files, settle,
+    verified,
+};
+
+fn scrub_all(store: &Store) -> usize {
+    let mut cursor = ScrubCursor::default();
+    let mut found = 0;
+    loop {
+        let step = store.scrub(&mut cursor, 3000);
+        found += step.found.len();
+        if step.round_done {
+            return found;
+        }
+    }
+}
+
+// Where the entries of a segment end.
+fn content_bytes(disk: &SimDisk, path: &str) -> u64 {
+    let file = disk.open(path, false).expect("it is there");
+    let mut bytes = vec![0; usize::try_from(file.len().expect("readable")).expect("small")];
+    file.read_at(&mut bytes, 0).expect("readable");
+    bytes
+        .iter()
+        .rposition(|byte| *byte != 0)
+        .map_or(0, |last| last as u64 + 1)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn a_flipped_bit_in_a_sealed_segment_is_found_not_served_and_mended(
+        seed: u64,
+        place: prop::sample::Index,
+        bit in 0u8..8,
+        index_is_lost: bool,
+        is_found_by_scrub: bool,
+    ) {
+        let disk = SimDisk::new(seed);
+        let (store, blocks) = filled(&disk, 120);
+        store.close();
+        let path = format!("log/{}", segment_files(&disk)[1]);
+        let at = place.index(usize::try_from(content_bytes(&disk, &path)).expect("small")) as u64;
+        disk.flip(&path, at, 1 << bit);
+
+        let report = verified(&disk);
+        // Padding between entries is the one thing that no checksum covers.
+        let is_padding = report.damage.is_empty();
+        if is_padding {
+            prop_assert_eq!(report.events, 360);
+            return Ok(());
+        }
+        prop_assert!(report.damage.iter().all(|it| it.file == path), "{:?}", report.damage);
+        if index_is_lost {
+            disk.remove(&path.replace(".seg", ".idx")).expect("it is there");
+        }
+
+        let (store, recovery) = open(&disk);
+        prop_assert_eq!(recovery.heads_uncertain, index_is_lost && !recovery.holes.is_empty());
+        if is_found_by_scrub {
+            scrub_all(&store);
+        } else {
+            // Whatever is served is what was written.
+            for block in scanned(&store) {
+                prop_assert!(blocks.contains(&block));
+            }
+            let mut at = Position::ZERO;
+            while let Ok(read) = store.read_log(log(1), at, 1000) {
+                let Some(last) = read.last() else { break };
+                prop_assert!(read.iter().all(|block| blocks.contains(block)));
+                at = last.header().last_position();
+            }
+            if let Some(range) = store.damaged().first() {
+                let read = store.read_log(log(1), Position(range.first.0 - 1), 1000);
+                prop_assert!(matches!(read, Err(ReadError::Damaged(_))), "{:?}", read);
+            }
+        }
+        let head = store.head(log(1));
+        prop_assert_eq!(head.position.0, 360, "the head does not go back");
+        for range in store.damaged() {
+            let lost: Vec<_> = blocks
+                .iter()
+                .filter(|it| it.header().first_position >= range.first)
+                .filter(|it| it.header().last_position() <= range.last)
+                .cloned()
+                .collect();
+            prop_assert_eq!(lost.len(), 1, "one bit damages one block");
+            prop_assert_eq!(store.repair_all(lost).expect("the block was here"), 1);
+        }
+        store.settle_heads().expect("the disk is sound");
+        scrub_all(&store);
+        prop_assert_eq!(store.damaged(), []);
+        settle(&store);
+        check(&store);
+        prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
+        let last = blocks.last().expect("there are some").to_events().expect("sound");
+        for event in events_of(&store) {
+            let found = store.find_event(event.id).expect("readable").expect("it is there");
+            prop_assert_eq!(found.dot, event.dot);
+        }
+        prop_assert!(store.find_event(last[2].id).expect("readable").is_some());
+        store.close();
+        prop_assert_eq!(verified(&disk).damage, []);
+        prop_assert!(!disk.list("damaged").expect("readable").is_empty(), "the evidence is kept");
+    }
+
+    #[test]
+    fn a_flipped_bit_in_the_open_segment_after_a_clean_stop_is_no_torn_tail(
+        seed: u64,
+        place: prop::sample::Index,
+        bit in 0u8..8,
+    ) {
+        let disk = SimDisk::new(seed);
+        let (store, blocks) = filled(&disk, 4);
+        store.close();
+        let path = "log/00000001.seg";
+        // The closing mark itself protects nothing, so it is not hit.
+        let content = usize::try_from(content_bytes(&disk, path)).expect("small") - 104;
+        disk.flip(path, place.index(content) as u64, 1 << bit);
+        let report = verified(&disk);
+        if report.damage.is_empty() {
+            return Ok(());
+        }
+        let (store, recovery) = open(&disk);
+        prop_assert!(!recovery.tail_cut);
+        settle(&store);
+        let ranges = store.damaged();
+        // Which block was hit is not always known; then its log may end before it.
+        let lost_at_end = store.head(log(1)).position.0 < 12;
+        prop_assert!(!lost_at_end || recovery.heads_uncertain);
+        for range in ranges {
+            let lost = blocks
+                .iter()
+                .filter(|it| it.header().first_position >= range.first)
+                .filter(|it| it.header().last_position() <= range.last);
+            for block in lost {
+                prop_assert!(store.repair(block.clone()).expect("the block was here"));
+            }
+        }
+        if lost_at_end {
+            commit(&store, blocks[3].clone());
+        }
+        store.settle_heads().expect("the disk is sound");
+        scrub_all(&store);
+        settle(&store);
+        prop_assert_eq!(store.damaged(), []);
+        prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
+        check(&store);
+        store.close();
+        prop_assert_eq!(verified(&disk).damage, []);
+    }
+
+    #[test]
+    fn a_damaged_index_changes_no_answer(seed: u64, place: prop::sample::Index, bit in 0u8..8) {
+        let disk = SimDisk::new(seed);
+        let (store, blocks) = filled(&disk, 120);
+        store.close();
+        let path = "log/00000002.idx";
+        let len = disk.open(path, false).expect("sealed").len().expect("readable");
+        disk.flip(path, place.index(usize::try_from(len).expect("small")) as u64, 1 << bit);
+        let report = verified(&disk);
+        prop_assert!(report.damage.iter().all(|it| it.file == path));
+        prop_assert_eq!(report.damage.len(), 1, "the damage is noticed");
+        let (store, recovery) = open(&disk);
+        prop_assert_eq!(recovery.damaged, []);
+        prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
+        for event in events_of(&store) {
+            let found = store.find_event(event.id).expect("readable").expect("it is there");
+            prop_assert_eq!(found.dot, event.dot);
+        }
+        scrub_all(&store);
+        settle(&store);
+        check(&store);
+        store.close();
+        prop_assert_eq!(verified(&disk).damage, []);
+    }
+}
+
+#[test]
+fn missing_indexes_are_made_anew() {
+    let disk = SimDisk::new(5);
+    let (store, blocks) = filled(&disk, 200);
+    let ids: Vec<_> = events_of(&store)
+        .into_iter()
+        .map(|it| (it.id, it.dot))
+        .collect();
+    store.close();
+    for name in disk.list("log").expect("readable") {
+        if name.ends_with(".idx") {
+            disk.remove(&format!("log/{name}")).expect("it is there");
+        }
+    }
+    assert!(verified(&disk).indexes_missing > 2);
+    assert_eq!(verified(&disk).damage, []);
+    let (store, recovery) = open(&disk);
+    assert_eq!(recovery.damaged, []);
+    assert!(!recovery.heads_uncertain);
+    assert_eq!(blocks_of(&store, log(1)), blocks);
+    for (id, dot) in ids {
+        assert_eq!(
+            store.find_event(id).expect("readable").map(|it| it.dot),
+            Some(dot)
+        );
+    }
+    settle(&store);
+    store.close();
+    assert_eq!(verified(&disk).indexes_missing, 0);
+}
+
+#[test]
+fn a_block_that_was_not_there_is_not_put_back() {
+    let disk = SimDisk::new(1);
+    let (store, blocks) = filled(&disk, 120);
+    store.close();
+    // Inside the body of the first block of the second segment.
+    disk.flip("log/00000002.seg", 64 + 104 + 150, 1);
+    let (store, _) = open(&disk);
+    assert!(
+        store
+            .scan(LogOffset::default(), 1 << 20)
+            .expect("readable")
+            .skipped
+            .len()
+            == 1
+    );
+    let range = store.damaged().remove(0);
+    let lost = blocks
+        .iter()
+        .position(|it| it.header().first_position == range.first)
+        .expect("it was written");
+
+    let (other, _) = open(&SimDisk::new(2));
+    let mut writer = Writer::default();
+    for _ in 0..lost {
+        commit(&other, writer.block(&other, log(1), &[("b", 3)], 100));
+    }
+    let forged = writer.block(&other, log(1), &[("b", 3)], 100);
+    assert_eq!(forged.header().first_position, range.first);
+    let refused = store.repair(forged);
+    assert!(
+        matches!(
+            refused,
+            Err(RepairError::OtherBytes { .. } | RepairError::WrongRange { .. })
+        ),
+        "{refused:?}"
+    );
+    assert_eq!(store.damaged().len(), 1);
+    assert!(store.repair(blocks[lost].clone()).expect("it was here"));
+    assert!(
+        !store
+            .repair(blocks[lost].clone())
+            .expect("nothing is damaged now")
+    );
+    check(&store);
+}
+
+#[test]
+fn a_wiped_stretch_of_several_blocks_is_put_back_block_by_block() {
+    for index_is_lost in [false, true] {
+        let disk = SimDisk::new(1);
+        let (store, blocks) = filled(&disk, 120);
+        store.close();
+        let file = disk.open("log/00000002.seg", false).expect("sealed");
+        file.write_all_at(&[0; 1500], 1000)
+            .expect("the disk is sound");
+        file.sync_data().expect("the disk is sound");
+        drop(file);
+        if index_is_lost {
+            disk.remove("log/00000002.idx").expect("sealed");
+        }
+        assert!(!verified(&disk).damage.is_empty());
+        let (store, _) = open(&disk);
+        scrub_all(&store);
+        assert!(!store.damaged().is_empty());
+        while let Some(range) = store.damaged().first().cloned() {
+            let lost = blocks
+                .iter()
+                .find(|it| it.header().first_position == range.first)
+                .expect("ranges begin where blocks begin");
+            assert!(store.repair(lost.clone()).expect("it was here"), "{range}");
+        }
+        store.settle_heads().expect("the disk is sound");
+        scrub_all(&store);
+        settle(&store);
+        check(&store);
+        assert_eq!(blocks_of(&store, log(1)), blocks);
+        store.close();
+        assert_eq!(verified(&disk).damage, []);
+    }
+}

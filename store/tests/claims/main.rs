@@ -1,0 +1,8 @@
+//! What the store claims, each claim a test.
+
+mod crash;
+mod damage;
+mod faults;
+mod reads;
+mod real;
+mod world;
