@@ -239,6 +239,13 @@ impl Authority {
         )
     }
 
+    /// The federation it signs for, as its certificate says.
+    pub fn federation(&self) -> Option<Uuid> {
+        let described = describe_pem(Path::new(Self::CERTIFICATE_FILE), &self.certificate_pem);
+        let issuer = described.ok()?.issuer;
+        Uuid::try_parse(issuer.strip_prefix("CN=Meridian ")?).ok()
+    }
+
     /// The authority's certificate: what every region and client trusts.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
@@ -327,6 +334,18 @@ impl Files {
         write(&self.key, &issued.key_pem, 0o600)?;
         write(&self.certificate, &issued.certificate_pem, 0o644)
     }
+}
+
+/// Makes the file `trusted` name `authorities`, and no others.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn trust(trusted: &Path, authorities: &[&Authority]) -> Result<(), CertificateError> {
+    let bundle: Vec<&str> = authorities
+        .iter()
+        .map(|authority| authority.certificate_pem())
+        .collect();
+    write(trusted, &bundle.concat(), 0o644)
 }
 
 /// What a certificate says.
@@ -495,6 +514,7 @@ mod tests {
         let made = authority();
         made.save(&folder.path().join("ca")).expect("saved");
         let loaded = Authority::load(&folder.path().join("ca")).expect("loaded");
+        assert_eq!(loaded.federation(), Some(Uuid::from_u128(7)));
         let region = Subject::Region("a".to_owned());
         let issued = loaded
             .issue(&region, NOW, CERTIFICATE_VALID)

@@ -101,6 +101,17 @@ pub fn replace(path: &Path, content: &str, mode: u32) -> io::Result<()> {
     std::fs::rename(&beside, path)
 }
 
+/// Moves `from` to `to`, which must not be there.
+///
+/// # Errors
+/// When it is, or `from` cannot be moved.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    if exists(to) {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    }
+    std::fs::rename(from, to)
+}
+
 /// A folder called `name` among the system's temporary files. It is not created.
 pub fn temporary(name: &str) -> PathBuf {
     std::env::temp_dir().join(name)

@@ -241,6 +241,50 @@ fn a_renewed_certificate_replaces_the_old_one_and_nothing_else() {
     assert_eq!(renew(&[]).status.code(), Some(2));
 }
 
+/// How many authorities a file of trusted ones has.
+fn authorities(file: &Path) -> usize {
+    let text = fs::read_to_string(file).expect("authorities");
+    text.matches("BEGIN CERTIFICATE").count()
+}
+
+#[test]
+fn an_authority_is_replaced_without_a_moment_of_distrust() {
+    let folder = federation();
+    let dir = folder.path().join("fed");
+    let step = |name: &str| meridian(&["certificate", "authority", name, "--dir", path(&dir)]);
+    let trusted = [
+        dir.join("a/certificates/ca.pem"),
+        dir.join("operator/ca.pem"),
+    ];
+    let signed = || fs::read(dir.join("a/certificates/region.pem")).expect("a certificate");
+    let (old_root, old) = (
+        fs::read_to_string(dir.join("authority/ca.pem")).expect("an authority"),
+        signed(),
+    );
+    assert_eq!(step("switch").status.code(), Some(2), "nothing was begun");
+
+    for _ in 0..2 {
+        let begun = step("begin");
+        assert!(begun.status.success(), "{}", text(&begun.stderr));
+        assert!(trusted.iter().all(|file| authorities(file) == 2));
+        assert_eq!(signed(), old);
+    }
+    assert_eq!(
+        step("finish").status.code(),
+        Some(2),
+        "regions have old ones"
+    );
+    assert!(step("switch").status.success());
+    assert!(trusted.iter().all(|file| authorities(file) == 2));
+    assert_ne!(signed(), old);
+    let new_root = fs::read_to_string(dir.join("authority/ca.pem")).expect("an authority");
+    assert_ne!(new_root, old_root);
+    assert!(step("finish").status.success());
+    for file in &trusted {
+        assert_eq!(fs::read_to_string(file).expect("authorities"), new_root);
+    }
+}
+
 #[test]
 fn a_client_gets_a_certificate_of_its_own() {
     let folder = federation();

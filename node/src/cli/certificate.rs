@@ -11,7 +11,7 @@ use meridian_node::{config, files};
 use serde::Serialize;
 
 use super::init::{AUTHORITY_FOLDER, CERTIFICATES_FOLDER, OPERATOR, OPERATOR_FOLDER, REGION_FILE};
-use super::{Outcome, Output, wrong_use};
+use super::{Outcome, Output, authority, wrong_use};
 
 /// The commands below `meridian certificate`.
 #[derive(Debug, clap::Subcommand)]
@@ -20,6 +20,8 @@ pub(crate) enum Command {
     Renew(Renew),
     /// Make a key and certificate for a new client
     Issue(Issue),
+    /// Replace the authority itself, step by step, while every region runs
+    Authority(authority::Args),
     /// Show whom a certificate names and until when it is valid; exit code 1 when one has expired
     Show(Show),
 }
@@ -123,6 +125,7 @@ pub(crate) fn run(command: &Command, output: Output) -> anyhow::Result<Outcome> 
             let subject = Subject::Client(args.client.clone());
             issue(&args.dir, &subject, &files, args.days, now, output)
         }
+        Command::Authority(args) => authority::run(args, now, output),
         Command::Show(args) => show(args, now, output),
     }
 }

@@ -26,6 +26,8 @@ pub(crate) const OPERATOR: &str = "operator";
 pub(crate) const REGION_FILE: &str = "region";
 /// A region's certificates, below its folder.
 pub(crate) const CERTIFICATES_FOLDER: &str = "certificates";
+/// A region's data, below its folder.
+const DATA_FOLDER: &str = "data";
 /// A region's configuration, in its folder.
 pub(crate) const CONFIG_FILE: &str = "meridian.toml";
 
@@ -51,6 +53,10 @@ pub(crate) struct Args {
     /// ports, and QUIC listens on every address
     #[arg(long = "host", value_name = "REGION=HOST", value_parser = region_and_host)]
     hosts: Vec<(String, String)>,
+    /// The data folder that the configurations name, where it is not beside them; what is in a
+    /// region's own `data` folder belongs there
+    #[arg(long, default_value = DATA_FOLDER, value_name = "FOLDER")]
+    data: PathBuf,
 }
 
 /// Parses `REGION=HOST`.
@@ -102,6 +108,8 @@ pub(crate) struct Plan {
     pub(crate) base_port: u16,
     /// Each region's host; empty for all regions on this machine.
     pub(crate) hosts: BTreeMap<String, String>,
+    /// The data folder that the configurations name.
+    pub(crate) data: PathBuf,
 }
 
 pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<Outcome> {
@@ -122,6 +130,7 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<Outcome> {
         partitions: args.partitions,
         base_port: args.base_port,
         hosts,
+        data: args.data.clone(),
     })?;
     if output.is_json() {
         output.json(&made)?;
@@ -194,8 +203,6 @@ pub(crate) fn make(plan: &Plan) -> anyhow::Result<Made> {
         )?;
         Files::in_folder(&folder.join(CERTIFICATES_FOLDER), REGION_FILE)
             .write(&authority, &issued)?;
-        files::make_private_folder(&folder.join("data"))
-            .with_context(|| format!("make {}", folder.join("data").display()))?;
         let config = folder.join(CONFIG_FILE);
         files::replace(
             &config,
@@ -225,6 +232,7 @@ fn mark_fresh(plan: &Plan, federation: Uuid, own: &FileMember) -> anyhow::Result
     // Read as if all regions were here: a host's name need not mean anything on this machine.
     let here = Plan {
         hosts: BTreeMap::new(),
+        data: DATA_FOLDER.into(),
         ..plan.clone()
     };
     let members = members(&here);
@@ -239,9 +247,17 @@ fn mark_fresh(plan: &Plan, federation: Uuid, own: &FileMember) -> anyhow::Result
 }
 
 fn check(plan: &Plan) -> anyhow::Result<()> {
+    // It is written between quotes.
+    if plan.data.to_string_lossy().chars().any(char::is_control) {
+        return Err(wrong_use(
+            "--data has control characters in it; remove them",
+        ));
+    }
     for (index, region) in plan.regions.iter().enumerate() {
         certificates::check_name(region).map_err(|error| wrong_use(error.to_string()))?;
-        if region == AUTHORITY_FOLDER || region == OPERATOR_FOLDER {
+        if [AUTHORITY_FOLDER, OPERATOR_FOLDER].contains(&region.as_str())
+            || region.starts_with("authority-")
+        {
             return Err(wrong_use(format!(
                 "{region:?} is the name of another folder that is made; call the region something else"
             )));
@@ -317,6 +333,7 @@ fn text(plan: &Plan, federation: Uuid, own: &FileMember, members: &[FileMember])
         partitions: plan.partitions,
         listen_http,
         listen_quic,
+        data: plan.data.clone(),
         operator: Some((
             operator.join(format!("{OPERATOR}.pem")),
             operator.join(format!("{OPERATOR}.key")),

@@ -27,6 +27,7 @@ pub(super) async fn make(dir: &Path, regions: &[&str]) -> anyhow::Result<Vec<Nod
         partitions: PARTITIONS,
         base_port: free_ports(regions.len()).await?,
         hosts: BTreeMap::new(),
+        data: "data".into(),
     };
     let made = init::make(&plan)?;
     made.regions

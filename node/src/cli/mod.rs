@@ -1,6 +1,7 @@
 //! The commands, and what they share: exit codes, how errors read, how results are printed.
 
 mod append;
+mod authority;
 mod bench;
 mod certificate;
 mod demo;

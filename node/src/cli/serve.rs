@@ -1,7 +1,10 @@
 //! `meridian serve`: one node, in the foreground.
 
-use std::io::IsTerminal;
-use std::os::unix::net::UnixDatagram;
+use std::ffi::OsStr;
+use std::io::{self, IsTerminal};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -156,11 +159,9 @@ pub(crate) fn start_logging(filter: &str, format: LogFormat) -> anyhow::Result<(
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+        .with_writer(io::stderr);
     let _ = match format {
-        LogFormat::Text => builder
-            .with_ansi(std::io::stderr().is_terminal())
-            .try_init(),
+        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
@@ -171,8 +172,19 @@ fn tell_supervisor(state: &str) {
     let Some(socket) = std::env::var_os("NOTIFY_SOCKET") else {
         return;
     };
-    let sent = UnixDatagram::unbound().and_then(|from| from.send_to(state.as_bytes(), &socket));
-    if let Err(error) = sent {
+    let told = supervisor(&socket).and_then(|address| {
+        let from = UnixDatagram::unbound()?;
+        from.send_to_addr(state.as_bytes(), &address)
+    });
+    if let Err(error) = told {
         tracing::warn!(%error, state, "the supervisor could not be told");
+    }
+}
+
+/// The address of the supervisor's socket; one that begins with `@` is in no folder.
+fn supervisor(socket: &OsStr) -> io::Result<SocketAddr> {
+    match socket.as_bytes().strip_prefix(b"@") {
+        Some(name) => SocketAddr::from_abstract_name(name),
+        None => SocketAddr::from_pathname(socket),
     }
 }

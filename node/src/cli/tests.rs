@@ -33,3 +33,43 @@ fn durability_is_a_level() {
         assert!(durability(unsound).is_err(), "{unsound}");
     }
 }
+
+/// The words of a line of shell, quotes taken off.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+    for character in line.chars() {
+        match (quote, character) {
+            (None, '\'' | '"') => quote = Some(character),
+            (Some(open), _) if open == character => quote = None,
+            (None, ' ') => words.push(std::mem::take(&mut word)),
+            _ => word.push(character),
+        }
+    }
+    words.push(word);
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+#[test]
+fn every_command_that_the_guides_show_is_one() {
+    let guides = [
+        include_str!("../../../README.md"),
+        include_str!("../../../deploy/README.md"),
+    ];
+    let mut shown = 0;
+    for guide in guides {
+        let mut is_shell = false;
+        for line in guide.lines() {
+            if line.starts_with("```") {
+                is_shell = line == "```sh";
+            }
+            if is_shell && line.starts_with("meridian ") {
+                if let Err(error) = CommandLine::try_parse_from(words(line)) {
+                    panic!("{line}\n{error}");
+                }
+                shown += 1;
+            }
+        }
+    }
+    assert!(shown > 12, "only {shown} commands were found");
+}

@@ -26,6 +26,8 @@ pub struct FileText {
     pub region: String,
     /// How many partitions the federation has.
     pub partitions: u16,
+    /// Where the node keeps its data.
+    pub data: PathBuf,
     /// Where HTTP is served, `host:port`.
     pub listen_http: String,
     /// Where QUIC is served, `host:port`.
@@ -45,6 +47,7 @@ impl FileText {
             federation,
             region,
             partitions,
+            data,
             listen_http,
             listen_quic,
             ..
@@ -63,7 +66,7 @@ region = "{region}"
 partitions = {partitions}
 
 # Where the node keeps its data. One node per folder.
-data = "data"
+data = {data:?}
 
 [listen]
 # HTTP (JSON and Server-Sent Events). It has neither TLS nor log-in of its own: keep it on an
@@ -172,6 +175,7 @@ mod tests {
             federation: Uuid::from_u128(0x5eed),
             region: "us-east".to_owned(),
             partitions: 4,
+            data: "data".into(),
             listen_http: "127.0.0.1:7100".to_owned(),
             listen_quic: "127.0.0.1:7101".to_owned(),
             operator: operator.then(|| {

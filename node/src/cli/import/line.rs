@@ -135,15 +135,9 @@ impl<'de> Visitor<'de> for Fields<'_> {
         let mut found = Found::default();
         while let Some(Text(key)) = map.next_key::<Text<'_>>()? {
             let twice = match key.as_ref() {
-                "id" => found.id.replace(map.next_value::<Text<'_>>()?.0).is_some(),
-                "stream" => found
-                    .stream
-                    .replace(map.next_value::<Text<'_>>()?.0)
-                    .is_some(),
-                "type" => found
-                    .event_type
-                    .replace(map.next_value::<Text<'_>>()?.0)
-                    .is_some(),
+                "id" => found.id.replace(text(&mut map, "id")?).is_some(),
+                "stream" => found.stream.replace(text(&mut map, "stream")?).is_some(),
+                "type" => found.event_type.replace(text(&mut map, "type")?).is_some(),
                 "data" => found.data.replace(map.next_value()?).is_some(),
                 "metadata" => found.metadata.replace(map.next_value()?).is_some(),
                 key if key == self.region_field => {
@@ -163,6 +157,14 @@ impl<'de> Visitor<'de> for Fields<'_> {
             }
         }
         Ok(found)
+    }
+}
+
+/// The next value, which `key` says must be a string.
+fn text<'de, A: MapAccess<'de>>(map: &mut A, key: &str) -> Result<Cow<'de, str>, A::Error> {
+    match map.next_value::<Text<'_>>() {
+        Ok(Text(text)) => Ok(text),
+        Err(error) => Err(de::Error::custom(format_args!("`{key}`: {error}"))),
     }
 }
 
@@ -267,6 +269,11 @@ mod tests {
             ),
             ("null}", "nulx}", "expected ident"),
             ("null}", "null}}", "trailing characters"),
+            (
+                "\"FlightDeparted\"",
+                "3",
+                "`type`: invalid type: integer `3`, expected a string",
+            ),
             (SOUND, "[]", "expected an event"),
             (SOUND, "{", "EOF while parsing"),
         ];

@@ -366,15 +366,15 @@ fn print(summary: &Summary, output: Output) -> anyhow::Result<()> {
     ))?;
     if summary.skipped_by_acks > 0 {
         output.line(&format!(
-            "{} lines were acknowledged by an earlier import and left out.",
+            "Left out because an earlier import had them acknowledged: {}.",
             summary.skipped_by_acks
         ))?;
     }
     if summary.bad > 0 {
-        output.line(&format!("{} lines are bad.", summary.bad))?;
+        output.line(&format!("Bad lines: {}.", summary.bad))?;
     }
     if summary.retries > 0 {
-        output.line(&format!("{} attempts had to be repeated.", summary.retries))?;
+        output.line(&format!("Repeated attempts: {}.", summary.retries))?;
     }
     Ok(())
 }
