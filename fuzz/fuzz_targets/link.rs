@@ -8,11 +8,19 @@ use meridian_event::frame::{self, FRAME_HEADER_BYTES};
 use meridian_replication::frame::Message;
 
 fuzz_target!(|data: &[u8]| {
-    // Taken apart by hand: behind the checksum, random bytes would never reach a decoder.
-    let Some((header, body)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() else {
-        return;
-    };
-    let kind = header[5];
+    // The golden files are whole frames, one after the other.
+    let mut rest = data;
+    while let Ok(Some((kind, body, taken))) = frame::split(rest) {
+        read(kind, body);
+        rest = &rest[taken..];
+    }
+    // Else taken apart by hand: behind the checksum, random bytes would never reach a decoder.
+    if let Some((header, body)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() {
+        read(header[5], body);
+    }
+});
+
+fn read(kind: u8, body: &[u8]) {
     let Ok(message) = Message::decode(kind, &Bytes::copy_from_slice(body)) else {
         return;
     };
@@ -24,4 +32,4 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!(taken, written.len());
     let again = Message::decode(kind, &Bytes::copy_from_slice(body));
     assert_eq!(again.as_ref(), Ok(&message));
-});
+}

@@ -10,11 +10,20 @@ use meridian_event::frame::{self, FRAME_HEADER_BYTES};
 use serde::{Serialize, de::DeserializeOwned};
 
 fuzz_target!(|data: &[u8]| {
-    // Taken apart by hand: behind the checksum, random bytes would never reach a decoder.
-    let Some((header, body)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() else {
-        return;
-    };
-    match header[5] {
+    // The golden files are whole frames, one after the other.
+    let mut rest = data;
+    while let Ok(Some((kind, body, taken))) = frame::split(rest) {
+        read(kind, body);
+        rest = &rest[taken..];
+    }
+    // Else taken apart by hand: behind the checksum, random bytes would never reach a decoder.
+    if let Some((header, body)) = data.split_first_chunk::<FRAME_HEADER_BYTES>() {
+        read(header[5], body);
+    }
+});
+
+fn read(kind: u8, body: &[u8]) {
+    match kind {
         wire::kind::HELLO => same::<Hello>(wire::kind::HELLO, body),
         wire::kind::WELCOME => same::<Welcome>(wire::kind::WELCOME, body),
         wire::kind::REFUSED => same::<Refused>(wire::kind::REFUSED, body),
@@ -39,7 +48,7 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(decode_response(body_of(&written)), Ok((id, Ok(response))));
         }
     }
-});
+}
 
 fn same<M: Serialize + DeserializeOwned + PartialEq>(kind: u8, body: &[u8]) {
     if let Ok(message) = frame::decode_message::<M>(kind, body) {
