@@ -13,11 +13,13 @@ use meridian_clock::RegionId;
 use meridian_conflict::{CategoryPolicy, Policies};
 use uuid::Uuid;
 
+mod error;
 mod file;
 mod keys;
 mod written;
 
-pub use file::{ConfigError, Loaded, load, parse};
+pub use error::ConfigError;
+pub use file::{Loaded, load, parse};
 pub use written::{FileMember, FileText};
 
 /// One region of the federation, as every node knows it.

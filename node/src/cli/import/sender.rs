@@ -243,7 +243,7 @@ impl QuicSender {
 }
 
 fn connect_failed(error: ConnectError) -> anyhow::Error {
-    anyhow::Error::new(error).context("connect to the federation")
+    anyhow::Error::new(error).context("connect to the federation; check that a region of the configuration runs and can be reached")
 }
 
 fn check_region<'a>(
