@@ -48,7 +48,7 @@ pub(crate) struct Args {
     /// NDJSON, plain or compressed with gzip or zstd; - for standard input
     file: PathBuf,
     /// A region's configuration: sends over QUIC, straight to each stream's home, with the
-    /// certificate that its [operator] table names
+    /// certificate that its `[operator]` table names
     #[arg(
         long,
         value_name = "FILE",
