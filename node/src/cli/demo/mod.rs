@@ -25,7 +25,7 @@ const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
 /// Which airport's flights each region writes.
 const AIRPORTS: [&str; 3] = ["EWR", "JFK", "LGA"];
 /// Small, so that three regions fit anywhere.
-const SEGMENT_BYTES: u64 = 8 << 20;
+const SEGMENT_BYTES: u64 = 32 << 20;
 /// How long a region stays cut off at the least.
 const CUT_FOR: Duration = Duration::from_secs(5);
 /// How long the regions may take to agree after the cut is healed.
