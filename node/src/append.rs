@@ -13,7 +13,7 @@ use meridian_clock::{Epoch, Position, RegionId, VersionVector};
 use meridian_conflict::{Policies, Route};
 use meridian_event::{Revision, StreamId};
 use meridian_store::{Direction, Store, StreamRange};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 use uuid::Uuid;
@@ -30,6 +30,8 @@ const REACH_HOME_FOR: Duration = Duration::from_millis(1500);
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// How long one attempt to dial a home may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How much the events of all appends that wait for their answer here may weigh together, in KiB.
+pub(crate) const WAITING_KIB_MAX: u32 = 64 << 10;
 /// How much of what was written since goes into a conflict answer.
 const EVENTS_SINCE_MAX: usize = 100;
 const EVENTS_SINCE_BYTES_MAX: usize = 256 << 10;
@@ -50,6 +52,7 @@ pub(crate) struct Appends {
     pub(crate) sequencers: Vec<Arc<Sequencer>>,
     pub(crate) homes: BTreeMap<RegionId, Home>,
     pub(crate) held: Held,
+    pub(crate) room: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -119,7 +122,20 @@ impl Appends {
         let stream = request.stream.clone();
         let partition = stream.partition(self.partitions);
         let sequencer = &self.sequencers[usize::from(partition.0)];
-        let Ok(queued) = timeout_at(deadline, sequencer.enqueue(request)).await else {
+        let weight: usize = request
+            .events
+            .iter()
+            .map(|event| event.weight_bytes())
+            .sum();
+        let weight = u32::try_from(weight / 1024 + 1)
+            .unwrap_or(u32::MAX)
+            .min(WAITING_KIB_MAX);
+        let enter = async {
+            // Held until the answer is known: it bounds what appends may keep in memory.
+            let room = self.room.acquire_many(weight).await.ok();
+            (room, sequencer.enqueue(request).await)
+        };
+        let Ok((_room, queued)) = timeout_at(deadline, enter).await else {
             return Err(AppendError::Unavailable {
                 reason: "more appends wait than are being written".to_owned(),
                 retry_after_ms: 1000,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 /// How much of the log one page may read before it answers with what it found.
 const SCAN_BYTES_MAX: usize = 1 << 20;
 /// How often one page may read that much: a filter that hardly matches still answers soon.
-const SCANS_MAX: usize = 8;
+const SCANS_MAX: usize = 2;
 /// How many bytes of events a page is filled up to. Compressed blocks can hold many times what a
 /// scan reads, and a reader that is slow keeps its page in memory.
 const PAGE_BYTES_MAX: usize = 4 << 20;

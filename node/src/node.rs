@@ -22,13 +22,13 @@ use meridian_store::{
     Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions, StreamRange,
     checked_file::CheckedFileError,
 };
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
-use crate::append::{Appends, Home, Presentation};
+use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::{MemberConfig, NodeConfig};
 use crate::door::Door;
 use crate::gate::{Gate, Memory, Verdict};
@@ -288,6 +288,7 @@ impl Node {
                 .map(|member| (member.id, Home::new(member.clone(), us.clone())))
                 .collect(),
             held: links.held(),
+            room: Semaphore::new(WAITING_KIB_MAX as usize),
             metrics: Arc::clone(&metrics),
         };
         let node = Arc::new(Self {

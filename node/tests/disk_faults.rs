@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use meridian_client::{
-    AppendError, AppendRequest, Direction, Durability, Expected, StreamRead,
-};
+use meridian_client::{AppendError, AppendRequest, Direction, Durability, Expected, StreamRead};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_node::seams::Seams;
 use meridian_node::{Identity, Node, config};
@@ -40,7 +38,10 @@ fn noise(bytes: usize) -> Bytes {
         state ^= state << 17;
         b'a' + u8::try_from(state >> 59).unwrap_or(0) % 26
     };
-    std::iter::repeat_with(&mut draw).take(bytes).collect::<Vec<_>>().into()
+    std::iter::repeat_with(&mut draw)
+        .take(bytes)
+        .collect::<Vec<_>>()
+        .into()
 }
 
 fn stream() -> StreamId {
@@ -48,7 +49,12 @@ fn stream() -> StreamId {
 }
 
 fn events(node: &Node) -> usize {
-    let read = StreamRead { stream: stream(), from: 0, direction: Direction::Forwards, limit: 4000 };
+    let read = StreamRead {
+        stream: stream(),
+        from: 0,
+        direction: Direction::Forwards,
+        limit: 4000,
+    };
     node.read_stream(&read).expect("reads go on").events.len()
 }
 
@@ -84,7 +90,9 @@ async fn a_failed_sync_stops_appends_and_loses_nothing() {
     let node = node_on(&disk, config).await;
     until_ready(&node).await;
     for id in 0..5 {
-        node.append(append(id, 200)).await.expect("the disk is sound");
+        node.append(append(id, 200))
+            .await
+            .expect("the disk is sound");
     }
     disk.fail_next_sync();
     // Whichever sync it hits (the clock's ceiling is synced too), appends stop or go on for good.
@@ -97,8 +105,14 @@ async fn a_failed_sync_stops_appends_and_loses_nothing() {
     }
     if let Some((id, error)) = failed {
         let unknown = matches!(error, AppendError::Indeterminate { .. });
-        assert!(unknown || matches!(error, AppendError::Unavailable { .. }), "{error}");
-        let error = node.append(append(250, 200)).await.expect_err("the log is closed");
+        assert!(
+            unknown || matches!(error, AppendError::Unavailable { .. }),
+            "{error}"
+        );
+        let error = node
+            .append(append(250, 200))
+            .await
+            .expect_err("the log is closed");
         assert!(matches!(&error, AppendError::Unavailable { .. }), "{error}");
         assert!(error.to_string().contains("restart the node"), "{error}");
         assert!(node.ready().is_err());
@@ -109,8 +123,13 @@ async fn a_failed_sync_stops_appends_and_loses_nothing() {
     disk.crash();
     let node = node_on(&disk, config).await;
     until_ready(&node).await;
-    assert!(events(&node) >= acknowledged, "an acknowledged event is lost");
-    node.append(append(251, 200)).await.expect("the disk is sound again");
+    assert!(
+        events(&node) >= acknowledged,
+        "an acknowledged event is lost"
+    );
+    node.append(append(251, 200))
+        .await
+        .expect("the disk is sound again");
     node.shutdown().await;
 }
 
@@ -131,7 +150,11 @@ async fn a_full_disk_refuses_appends_and_takes_them_again_once_there_is_room() {
     };
     assert!(matches!(&error, AppendError::Unavailable { .. }), "{error}");
     assert!(error.to_string().contains("full"), "{error}");
-    assert_eq!(events(&node), usize::from(written), "what was acknowledged is there");
+    assert_eq!(
+        events(&node),
+        usize::from(written),
+        "what was acknowledged is there"
+    );
     disk.set_room(None);
     let mut again = Err(error);
     for _ in 0..100 {
