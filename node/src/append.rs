@@ -1,7 +1,7 @@
 //! An append from whichever door it came through to its answer: here, or at its home.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use meridian_client::tls::{Alpn, Identity};
@@ -20,12 +20,15 @@ use uuid::Uuid;
 
 use crate::config::MemberConfig;
 use crate::metrics::{AppendOutcome, Metrics, Peer};
+use crate::node::{read_lock, write_lock};
 use crate::sequencer::{Outcome, Sequencer};
 use crate::status::Names;
 
-/// How long a request keeps trying to reach a home that cannot be dialled. Nothing was written, so
-/// the caller is better served by knowing than by waiting.
-const REACH_HOME_FOR: Duration = Duration::from_millis(1500);
+/// After a home could not be dialled, how long requests for it are refused at once. Nothing was
+/// written, so the caller is better served by knowing than by waiting.
+const DIAL_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often a request that never left is tried: a connection may just have closed.
+const UNSENT_ATTEMPTS: u32 = 2;
 /// The pause between two attempts to reach a home.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// How long one attempt to dial a home may take.
@@ -303,7 +306,7 @@ fn outcome_of(result: &Result<Appended, AppendError>) -> AppendOutcome {
 #[derive(Clone)]
 pub(crate) struct Presentation {
     pub(crate) endpoint: quinn::Endpoint,
-    pub(crate) identity: Arc<std::sync::RwLock<Arc<Identity>>>,
+    pub(crate) identity: Arc<RwLock<Arc<Identity>>>,
     pub(crate) federation: Uuid,
     pub(crate) name: String,
 }
@@ -314,7 +317,17 @@ pub(crate) struct Home {
     member: MemberConfig,
     server_name: String,
     us: Presentation,
-    connection: Mutex<Option<Connection>>,
+    dialled: RwLock<Dialled>,
+    // Held by whoever dials.
+    dialling: Mutex<()>,
+}
+
+/// What the last attempt to dial a home came to.
+#[derive(Clone)]
+enum Dialled {
+    Not,
+    Reached(Connection),
+    Failed { at: Instant, reason: String },
 }
 
 impl Home {
@@ -324,7 +337,8 @@ impl Home {
             server_name: name.dns_name(),
             member,
             us,
-            connection: Mutex::new(None),
+            dialled: RwLock::new(Dialled::Not),
+            dialling: Mutex::new(()),
         }
     }
 
@@ -336,9 +350,9 @@ impl Home {
         hops: u8,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let reach_until = deadline.min(Instant::now() + REACH_HOME_FOR);
         let request = Request::Append { request, hops };
         let mut may_be_written = None;
+        let mut attempts = 0;
         loop {
             let failure = match self.attempt(&request, deadline).await {
                 Ok(Err(AppendError::Unavailable { reason, .. })) if may_be_written.is_some() => {
@@ -351,12 +365,9 @@ impl Home {
             if !matches!(failure, RequestError::NotSent { .. }) {
                 may_be_written = Some(failure.to_string());
             }
-            let until = if may_be_written.is_some() {
-                deadline
-            } else {
-                reach_until
-            };
-            if Instant::now() + RETRY_AFTER >= until {
+            attempts += 1;
+            let gave_up = may_be_written.is_none() && attempts == UNSENT_ATTEMPTS;
+            if gave_up || Instant::now() + RETRY_AFTER >= deadline {
                 return Err(match may_be_written {
                     Some(reason) => AppendError::Indeterminate { reason },
                     None => AppendError::Unavailable {
@@ -378,7 +389,7 @@ impl Home {
         let connection = timeout_at(deadline, self.connect())
             .await
             .map_err(|_| not_sent("it was not reached in time".to_owned()))?
-            .map_err(|error| not_sent(error.to_string()))?;
+            .map_err(not_sent)?;
         match connection.request(request, deadline).await {
             Ok(Response::Append(answer)) => Ok(answer),
             Ok(other) => Ok(Err(AppendError::Unavailable {
@@ -392,13 +403,22 @@ impl Home {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, meridian_client::ConnectError> {
-        let mut held = self.connection.lock().await;
-        if let Some(connection) = held.as_ref().filter(|connection| connection.is_open()) {
-            return Ok(connection.clone());
+    async fn connect(&self) -> Result<Connection, String> {
+        let dialling = match self.known() {
+            Dialled::Reached(connection) => return Ok(connection),
+            Dialled::Not => self.dialling.lock().await,
+            // Someone else is trying already; a home that was out of reach a moment ago is not
+            // worth waiting for.
+            Dialled::Failed { reason, at } => match self.dialling.try_lock() {
+                Ok(dialling) if at.elapsed() >= DIAL_AGAIN_AFTER => dialling,
+                _ => return Err(reason),
+            },
+        };
+        if let Dialled::Reached(connection) = self.known() {
+            return Ok(connection);
         }
-        let identity = crate::node::read_lock(&self.us.identity);
-        let connection = Connection::open(
+        let identity = read_lock(&self.us.identity);
+        let opened = Connection::open(
             &self.us.endpoint,
             identity.client_config(Alpn::Client),
             self.member.quic,
@@ -406,9 +426,28 @@ impl Home {
             &Hello::new(self.us.federation, self.us.name.clone()),
             DIAL_TIMEOUT,
         )
-        .await?;
-        *held = Some(connection.clone());
-        Ok(connection)
+        .await
+        .map_err(|error| error.to_string());
+        write_lock(
+            &self.dialled,
+            match &opened {
+                Ok(connection) => Dialled::Reached(connection.clone()),
+                Err(reason) => Dialled::Failed {
+                    at: Instant::now(),
+                    reason: reason.clone(),
+                },
+            },
+        );
+        drop(dialling);
+        opened
+    }
+
+    // What is known without dialling; a connection that has closed counts for nothing.
+    fn known(&self) -> Dialled {
+        match read_lock(&self.dialled) {
+            Dialled::Reached(connection) if !connection.is_open() => Dialled::Not,
+            known => known,
+        }
     }
 }
 

@@ -139,7 +139,8 @@ pub(crate) fn read_lock<T: Clone>(lock: &RwLock<T>) -> T {
     lock.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-fn write_lock<T>(lock: &RwLock<T>, value: T) {
+/// Replaces the value behind such a lock.
+pub(crate) fn write_lock<T>(lock: &RwLock<T>, value: T) {
     *lock.write().unwrap_or_else(PoisonError::into_inner) = value;
 }
 

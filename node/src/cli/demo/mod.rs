@@ -26,6 +26,8 @@ const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
 const AIRPORTS: [&str; 3] = ["EWR", "JFK", "LGA"];
 /// Small, so that three regions fit anywhere.
 const SEGMENT_BYTES: u64 = 32 << 20;
+/// Short, so that what was on its way when the cut came does not hold up the show.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(4);
 /// How long a region stays cut off at the least.
 const CUT_FOR: Duration = Duration::from_secs(5);
 /// How long the regions may take to agree after the cut is healed.
@@ -249,6 +251,7 @@ async fn start(data: &Path) -> anyhow::Result<Vec<Running>> {
     let mut nodes = Vec::new();
     for (region, mut config) in REGIONS.into_iter().zip(made) {
         config.segment_bytes = SEGMENT_BYTES;
+        config.append_timeout = APPEND_TIMEOUT;
         let cut = Cut::default();
         let seams = Seams {
             network: Arc::new(CuttableNetwork(cut.clone())),
