@@ -355,8 +355,11 @@ impl Home {
         let mut attempts = 0;
         loop {
             let failure = match self.attempt(&request, deadline).await {
-                Ok(Err(AppendError::Unavailable { reason, .. })) if may_be_written.is_some() => {
-                    RequestError::NotSent { reason }
+                // The home refused this attempt, but an earlier one may still be on its way there.
+                Ok(Err(error)) if may_be_written.is_some() && !settles(&error) => {
+                    RequestError::NotSent {
+                        reason: error.to_string(),
+                    }
                 }
                 Ok(answer) => return answer,
                 Err(failure) => failure,
@@ -448,6 +451,20 @@ impl Home {
             Dialled::Reached(connection) if !connection.is_open() => Dialled::Not,
             known => known,
         }
+    }
+}
+
+// Whether a refusal also tells what became of earlier attempts with the same ids: no stream goes
+// back to a revision that it has left behind, and what was invalid stays so.
+fn settles(error: &AppendError) -> bool {
+    match error {
+        AppendError::WrongExpectedRevision {
+            expected, actual, ..
+        } => expected.is_past(*actual),
+        AppendError::Invalid { .. } | AppendError::TooLarge { .. } => true,
+        AppendError::NotHome { .. }
+        | AppendError::Unavailable { .. }
+        | AppendError::Indeterminate { .. } => false,
     }
 }
 

@@ -12,21 +12,11 @@ fn a_flipped_bit_is_found_reported_and_mended_from_a_peer() {
         federation.edit_config(index, "segment_bytes = ", "segment_bytes = 33554432 # ");
     }
     federation.start_all();
-    let filler = "x".repeat(900_000);
     let mut number = 0;
     let sealed = |federation: &Federation| federation.has(1, "log/00000001.idx");
     until("a segment is sealed", || {
         number += 1;
-        // Bytes that do not compress to nothing.
-        let noise: String = filler
-            .bytes()
-            .zip(0u64..)
-            .map(|(_, at)| {
-                char::from(
-                    b'a' + (at.wrapping_mul(number).wrapping_mul(2_654_435_761) >> 29) as u8 % 26,
-                )
-            })
-            .collect();
+        let noise = support::noise(number, 900_000);
         let body = serde_json::json!({ "events": [{ "type": "Tested", "data": noise }] });
         let url = federation.url(0, &format!("/v1/streams/order-{number}/events"));
         let (status, answer) = support::post(&url, &body.to_string()).expect("an answer");

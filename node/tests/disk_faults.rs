@@ -24,24 +24,10 @@ fn append(id: u8, bytes: usize) -> AppendRequest {
             id: EventId::from_random([id; 16]),
             event_type: EventType::new("Tested").expect("a sound name"),
             // Not compressible, so that bytes are bytes.
-            data: noise(bytes),
+            data: support::noise(u64::from(id), bytes).into(),
             metadata: Bytes::new(),
         }],
     }
-}
-
-fn noise(bytes: usize) -> Bytes {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut draw = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        b'a' + u8::try_from(state >> 59).unwrap_or(0) % 26
-    };
-    std::iter::repeat_with(&mut draw)
-        .take(bytes)
-        .collect::<Vec<_>>()
-        .into()
 }
 
 fn stream() -> StreamId {
@@ -49,13 +35,21 @@ fn stream() -> StreamId {
 }
 
 fn events(node: &Node) -> usize {
-    let read = StreamRead {
+    let mut read = StreamRead {
         stream: stream(),
         from: 0,
         direction: Direction::Forwards,
         limit: 4000,
     };
-    node.read_stream(&read).expect("reads go on").events.len()
+    let mut count = 0;
+    loop {
+        let page = node.read_stream(&read).expect("reads go on");
+        count += page.events.len();
+        match page.next {
+            Some(next) => read.from = next,
+            None => return count,
+        }
+    }
 }
 
 /// A node of a region on its own, on a simulated disk.

@@ -367,3 +367,17 @@ pub fn copy(from: &Path, to: &Path) {
 pub fn read(file: &Path) -> String {
     fs::read_to_string(file).expect("the file can be read")
 }
+
+/// So many letters that no codec makes shorter by much, different for each seed.
+pub fn noise(seed: u64, bytes: usize) -> String {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let letter = || {
+        // Marsaglia's xorshift64.
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        char::from(b'A' + u8::try_from(state >> 58).unwrap_or(0) % 58)
+    };
+    let letters: String = std::iter::repeat_with(letter).take(bytes).collect();
+    letters.replace('\\', "/")
+}
