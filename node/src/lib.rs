@@ -12,6 +12,7 @@
 mod append;
 pub mod certificates;
 pub mod config;
+mod cursor;
 mod door;
 pub mod files;
 mod gate;

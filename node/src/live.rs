@@ -1,12 +1,10 @@
 //! The `live` tier: all that is held here, in the order it arrived.
 
-use std::fmt;
-use std::str::FromStr;
-
 use meridian_client::{EventFilter, LivePage};
 use meridian_event::RecordedEvent;
-use meridian_store::{LogOffset, ReadError, Store};
-use serde::{Deserialize, Serialize};
+use meridian_store::{ReadError, Store};
+
+use crate::cursor::{CursorSeal, LiveCursor};
 
 /// How much of the log one page may read before it answers with what it found.
 const SCAN_BYTES_MAX: usize = 1 << 20;
@@ -15,53 +13,6 @@ const SCANS_MAX: usize = 2;
 /// How many bytes of events a page is filled up to. Compressed blocks can hold many times what a
 /// scan reads, and a reader that is slow keeps its page in memory.
 const PAGE_BYTES_MAX: usize = 4 << 20;
-
-/// A place in this node's arrival order. Means nothing on another node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(crate) struct LiveCursor {
-    /// The block to go on in.
-    pub(crate) block: LogOffset,
-    /// How many of its events were read.
-    pub(crate) events_read: u32,
-}
-
-/// Why a string is no cursor.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{0:?} is not a cursor of this node; use a `cursor` that it gave, or none to start at the beginning"
-)]
-pub(crate) struct CursorError(String);
-
-impl fmt::Display for LiveCursor {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            out,
-            "{}.{}.{}",
-            self.block.segment, self.block.offset, self.events_read
-        )
-    }
-}
-
-impl FromStr for LiveCursor {
-    type Err = CursorError;
-
-    fn from_str(text: &str) -> Result<Self, CursorError> {
-        let mut parts = text.split('.');
-        let mut number = || parts.next()?.parse::<u64>().ok();
-        let cursor = || {
-            let block = LogOffset {
-                segment: number()?,
-                offset: number()?,
-            };
-            let events_read = u32::try_from(number()?).ok()?;
-            Some(Self { block, events_read })
-        };
-        let parsed = { cursor }();
-        parsed
-            .filter(|cursor| cursor.to_string() == text)
-            .ok_or_else(|| CursorError(text.to_owned()))
-    }
-}
 
 /// One page of the live tier.
 #[derive(Clone, Debug)]
@@ -74,13 +25,13 @@ pub(crate) struct Page {
     pub(crate) at_end: bool,
 }
 
-impl From<Page> for LivePage {
-    fn from(page: Page) -> Self {
-        let cursor = meridian_client::LiveCursor(page.cursor.to_string());
-        Self {
-            events: page.events.into_iter().map(|(_, event)| event).collect(),
-            cursor,
-            at_end: page.at_end,
+impl Page {
+    /// The page as clients see it.
+    pub(crate) fn sealed(self, seal: &CursorSeal) -> LivePage {
+        LivePage {
+            events: self.events.into_iter().map(|(_, event)| event).collect(),
+            cursor: meridian_client::LiveCursor(seal.write(self.cursor)),
+            at_end: self.at_end,
         }
     }
 }
@@ -171,27 +122,4 @@ pub(crate) fn read_live(
         }
     }
     Ok(page)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cursor_survives_being_written_down() {
-        let cursor = LiveCursor {
-            block: LogOffset {
-                segment: 3,
-                offset: 4096,
-            },
-            events_read: 7,
-        };
-        assert_eq!(cursor.to_string().parse(), Ok(cursor));
-        for bad in ["", "1.2", "1.2.x", "1.2.3.4", "01.2.3", "-1.2.3"] {
-            assert!(
-                bad.parse::<LiveCursor>().is_err(),
-                "{bad:?} was taken for a cursor"
-            );
-        }
-    }
 }

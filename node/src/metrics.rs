@@ -164,12 +164,10 @@ pub struct Metrics {
 
     /// Commit rounds: one write and one sync each.
     pub commits: Counter,
-    /// From the write of a commit round to its durability.
+    /// From handing a block of this region to the log to its durability.
     pub commit_seconds: Histogram,
     /// Blocks made durable, of own and of other origins.
     pub blocks_committed: Counter,
-    /// Bytes made durable, of own and of other origins.
-    pub bytes_committed: Counter,
     /// Calls that made the disk durable.
     pub syncs: Counter,
     /// Whether the store takes writes (1), or failed one and refuses all since (0).
@@ -182,8 +180,6 @@ pub struct Metrics {
     pub store_events: Gauge,
     /// Ranges of blocks that cannot be read now.
     pub damaged_ranges: Gauge,
-    /// Damaged ranges that were fetched again from a peer.
-    pub repaired_ranges: Counter,
 
     /// Whether a link with a peer stands (1) or not (0).
     pub link_up: Family<Link, Gauge>,
@@ -263,16 +259,12 @@ impl Metrics {
             commits: list.add("commits", "Commit rounds: one write and one sync each"),
             commit_seconds: list.timed(
                 "commit_duration",
-                "From the write of a commit round to its durability",
+                "From handing a block of this region to the log to its durability",
                 latencies(),
             ),
             blocks_committed: list.add(
                 "blocks_committed",
                 "Blocks made durable, of own and of other origins",
-            ),
-            bytes_committed: list.in_bytes(
-                "committed",
-                "Bytes made durable, of own and of other origins",
             ),
             syncs: list.add("syncs", "Calls that made the disk durable"),
             store_writable: list.add(
@@ -285,10 +277,6 @@ impl Metrics {
             damaged_ranges: list.add(
                 "damaged_ranges",
                 "Ranges of blocks that cannot be read now; they are fetched again from a peer",
-            ),
-            repaired_ranges: list.add(
-                "repaired_ranges",
-                "Damaged ranges that were fetched again from a peer",
             ),
             link_up: list.add("link_up", "1 while a link with a peer stands"),
             link_rtt_seconds: list.in_seconds("link_rtt", "Round-trip time of a link"),

@@ -30,10 +30,11 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::{MemberConfig, NodeConfig};
+use crate::cursor::{CursorSeal, LiveCursor};
 use crate::door::Door;
 use crate::gate::{Gate, Memory, Verdict};
 use crate::identity::{FirstWrite, Identity, IdentityError};
-use crate::live::{self, LiveCursor};
+use crate::live;
 use crate::metrics::{Metrics, Origin};
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
@@ -117,6 +118,7 @@ pub struct Node {
     names: Arc<Names>,
     policies: Arc<Policies>,
     random: Arc<dyn Random>,
+    cursors: CursorSeal,
     store: Arc<Store>,
     hlc: Arc<Hlc>,
     links: Arc<Links>,
@@ -231,6 +233,7 @@ impl Node {
                 shut: Arc::clone(&shut),
                 first_write: Arc::clone(&first_write),
                 members: config.members.len(),
+                metrics: Arc::clone(&metrics),
             };
             let (sequencer, run) = Sequencer::new(tools, tasks.clone());
             tracker.spawn(run.instrument(info_span!("sequencer", partition)));
@@ -296,6 +299,7 @@ impl Node {
             names,
             policies,
             random: Arc::clone(&seams.random),
+            cursors: CursorSeal::new(&own.name, &stable),
             store,
             hlc,
             links,
@@ -548,14 +552,7 @@ impl Node {
     /// # Errors
     /// When the cursor is not one of ours, or the log cannot be read.
     pub async fn read_live(&self, read: &LiveRead) -> Result<LivePage, ReadError> {
-        let mut after = match read.after.0.as_str() {
-            "" => LiveCursor::default(),
-            text => text
-                .parse()
-                .map_err(|error: live::CursorError| ReadError::Invalid {
-                    reason: error.to_string(),
-                })?,
-        };
+        let mut after = self.read_cursor(&read.after)?;
         let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
         let wait = Duration::from_millis(u64::from(read.wait_ms)).min(LIVE_WAIT_MAX);
         let deadline = Instant::now() + wait;
@@ -565,7 +562,7 @@ impl Node {
             let page =
                 live::read_live(&self.store, after, &read.filter, limit).map_err(unreadable)?;
             if !page.events.is_empty() || !page.at_end {
-                return Ok(page.into());
+                return Ok(page.sealed(&self.cursors));
             }
             after = page.cursor;
             let more = tokio::select! {
@@ -576,9 +573,23 @@ impl Node {
                 }
             };
             if !more {
-                return Ok(page.into());
+                return Ok(page.sealed(&self.cursors));
             }
         }
+    }
+
+    pub(crate) fn read_cursor(
+        &self,
+        cursor: &meridian_client::LiveCursor,
+    ) -> Result<LiveCursor, ReadError> {
+        let place = self.cursors.read(&cursor.0);
+        place.map_err(|error| ReadError::Invalid {
+            reason: error.to_string(),
+        })
+    }
+
+    pub(crate) fn cursors(&self) -> &CursorSeal {
+        &self.cursors
     }
 
     /// Changes each time something becomes durable here.

@@ -53,9 +53,6 @@ pub trait Backend: Send + Sync + 'static {
     /// What each origin log holds here.
     fn digest(&self) -> Vec<DigestEntry>;
 
-    /// This node's region.
-    fn region(&self) -> RegionId;
-
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
 
@@ -106,17 +103,10 @@ impl Backend for Node {
         limit: u32,
     ) -> BoxFuture<'_, Result<LiveEvents, ReadError>> {
         Box::pin(async move {
-            let after = match after.0.as_str() {
-                "" => live::LiveCursor::default(),
-                text => text
-                    .parse()
-                    .map_err(|error: live::CursorError| ReadError::Invalid {
-                        reason: error.to_string(),
-                    })?,
-            };
+            let after = self.read_cursor(&after)?;
             let page = live::read_live(self.store(), after, &filter, limit as usize)
                 .map_err(unreadable)?;
-            let written = |cursor: live::LiveCursor| LiveCursor(cursor.to_string());
+            let written = |cursor| LiveCursor(self.cursors().write(cursor));
             Ok(LiveEvents {
                 events: page
                     .events
@@ -139,10 +129,6 @@ impl Backend for Node {
 
     fn digest(&self) -> Vec<DigestEntry> {
         Self::digest(self)
-    }
-
-    fn region(&self) -> RegionId {
-        self.config().region
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

@@ -17,7 +17,7 @@ use utoipa::{IntoParams, ToSchema};
 use super::params::{Params, check_limit};
 use super::problem::Problem;
 use super::views::{EventView, EventsPageView};
-use super::{Backend, Door, cursor, sse};
+use super::{Backend, Door, sse};
 
 /// How many events a follower is sent in one go.
 const FOLLOW_PAGE_EVENTS: u32 = 256;
@@ -101,7 +101,7 @@ pub(super) async fn read(
         ),
         None => params.after,
     };
-    let after = cursor::parse(&door, after.as_deref().unwrap_or_default())?;
+    let after = LiveCursor(after.unwrap_or_default());
     let filter = EventFilter {
         category: params.category,
         event_type: params.event_type,
@@ -124,7 +124,7 @@ pub(super) async fn read(
             .iter()
             .map(|(_, event)| EventView::new(event, &door))
             .collect(),
-        cursor: cursor::show(&door, &page.cursor),
+        cursor: page.cursor.0,
         watermark: None,
         end: page.at_end,
     })
@@ -240,7 +240,7 @@ impl Follower {
                     self.going = changed.is_ok();
                 }
                 () = heartbeat.as_mut() => {
-                    sse::write_heartbeat(&mut out, &cursor::show(&self.door, &self.cursor));
+                    sse::write_heartbeat(&mut out, &self.cursor.0);
                     break;
                 }
             }
@@ -264,8 +264,7 @@ impl Follower {
         for (cursor, event) in &page.events {
             let json = serde_json::to_vec(&EventView::new(event, &self.door))
                 .map_err(|error| Problem::internal(format!("an event cannot be shown: {error}")))?;
-            let id = cursor::show(&self.door, cursor);
-            sse::write_message(out, None, Some(&id), &json);
+            sse::write_message(out, None, Some(&cursor.0), &json);
         }
         self.cursor = page.cursor;
         if let Some(left) = &mut self.remaining {

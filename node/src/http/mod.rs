@@ -13,7 +13,6 @@ mod append;
 mod backend;
 mod body;
 mod categories;
-mod cursor;
 #[expect(
     unused_qualifications,
     reason = "the macro that describes parameters writes them"
@@ -50,7 +49,6 @@ struct Door {
     backend: Arc<dyn Backend>,
     // Membership is static in the configuration, so the names are asked for once.
     regions: Arc<BTreeMap<RegionId, String>>,
-    region: Arc<str>,
     // Followers end when this is cancelled; requests in progress are still answered.
     draining: CancellationToken,
     // One permit per event stream that is followed.
@@ -62,12 +60,10 @@ struct Door {
 
 impl Door {
     fn new(backend: Arc<dyn Backend>, options: ServeOptions, draining: CancellationToken) -> Self {
-        let regions = backend.regions();
-        let region = shown(&regions, backend.region()).into();
+        let regions = Arc::new(backend.regions());
         Self {
             backend,
-            regions: Arc::new(regions),
-            region,
+            regions,
             draining,
             followers: Arc::new(Semaphore::new(options.followers_max)),
             scrape: Arc::default(),
@@ -77,11 +73,7 @@ impl Door {
 
     /// The name of `region`, or something that says its number when it is no member.
     fn region_name(&self, region: RegionId) -> String {
-        shown(&self.regions, region)
+        let name = self.regions.get(&region).cloned();
+        name.unwrap_or_else(|| format!("region-{region}"))
     }
-}
-
-fn shown(regions: &BTreeMap<RegionId, String>, region: RegionId) -> String {
-    let name = regions.get(&region).cloned();
-    name.unwrap_or_else(|| format!("region-{region}"))
 }

@@ -19,12 +19,14 @@ use meridian_conflict::{Policies, Route};
 use meridian_event::{BlockBuilder, Revision};
 use meridian_store::{CommitError, Store, SubmitError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error};
 
 use self::promises::Marks;
 use self::recall::{Recall, Repeat};
 use crate::identity::FirstWrite;
+use crate::metrics::Metrics;
 use crate::node::read_lock;
 use crate::time::{StampError, TimeKeeper};
 
@@ -70,6 +72,7 @@ pub(crate) struct Tools {
     pub(crate) shut: Arc<RwLock<Option<String>>>,
     pub(crate) first_write: Arc<FirstWrite>,
     pub(crate) members: usize,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Sequencer {
@@ -224,11 +227,14 @@ impl Task {
         self.expected_next = end;
         let waiting = self.recall.hold(number, waiting);
         let committed_blocks = Arc::clone(&self.committed_blocks);
+        let commit_seconds = self.tools.metrics.commit_seconds.clone();
+        let handed_over = Instant::now();
         let done = {
             let waiting = Arc::clone(&waiting);
             Box::new(move |result: Result<(), CommitError>| {
                 match &result {
                     Ok(()) => {
+                        commit_seconds.observe(handed_over.elapsed().as_secs_f64());
                         committed_blocks.store(number, Ordering::Release);
                         stamping.committed(stamped, end);
                     }

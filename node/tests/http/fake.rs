@@ -261,10 +261,6 @@ impl Backend for Fake {
         }]
     }
 
-    fn region(&self) -> RegionId {
-        US
-    }
-
     fn regions(&self) -> BTreeMap<RegionId, String> {
         BTreeMap::from([(US, "us-east".to_owned()), (EU, "eu-west".to_owned())])
     }
