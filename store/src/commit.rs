@@ -31,6 +31,8 @@ use crate::segment::{SEGMENT_HEADER_BYTES, prepare, segment_path};
 use crate::store::{CommitError, Done, SubmitError};
 use crate::{DiskFile, LogHead, LogOffset};
 
+// While one group syncs, one more is written; a third brings nothing (measured).
+const IN_FLIGHT_MAX: usize = 2;
 // Beyond this many segments whose index is yet to be written, commits wait: each costs memory.
 const UNSEALED_MAX: usize = 3;
 
@@ -186,8 +188,11 @@ impl Queue {
             .unwrap_or(LogHead::empty(log))
     }
 
-    pub(crate) fn has_work(&self) -> bool {
-        !self.waiting.is_empty() && self.in_flight.len() < 2
+    /// Whether a lane would find something to do now.
+    pub(crate) fn has_work(&self, core: &Core) -> bool {
+        !self.waiting.is_empty()
+            && self.in_flight.len() < IN_FLIGHT_MAX
+            && !matches!(self.ready(core), Ready::Wait)
     }
 
     fn admit(&self, block: &Block, bytes_max: usize) -> Result<(), SubmitError> {
@@ -380,6 +385,9 @@ impl Core {
                 Some(Stop::Closed) if queue.waiting.is_empty() => return Taken::Stopped,
                 _ => {}
             }
+            if !wait && queue.in_flight.len() >= IN_FLIGHT_MAX {
+                return Taken::Nothing;
+            }
             match queue.ready(self) {
                 Ready::Group => {
                     let group = queue.form_group(self);
@@ -432,7 +440,10 @@ impl Core {
                     queue = self.queue();
                     queue.preparing = false;
                     match extended {
-                        Ok(()) => queue.open.len = len,
+                        Ok(()) => {
+                            queue.open.len = len;
+                            queue.disk_full = None;
+                        }
                         Err(error) => queue = self.refuse_for(queue, &error),
                     }
                 }
@@ -623,11 +634,17 @@ impl Core {
             // when all of it is indexed.
             queue.in_flight.pop_front();
             queue.bytes -= bytes;
+            // This lane will look for work itself, once the writers have their answers; the other
+            // one is only woken when there is some already.
+            let more = !queue.waiting.is_empty();
             drop(queue);
+            if more {
+                self.work.notify_one();
+            }
+            self.driver.notify_one();
             if outcome.is_ok() {
                 self.committed.send_modify(|round| *round += 1);
             }
-            self.work.notify_all();
             self.room.notify_waiters();
             let answer = outcome.map_err(|reason| CommitError::Failed { reason });
             for done in dones {

@@ -63,6 +63,8 @@ pub(crate) struct Core {
     pub(crate) room: Notify,
     pub(crate) driver: Notify,
     pub(crate) counters: Counters,
+    /// The folder's lock. Here, so that it outlives every lane that could still write.
+    pub(crate) lock: Mutex<Option<Box<dyn Send + Sync>>>,
 }
 
 impl Segment {
@@ -106,6 +108,7 @@ impl Core {
             room: Notify::new(),
             driver: Notify::new(),
             counters: Counters::default(),
+            lock: Mutex::new(None),
         }
     }
 
@@ -127,6 +130,12 @@ impl Core {
 
     pub(crate) fn mending(&self) -> MutexGuard<'_, ()> {
         self.mending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn rebuilding(&self) -> MutexGuard<'_, ()> {
+        self.rebuilding
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn segments(&self) -> Arc<BTreeMap<u64, Arc<Segment>>> {
@@ -174,10 +183,7 @@ impl Core {
 
     /// Makes a sealed segment's index anew, in memory, and asks the housekeeper to write it.
     pub(crate) fn rebuild(&self, segment: &Segment) -> io::Result<()> {
-        let _one_at_a_time = self
-            .rebuilding
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.rebuilding();
         let segments = self.segments();
         let heads = heads_before(&segments, segment.number);
         let file = self.files.segment(segment.number)?;
@@ -236,7 +242,7 @@ pub(crate) fn note_gaps(segments: &BTreeMap<u64, Arc<Segment>>, damage: &mut Reg
             let (segment, offset) = damage
                 .last_hole(*number)
                 .unwrap_or((*number, SEGMENT_HEADER_BYTES));
-            damage.note(DamagedRange {
+            damage.note_unindexed(DamagedRange {
                 log: span.log,
                 first: Position(before + 1),
                 last: Position(span.first.0 - 1),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io;
 
-use meridian_clock::{LogId, Position};
+use meridian_clock::{LogId, Position, RegionId};
 use meridian_event::Chain;
 
 use crate::index::Summary;
@@ -108,29 +108,53 @@ pub enum RepairError {
     },
 }
 
+#[derive(Debug)]
+struct Known {
+    range: DamagedRange,
+    // Its events are in an index, so that looking for them ends in an error and not in nothing.
+    indexed: bool,
+}
+
 /// What is known to be damaged in an open store.
 #[derive(Debug, Default)]
 pub(crate) struct Register {
-    ranges: BTreeMap<(LogId, Position), DamagedRange>,
+    ranges: BTreeMap<(LogId, Position), Known>,
     holes: BTreeMap<(u64, u64), u64>,
     voids: BTreeMap<(u64, u64), u64>,
 }
 
 impl Register {
-    /// Notes a range; returns whether it was not known.
-    pub(crate) fn note(&mut self, range: DamagedRange) -> bool {
-        if self.covering(range.log, range.first).is_some() {
-            return false;
+    /// Notes a range whose events are in an index.
+    pub(crate) fn note(&mut self, range: DamagedRange) {
+        self.insert(range, true);
+    }
+
+    /// Notes a range whose events are in no index.
+    pub(crate) fn note_unindexed(&mut self, range: DamagedRange) {
+        self.insert(range, false);
+    }
+
+    fn insert(&mut self, range: DamagedRange, indexed: bool) {
+        if self.covering(range.log, range.first).is_none() {
+            tracing::warn!(%range, "damage found");
+            let key = (range.log, range.first);
+            self.ranges.insert(key, Known { range, indexed });
         }
-        tracing::warn!(%range, "damage found");
-        self.ranges.insert((range.log, range.first), range);
-        true
+    }
+
+    /// A range, of `origin` if one is given, whose events are in no index.
+    pub(crate) fn unindexed(&self, origin: Option<RegionId>) -> Option<&DamagedRange> {
+        self.ranges
+            .values()
+            .filter(|known| !known.indexed)
+            .map(|known| &known.range)
+            .find(|range| origin.is_none_or(|origin| range.log.origin == origin))
     }
 
     /// Notes what was found when a segment's index was made.
     pub(crate) fn take_summary(&mut self, segment: u64, summary: &Summary) {
         for row in &summary.damaged {
-            self.note(DamagedRange {
+            self.note_unindexed(DamagedRange {
                 log: row.log,
                 first: row.first,
                 last: row.last,
@@ -149,20 +173,25 @@ impl Register {
 
     /// Forgets what is known of a segment, because it is about to be read again.
     pub(crate) fn forget_segment(&mut self, segment: u64) {
-        self.ranges.retain(|_, range| range.segment != segment);
+        self.ranges
+            .retain(|_, known| known.range.segment != segment);
         self.holes.retain(|(of, _), _| *of != segment);
         self.voids.retain(|(of, _), _| *of != segment);
     }
 
     /// The range that holds `position`.
     pub(crate) fn covering(&self, log: LogId, position: Position) -> Option<&DamagedRange> {
-        let (_, range) = self.ranges.range(..=(log, position)).next_back()?;
+        let (_, known) = self.ranges.range(..=(log, position)).next_back()?;
+        let range = &known.range;
         (range.log == log && range.last >= position).then_some(range)
     }
 
     /// The damaged ranges, ascending by log and position.
     pub(crate) fn ranges(&self) -> Vec<DamagedRange> {
-        self.ranges.values().cloned().collect()
+        self.ranges
+            .values()
+            .map(|known| known.range.clone())
+            .collect()
     }
 
     /// How many damaged ranges are known.
@@ -172,7 +201,9 @@ impl Register {
 
     /// Whether a range of `segment` is damaged.
     pub(crate) fn concerns(&self, segment: u64) -> bool {
-        self.ranges.values().any(|range| range.segment == segment)
+        self.ranges
+            .values()
+            .any(|known| known.range.segment == segment)
     }
 
     /// The holes, ascending by place.

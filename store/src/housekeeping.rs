@@ -209,6 +209,8 @@ impl Core {
     }
 
     fn seal(&self, number: u64) -> Step {
+        // An index that is made anew meanwhile must not be replaced by the one it replaces.
+        let _one_at_a_time = self.rebuilding();
         let Some(segment) = self.segments().get(&number).cloned() else {
             self.sealed(number);
             return Step::Done;

@@ -213,6 +213,13 @@ impl Core {
                         Err(mut bad) => {
                             self.find_end(&mut window, *number, &mut bad, limit)
                                 .map_err(failed)?;
+                            // A place that no page gave out is a reader's mistake, no damage.
+                            let given_out = LogOffset::new(*number, at) != after
+                                || self.is_block_place(segment, at)?;
+                            if !given_out {
+                                at = bad.end;
+                                continue;
+                            }
                             page.skipped.extend(self.note_bad(segment, &bad)?);
                             at = bad.end;
                         }
@@ -223,6 +230,11 @@ impl Core {
         }
         page.at_end = true;
         Ok(page)
+    }
+
+    fn is_block_place(&self, segment: &Segment, offset: u64) -> Result<bool, ReadError> {
+        let rows = self.ask(segment, |index| index.blocks_between(offset, offset + 1))?;
+        Ok(!rows.is_empty())
     }
 
     // Where the entries go on after bad bytes.

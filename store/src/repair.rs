@@ -9,9 +9,11 @@ use std::sync::Arc;
 
 use meridian_event::{Block, Chain};
 
-use crate::core::{Core, Segment};
-use crate::envelope::{ENVELOPE_BYTES, Envelope, Kind, entry_bytes};
+use crate::build::build_index;
+use crate::core::{Core, Segment, heads_before};
+use crate::envelope::{ALIGN_BYTES, ENVELOPE_BYTES, Envelope, Kind, entry_bytes};
 use crate::index::BlockRow;
+use crate::recovery::UNCERTAIN_PATH;
 use crate::segment::{LOG_FOLDER, SEGMENT_HEADER_BYTES, header_bytes, segment_path};
 use crate::{DamagedRange, Disk, DiskFile, LogOffset, RepairError};
 
@@ -287,23 +289,32 @@ impl Core {
     pub(crate) fn void_holes(&self, segment: &Segment) -> io::Result<bool> {
         let _one_at_a_time = self.mending();
         let number = segment.number;
-        if self.damage().concerns(number) || self.queue().open.number == number {
+        let suspected = self.damage().holes().iter().any(|it| it.segment == number);
+        let is_open = self.queue().open.number == number;
+        if !suspected || is_open || self.damage().concerns(number) {
             return Ok(false);
         }
-        let holes: Vec<_> = self.damage().holes();
-        let holes: Vec<_> = holes.iter().filter(|it| it.segment == number).collect();
-        // Known since the index was made: what they held is in no index.
+        // Known since the index was made: what they held is in no index, so only the peers can tell
+        // whether anything is missing.
         let unexplained = !segment.index().summary().holes.is_empty();
-        let unsettled = unexplained && self.disk.exists(crate::recovery::UNCERTAIN_PATH)?;
-        if holes.is_empty() || unsettled {
+        if unexplained && self.disk.exists(UNCERTAIN_PATH)? {
             return Ok(false);
         }
-        let patches: Vec<Patch> = holes
-            .iter()
-            .filter(|hole| hole.bytes >= ENVELOPE_BYTES as u64 && hole.bytes.is_multiple_of(8))
-            .map(|hole| void(number, hole.offset, hole.bytes))
-            .collect();
-        if patches.is_empty() {
+        // Giving bytes up destroys them, so the segment itself is asked once more.
+        let file = self.files.segment(number)?;
+        let heads = heads_before(&self.segments(), number);
+        let end = segment.index().summary().end;
+        let built = build_index(&*file, number, Some(end), heads)?.index.summary;
+        let mut patches = Vec::new();
+        for (start, end) in &built.holes {
+            let held = self.ask(segment, |index| index.blocks_between(*start, *end));
+            let held_nothing = held.map_err(io::Error::other)?.is_empty();
+            let bytes = end - start;
+            if held_nothing && bytes >= ENVELOPE_BYTES as u64 && bytes.is_multiple_of(ALIGN_BYTES) {
+                patches.push(void(number, *start, bytes));
+            }
+        }
+        if patches.is_empty() || !built.damaged.is_empty() {
             return Ok(false);
         }
         self.replace(number, &patches)?;

@@ -5,7 +5,7 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, JoinHandle, ThreadId};
 
 use meridian_clock::{Dot, Epoch, Incarnation, LogId, Position, RegionId, Timestamp};
 use meridian_event::{Block, Chain, EventId, RecordedEvent, Revision, StreamId};
@@ -313,7 +313,7 @@ impl fmt::Debug for CommitGroup {
 pub struct Store {
     core: Arc<Core>,
     lanes: Mutex<Vec<JoinHandle<()>>>,
-    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    lane_ids: Vec<ThreadId>,
     small: OnceLock<Box<dyn SmallState>>,
 }
 
@@ -333,17 +333,18 @@ impl Store {
         disk: Arc<dyn Disk>,
         options: StoreOptions,
     ) -> Result<(Arc<Self>, Recovery), OpenError> {
-        let lock = match disk.lock(LOCK_PATH) {
+        let held = match disk.lock(LOCK_PATH) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 return Err(OpenError::InUse);
             }
-            lock => lock.map_err(|source| OpenError::Io {
+            held => held.map_err(|source| OpenError::Io {
                 path: LOCK_PATH.to_owned(),
                 source,
             })?,
         };
         let lanes = options.lanes;
         let (core, recovery) = recover(disk, options)?;
+        *lock(&core.lock) = Some(held);
         let core = Arc::new(core);
         let lanes = match lanes {
             Lanes::Threads(count) => start(&core, count.max(1)).map_err(|source| {
@@ -357,8 +358,8 @@ impl Store {
         };
         let store = Self {
             core,
+            lane_ids: lanes.iter().map(|lane| lane.thread().id()).collect(),
             lanes: Mutex::new(lanes),
-            lock: Mutex::new(Some(lock)),
             small: OnceLock::new(),
         };
         Ok((Arc::new(store), recovery))
@@ -572,21 +573,25 @@ impl Store {
         self.core.work.notify_all();
         self.core.chores.notify_all();
         self.core.driver.notify_one();
-        let lanes: Vec<_> = std::mem::take(&mut *lock(&self.lanes));
-        let is_driven = self.core.options.lanes == Lanes::Driven;
-        for lane in lanes {
-            // A writer's callback may be what closes the store; a lane cannot wait for itself.
-            if lane.thread().id() != thread::current().id() && lane.join().is_err() {
+        // A writer's callback may be what closes the store. A lane cannot wait for itself; the last
+        // one to end releases the folder then.
+        if self.lane_ids.contains(&thread::current().id()) {
+            return;
+        }
+        // Held to the end, so that a second caller finds the store closed when it returns too.
+        let mut lanes = lock(&self.lanes);
+        for lane in lanes.drain(..) {
+            if lane.join().is_err() {
                 tracing::error!("a commit lane panicked");
             }
         }
-        if is_driven {
+        if self.core.options.lanes == Lanes::Driven {
             while let Some(group) = self.commit_begin() {
                 self.commit_finish(group);
             }
         }
         self.core.refuse_waiting();
-        let mut held = lock(&self.lock);
+        let mut held = lock(&self.core.lock);
         if held.is_some()
             && let Err(error) = self.core.write_mark()
         {
@@ -600,7 +605,10 @@ impl Store {
         loop {
             {
                 let queue = self.core.queue();
-                if queue.stop.is_some() || queue.has_work() || queue.has_chores(&self.core) {
+                if queue.stop.is_some()
+                    || queue.has_work(&self.core)
+                    || queue.has_chores(&self.core)
+                {
                     return;
                 }
             }

@@ -55,6 +55,11 @@ impl Core {
             Some(origin) => [(origin, (Revision(0), Revision(u64::MAX)))].into(),
             None => self.shape(&segments, hash)?,
         };
+        // Whether an event that no index knows is the last of its stream cannot be told before it
+        // is repaired.
+        if let Some(range) = self.damage().unindexed(origin) {
+            return Err(ReadError::Damaged(range.clone()));
+        }
         let by_revision = is_by_revision(&shape);
         let mut rows = Vec::new();
         for (origin, (_, last)) in &shape {
@@ -118,6 +123,27 @@ impl Core {
                 None => Ok(None),
             }
         };
+        // Reading stops at a gap between revisions: what was before a move is still on its way here,
+        // or damage took the index with it.
+        let mut expected = match forwards {
+            true => shape.values().map(|(first, _)| *first).min(),
+            false => shape.values().map(|(_, last)| *last).max(),
+        };
+        expected = expected.map(|end| match forwards {
+            true => end.max(range.from),
+            false => end.min(range.from),
+        });
+        let mut met_gap = false;
+        let mut follows = |row: &StreamRow| {
+            let next = match forwards {
+                true => row.revision.0.checked_add(1).map(Revision),
+                false => row.revision.0.checked_sub(1).map(Revision),
+            };
+            let before = std::mem::replace(&mut expected, next);
+            let follows = !by_revision || before.is_none_or(|before| before == row.revision);
+            met_gap |= !follows;
+            follows
+        };
         for _ in 0..skip {
             if next_row()?.is_none() {
                 return Ok(Vec::new());
@@ -130,7 +156,7 @@ impl Core {
         // Rows that lie in one block are read together.
         loop {
             let row = match asked < range.limit && bytes <= range.bytes_max {
-                true => next_row()?,
+                true => next_row()?.filter(|(_, row)| follows(row)),
                 false => None,
             };
             asked += 1;
@@ -165,7 +191,10 @@ impl Core {
                 None => break,
             }
         }
-        Ok(events)
+        match self.damage().unindexed(None) {
+            Some(range) if met_gap && events.is_empty() => Err(ReadError::Damaged(range.clone())),
+            _ => Ok(events),
+        }
     }
 
     fn shape(&self, segments: &Segments, stream: u128) -> Result<Shape, ReadError> {

@@ -1,12 +1,15 @@
 //! Bits that flip.
 
 use meridian_clock::Position;
-use meridian_store::{Disk, LogOffset, ReadError, RepairError, ScrubCursor, SimDisk, Store};
+use meridian_event::Revision;
+use meridian_store::{
+    Direction, Disk, LogOffset, ReadError, RepairError, ScrubCursor, SimDisk, Store, StreamRange,
+};
 use proptest::prelude::*;
 
 use crate::world::{
     Writer, blocks_of, check, commit, events_of, filled, log, open, scanned, segment_files, settle,
-    verified,
+    stream, verified,
 };
 
 fn scrub_all(store: &Store) -> usize {
@@ -279,6 +282,29 @@ fn a_wiped_stretch_of_several_blocks_is_put_back_block_by_block() {
         let (store, _) = open(&disk);
         scrub_all(&store);
         assert!(!store.damaged().is_empty());
+        for number in 0..7 {
+            let name = stream(&format!("order-{number}"));
+            // With the index gone too, which events were there cannot be told: neither the last
+            // one of a stream, nor what comes after a gap.
+            let last = store.stream_last(&name, None);
+            let range = StreamRange {
+                from: Revision(0),
+                direction: Direction::Forwards,
+                limit: 1000,
+                bytes_max: 1 << 20,
+            };
+            let read = store.read_stream(&name, range).map_or(Vec::new(), |it| it);
+            let revisions: Vec<u64> = read.iter().map(|event| event.revision.0).collect();
+            assert_eq!(revisions, (0..revisions.len() as u64).collect::<Vec<_>>());
+            match last {
+                Err(ReadError::Damaged(_)) => {}
+                last => {
+                    assert!(!index_is_lost, "{last:?}");
+                    let last = last.expect("readable").expect("there are some");
+                    assert!(last.revision.0 >= 50);
+                }
+            }
+        }
         while let Some(range) = store.damaged().first().cloned() {
             let lost = blocks
                 .iter()

@@ -139,6 +139,31 @@ fn a_stream_that_moved_to_another_region_is_still_read_by_revision() {
 }
 
 #[test]
+fn a_cursor_that_no_page_gave_out_is_no_damage() {
+    let disk = SimDisk::new(1);
+    let (store, blocks) = filled(&disk, 100);
+    for offset in (0..9000).step_by(13) {
+        let page = store
+            .scan(LogOffset::new(2, offset), 1 << 20)
+            .expect("readable");
+        assert!(page.at_end);
+        assert_eq!(page.skipped, []);
+        assert!(page.blocks.iter().all(|(_, block)| blocks.contains(block)));
+    }
+    assert_eq!(store.damaged(), []);
+    let mut cursor = meridian_store::ScrubCursor::default();
+    while !store.scrub(&mut cursor, 1 << 20).round_done {}
+    assert_eq!(blocks_of(&store, log(1)), blocks);
+    assert!(
+        store
+            .scan(LogOffset::new(99, 5), 10)
+            .expect("readable")
+            .blocks
+            .is_empty()
+    );
+}
+
+#[test]
 fn only_what_is_durable_is_read() {
     let disk = SimDisk::new(1);
     let (store, blocks) = filled(&disk, 2);
