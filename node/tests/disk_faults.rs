@@ -46,8 +46,8 @@ fn events(node: &Node) -> usize {
         let page = node.read_stream(&read).expect("reads go on");
         count += page.events.len();
         match page.next {
-            Some(next) => read.from = next,
-            None => return count,
+            Some(next) if !page.end => read.from = next,
+            _ => return count,
         }
     }
 }
