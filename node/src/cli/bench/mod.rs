@@ -25,9 +25,9 @@ use tokio::time::Instant;
 use super::{Outcome, Output, local};
 
 /// Event sizes that are measured, in bytes of data.
-const SIZES: [usize; 2] = [256, 1024];
+const SIZES: [u32; 2] = [256, 1024];
 /// How many appends are in flight, one after the other.
-const IN_FLIGHT: [usize; 4] = [1, 16, 64, 256];
+const IN_FLIGHT: [u16; 4] = [1, 16, 64, 256];
 /// How many streams are written to.
 const STREAMS: usize = 1000;
 
@@ -46,6 +46,14 @@ pub(crate) struct Args {
     /// Where the data goes, which decides whose disk is measured; a temporary folder by default
     #[arg(long, value_name = "FOLDER")]
     dir: Option<PathBuf>,
+    /// Event sizes, in bytes of data
+    #[arg(long, value_delimiter = ',', default_values_t = SIZES, value_name = "B,…",
+        value_parser = clap::value_parser!(u32).range(2..=1 << 19))]
+    event_bytes: Vec<u32>,
+    /// How many appends are in flight, one after the other
+    #[arg(long, value_delimiter = ',', default_values_t = IN_FLIGHT, value_name = "N,…",
+        value_parser = clap::value_parser!(u16).range(1..=4096))]
+    in_flight: Vec<u16>,
     /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
@@ -81,6 +89,22 @@ pub(super) struct Plan {
     pub(super) span: Duration,
     pub(super) rounds: usize,
     pub(super) dir: PathBuf,
+    sizes: Vec<u32>,
+    in_flight: Vec<u16>,
+}
+
+impl Plan {
+    /// Each event size with each number in flight.
+    pub(super) fn cases(&self) -> Vec<(usize, usize)> {
+        let sizes = self.sizes.iter().map(|size| *size as usize);
+        sizes
+            .flat_map(|size| {
+                self.in_flight
+                    .iter()
+                    .map(move |count| (size, usize::from(*count)))
+            })
+            .collect()
+    }
 }
 
 pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
@@ -89,6 +113,8 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             .map_err(|_| super::wrong_use("--seconds takes a positive number"))?,
         rounds: usize::from(args.rounds),
         dir: args.dir.unwrap_or_else(|| local::temporary_folder("bench")),
+        sizes: args.event_bytes,
+        in_flight: args.in_flight,
     };
     let (unit, rows, notes) = match args.what {
         What::Append => append::measure(&plan).await?,

@@ -9,7 +9,7 @@ use meridian_node::files;
 use meridian_store::{LogOffset, RealDisk, Store, StoreOptions};
 use tokio::time::Instant;
 
-use super::{Events, IN_FLIGHT, Plan, Row, SIZES, local, median, start, write};
+use super::{Events, Plan, Row, local, median, start, write};
 
 /// How much is written before it is read.
 const BYTES: usize = 48 << 20;
@@ -17,42 +17,40 @@ const CHUNK_BYTES: usize = 1 << 20;
 
 pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(&'static str, Vec<Row>, Vec<String>)> {
     let mut rows = Vec::new();
-    for event_bytes in SIZES {
+    for (event_bytes, in_flight) in plan.cases() {
         let events = Arc::new(Events::new(event_bytes));
-        for in_flight in IN_FLIGHT {
-            // With one in flight every event waits for its own sync; less of it says as much.
-            let count = (BYTES / event_bytes / if in_flight == 1 { 16 } else { 1 }) as u64;
-            let dir = plan.dir.join(format!("read-{event_bytes}-{in_flight}"));
-            let nodes = start(&dir, &["here"]).await?;
-            let node = nodes.first().context("one region was started")?;
-            local::ready(node).await?;
-            write(node, &events, in_flight, 0..count, None).await?;
-            let data = node.config().data.clone();
-            node.shutdown().await;
+        // With one in flight every event waits for its own sync; less of it says as much.
+        let count = (BYTES / event_bytes / if in_flight == 1 { 16 } else { 1 }) as u64;
+        let dir = plan.dir.join(format!("read-{event_bytes}-{in_flight}"));
+        let nodes = start(&dir, &["here"]).await?;
+        let node = nodes.first().context("one region was started")?;
+        local::ready(node).await?;
+        write(node, &events, in_flight, 0..count, None).await?;
+        let data = node.config().data.clone();
+        node.shutdown().await;
 
-            let disk = Arc::new(RealDisk::new(&data)?);
-            let (store, _) = Store::open(disk, StoreOptions::default())?;
-            let (mut ours, mut raw) = (Vec::new(), Vec::new());
-            for _ in 0..plan.rounds {
-                let (bytes, took) = scan(&store, count)?;
-                ours.push(count as f64 / took.as_secs_f64());
-                let took = checksum_files(&data.join("log"), bytes)?;
-                raw.push(count as f64 / took.as_secs_f64());
-            }
-            store.close();
-            let (ours_per_s, raw_per_s) = (median(ours), median(raw));
-            rows.push(Row {
-                event_bytes,
-                in_flight,
-                ours_per_s,
-                raw_per_s,
-                ratio: ours_per_s / raw_per_s,
-                ours_p50_us: None,
-                ours_p99_us: None,
-                raw_p50_us: None,
-                raw_p99_us: None,
-            });
+        let disk = Arc::new(RealDisk::new(&data)?);
+        let (store, _) = Store::open(disk, StoreOptions::default())?;
+        let (mut ours, mut raw) = (Vec::new(), Vec::new());
+        for _ in 0..plan.rounds {
+            let (bytes, took) = scan(&store, count)?;
+            ours.push(count as f64 / took.as_secs_f64());
+            let took = checksum_files(&data.join("log"), bytes)?;
+            raw.push(count as f64 / took.as_secs_f64());
         }
+        store.close();
+        let (ours_per_s, raw_per_s) = (median(ours), median(raw));
+        rows.push(Row {
+            event_bytes,
+            in_flight,
+            ours_per_s,
+            raw_per_s,
+            ratio: ours_per_s / raw_per_s,
+            ours_p50_us: None,
+            ours_p99_us: None,
+            raw_p50_us: None,
+            raw_p99_us: None,
+        });
     }
     let note = "in flight: with how many writers the log was written, which decides how many \
                 events share a block; raw: the same bytes in chunks of 1 MiB with a crc32c each";

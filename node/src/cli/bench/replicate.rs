@@ -12,7 +12,7 @@ use meridian_node::seams::{HostNetwork, Network, Seams};
 use meridian_node::{Node, files};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::{Events, IN_FLIGHT, Plan, Row, SIZES, local, median, write};
+use super::{Events, Plan, Row, local, median, write};
 
 /// How much is written in the first region before the second one catches up.
 const BYTES: usize = 48 << 20;
@@ -30,52 +30,51 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(&'static str, Vec<Ro
          same bytes through one stream of a bare quinn connection with the same TLS"
             .to_owned(),
     ];
-    for event_bytes in SIZES {
+    for (event_bytes, in_flight) in plan.cases() {
         let events = Arc::new(Events::new(event_bytes));
-        for in_flight in IN_FLIGHT {
-            let count = (BYTES / event_bytes / if in_flight == 1 { 16 } else { 1 }) as u64;
-            let (mut ours, mut raw) = (Vec::new(), Vec::new());
-            for round in 0..plan.rounds {
-                let dir = plan
-                    .dir
-                    .join(format!("replicate-{event_bytes}-{in_flight}-{round}"));
-                let configs = local::make(&dir, &["first", "second"]).await?;
-                let [first, second] = &configs[..] else {
-                    bail!("two regions were made")
-                };
-                let from = start(first).await?;
-                local::ready(&from).await?;
-                // All of it is written in the first region, as if it were home to every stream.
-                write(&from, &events, in_flight, 0..count, None).await?;
-                let bytes = from.held_bytes();
+        let count = (BYTES / event_bytes / if in_flight == 1 { 16 } else { 1 }) as u64;
+        let (mut ours, mut raw) = (Vec::new(), Vec::new());
+        for round in 0..plan.rounds {
+            let dir = plan
+                .dir
+                .join(format!("replicate-{event_bytes}-{in_flight}-{round}"));
+            let configs = local::make(&dir, &["first", "second"]).await?;
+            let [first, second] = &configs[..] else {
+                bail!("two regions were made")
+            };
+            let from = start(first).await?;
+            local::ready(&from).await?;
+            // All of it is written in the first region, as if it were home to every stream.
+            write(&from, &events, in_flight, 0..count, None).await?;
+            let bytes = from.held_bytes();
 
-                let began = Instant::now();
-                let to = start(second).await?;
-                until_equal(&from, &to).await?;
-                ours.push(count as f64 / began.elapsed().as_secs_f64());
-                let last = event_bytes == SIZES[0] && in_flight == 256 && round + 1 == plan.rounds;
-                if last {
-                    notes.push(lag(&from, &to, &events, count).await?);
-                }
-                let took = bare_stream(first, second, bytes).await?;
-                raw.push(count as f64 / took.as_secs_f64());
-                to.shutdown().await;
-                from.shutdown().await;
-                files::remove_folder(&dir)?;
+            let began = Instant::now();
+            let to = start(second).await?;
+            until_equal(&from, &to).await?;
+            ours.push(count as f64 / began.elapsed().as_secs_f64());
+            let last =
+                plan.cases().last() == Some(&(event_bytes, in_flight)) && round + 1 == plan.rounds;
+            if last {
+                notes.push(lag(&from, &to, &events, count).await?);
             }
-            let (ours_per_s, raw_per_s) = (median(ours), median(raw));
-            rows.push(Row {
-                event_bytes,
-                in_flight,
-                ours_per_s,
-                raw_per_s,
-                ratio: ours_per_s / raw_per_s,
-                ours_p50_us: None,
-                ours_p99_us: None,
-                raw_p50_us: None,
-                raw_p99_us: None,
-            });
+            let took = bare_stream(first, second, bytes).await?;
+            raw.push(count as f64 / took.as_secs_f64());
+            to.shutdown().await;
+            from.shutdown().await;
+            files::remove_folder(&dir)?;
         }
+        let (ours_per_s, raw_per_s) = (median(ours), median(raw));
+        rows.push(Row {
+            event_bytes,
+            in_flight,
+            ours_per_s,
+            raw_per_s,
+            ratio: ours_per_s / raw_per_s,
+            ours_p50_us: None,
+            ours_p99_us: None,
+            raw_p50_us: None,
+            raw_p99_us: None,
+        });
     }
     Ok(("events/s", rows, notes))
 }
