@@ -27,11 +27,14 @@
 //! The body, once decompressed, is `count` records, each a `u32` length and a postcard record.
 //! Events with the same timestamp are one batch; a batch never spans blocks.
 
+use std::cell::RefCell;
 use std::fmt;
+use std::io;
 
 use bytes::Bytes;
 use meridian_clock::{Dot, Epoch, Incarnation, LogId, PartitionId, Position, RegionId, Timestamp};
 use serde::{Deserialize, Serialize};
+use zstd::bulk::{Compressor, Decompressor};
 
 use crate::{EventId, EventType, NewEvent, RecordedEvent, Revision, StreamId, crc32c};
 
@@ -237,11 +240,21 @@ fn array_at<const N: usize>(header: &[u8; BLOCK_HEADER_BYTES], at: usize) -> [u8
 }
 
 /// A sound block: its bytes, which are the same wherever it is held, and what its header says.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Block {
     header: BlockHeader,
     bytes: Bytes,
+    // The body before compression, if this block was made here: its writer indexes it next.
+    raw: Option<Bytes>,
 }
+
+impl PartialEq for Block {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Block {}
 
 impl fmt::Debug for Block {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -276,7 +289,11 @@ impl Block {
         if crc32c(&[&bytes[..96], &bytes[BLOCK_HEADER_BYTES..]]) != header.crc {
             return Err(BlockError::Checksum);
         }
-        Ok(Self { header, bytes })
+        Ok(Self {
+            header,
+            bytes,
+            raw: None,
+        })
     }
 
     /// What the header says.
@@ -300,6 +317,12 @@ impl Block {
     /// # Errors
     /// When the body does not decompress to the length that the header gives.
     pub fn open(&self) -> Result<OpenBlock, BlockError> {
+        if let Some(raw) = &self.raw {
+            return Ok(OpenBlock {
+                header: self.header,
+                raw: raw.clone(),
+            });
+        }
         let body = self.bytes.slice(BLOCK_HEADER_BYTES..);
         let raw = match self.header.codec {
             Codec::Raw => body,
@@ -576,7 +599,7 @@ impl BlockBuilder {
     pub fn seal(self, first_position: Position, prev_chain: Chain) -> Block {
         assert!(self.count > 0, "a block has at least one event");
         let compressed = (self.raw.len() >= COMPRESS_FROM_BYTES)
-            .then(|| zstd::bulk::compress(&self.raw, 1).ok())
+            .then(|| compress(&self.raw).ok())
             .flatten()
             .filter(|body| body.len() <= self.raw.len() / 8 * 7);
         let (codec, body) = match &compressed {
@@ -606,8 +629,32 @@ impl BlockBuilder {
         Block {
             header,
             bytes: bytes.into(),
+            raw: Some(self.raw.into()),
         }
     }
+}
+
+// Making a zstd context costs more than compressing a small body, so each thread keeps its own.
+thread_local! {
+    static COMPRESSOR: RefCell<Option<Compressor<'static>>> = const { RefCell::new(None) };
+    static DECOMPRESSOR: RefCell<Option<Decompressor<'static>>> = const { RefCell::new(None) };
+}
+
+// Level 1: higher ones are slower and hardly smaller on JSON events (measured).
+fn compress(raw: &[u8]) -> io::Result<Vec<u8>> {
+    COMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some(compressor) => compressor.compress(raw),
+        None => kept.insert(Compressor::new(1)?).compress(raw),
+    })
+}
+
+fn decompress(body: &[u8], raw_bytes: usize) -> io::Result<Vec<u8>> {
+    DECOMPRESSOR.with_borrow_mut(|kept| match kept {
+        Some(decompressor) => decompressor.decompress(body, raw_bytes),
+        None => kept
+            .insert(Decompressor::new()?)
+            .decompress(body, raw_bytes),
+    })
 }
 
 // Everything up to the checksum.
