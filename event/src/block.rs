@@ -327,11 +327,11 @@ impl Block {
         let raw = match self.header.codec {
             Codec::Raw => body,
             Codec::Zstd => {
-                let raw = zstd::bulk::decompress(&body, self.header.raw_bytes as usize).map_err(
-                    |error| BlockError::Body {
+                let raw = decompress(&body, self.header.raw_bytes as usize).map_err(|error| {
+                    BlockError::Body {
                         reason: error.to_string(),
-                    },
-                )?;
+                    }
+                })?;
                 if raw.len() != self.header.raw_bytes as usize {
                     return Err(BlockError::Body {
                         reason: "its length is not as stated".to_owned(),
