@@ -15,338 +15,28 @@
 //! A segment is left for the next one only when all of it is durable and indexed. So nothing of a
 //! segment is in doubt once anything stands in the one after it.
 
-use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use meridian_clock::LogId;
-use meridian_event::{Block, Chain};
+use meridian_event::Block;
 
-use crate::build::{Heads, head_after};
+use crate::build::head_after;
 use crate::core::{Core, Segment};
-use crate::envelope::{ENVELOPE_BYTES, Envelope, entry_bytes};
-use crate::index::{EventKeys, Index, MemoryIndex, keys_of};
+use crate::envelope::{ENVELOPE_BYTES, Envelope};
+use crate::index::{Index, MemoryIndex, keys_of};
+use crate::queue::{
+    Fill, Group, IN_FLIGHT_MAX, Open, Placed, Prepared, Queue, Ready, Stop, Taken, Waiting,
+};
 use crate::segment::{SEGMENT_HEADER_BYTES, prepare, segment_path};
-use crate::store::{CommitError, Done, SubmitError};
-use crate::{DiskFile, LogHead, LogOffset};
-
-// While one group syncs, one more is written; a third brings nothing (measured).
-const IN_FLIGHT_MAX: usize = 2;
-// Beyond this many segments whose index is yet to be written, commits wait: each costs memory.
-const UNSEALED_MAX: usize = 3;
-
-/// A block that was taken and is not yet part of a group.
-pub(crate) struct Waiting {
-    block: Block,
-    chain: Chain,
-    keys: Vec<EventKeys>,
-    done: Done,
-}
-
-impl Waiting {
-    fn weight_bytes(&self) -> usize {
-        self.block.bytes().len() + self.keys.len() * size_of::<EventKeys>()
-    }
-
-    fn entry_bytes(&self) -> u64 {
-        entry_bytes(self.block.bytes().len())
-    }
-}
-
-/// The segment that is being written.
-#[derive(Debug)]
-pub(crate) struct Open {
-    pub(crate) number: u64,
-    pub(crate) len: u64,
-    /// Where the next entry goes.
-    pub(crate) tail: u64,
-    pub(crate) events: u64,
-    /// The last entry is a mark.
-    pub(crate) marked: bool,
-    pub(crate) fill: Fill,
-}
-
-/// How far zeros were written ahead.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fill {
-    pub(crate) until: u64,
-    /// Zeros are being written here right now: nothing else may be.
-    pub(crate) claim: Option<(u64, u64)>,
-}
-
-/// An empty segment, ready to be written.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    pub(crate) number: u64,
-    pub(crate) len: u64,
-    pub(crate) fill: Fill,
-}
-
-/// Why no more blocks are taken.
-#[derive(Clone, Debug)]
-pub(crate) enum Stop {
-    Closed,
-    Failed(String),
-}
-
-struct InFlight {
-    sequence: u64,
-    end: u64,
-    bytes: usize,
-    // Set when its sync has ended.
-    outcome: Option<(Vec<Placed>, Result<(), String>)>,
-}
-
-pub(crate) struct Queue {
-    waiting: VecDeque<Waiting>,
-    /// Of what waits and what is in flight.
-    pub(crate) bytes: usize,
-    pub(crate) submitted: Heads,
-    pub(crate) open: Open,
-    pub(crate) next: Option<Prepared>,
-    pub(crate) preparing: bool,
-    /// Preparing ahead failed; the next attempt is made when there is no way around it.
-    pub(crate) prepare_failed: bool,
-    in_flight: VecDeque<InFlight>,
-    next_sequence: u64,
-    completing: bool,
-    /// Everything before this is durable.
-    pub(crate) durable: LogOffset,
-    pub(crate) stop: Option<Stop>,
-    pub(crate) disk_full: Option<String>,
-    /// Sealed segments whose index file is yet to be written.
-    pub(crate) to_seal: VecDeque<u64>,
-    pub(crate) seal_failed: bool,
-    /// Leave the open segment at the next chance, because it has to be repaired.
-    pub(crate) roll_wanted: bool,
-}
-
-struct Placed {
-    waiting: Waiting,
-    offset: u64,
-}
-
-/// A group whose places are given.
-pub(crate) struct Group {
-    sequence: u64,
-    segment: u64,
-    start: u64,
-    durable: LogOffset,
-    placed: Vec<Placed>,
-    // Of writing it; what remains is the sync.
-    written: Result<Option<Arc<dyn DiskFile>>, String>,
-}
-
-/// What a lane found to do.
-pub(crate) enum Taken {
-    Group(Group),
-    Nothing,
-    Stopped,
-}
-
-enum Ready {
-    Group,
-    Wait,
-    Prepare { number: u64, len: u64 },
-    Extend { number: u64, len: u64 },
-}
+use crate::store::Done;
+use crate::{CommitError, DiskFile, LogOffset, SubmitError};
 
 /// What one lane keeps between groups.
 #[derive(Default)]
 pub(crate) struct Lane {
     file: Option<(u64, Arc<dyn DiskFile>)>,
     buffer: Vec<u8>,
-}
-
-impl Queue {
-    pub(crate) fn new(open: Open, durable: LogOffset, heads: Heads) -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            bytes: 0,
-            submitted: heads,
-            open,
-            next: None,
-            preparing: false,
-            prepare_failed: false,
-            in_flight: VecDeque::new(),
-            next_sequence: 1,
-            completing: false,
-            durable,
-            stop: None,
-            disk_full: None,
-            to_seal: VecDeque::new(),
-            seal_failed: false,
-            roll_wanted: false,
-        }
-    }
-
-    pub(crate) fn submitted_head(&self, log: LogId) -> LogHead {
-        self.submitted
-            .get(&log)
-            .copied()
-            .unwrap_or(LogHead::empty(log))
-    }
-
-    /// Whether a lane would find something to do now.
-    pub(crate) fn has_work(&self, core: &Core) -> bool {
-        !self.waiting.is_empty()
-            && self.in_flight.len() < IN_FLIGHT_MAX
-            && !matches!(self.ready(core), Ready::Wait)
-    }
-
-    fn admit(&self, block: &Block, bytes_max: usize) -> Result<(), SubmitError> {
-        match &self.stop {
-            Some(Stop::Closed) => return Err(SubmitError::Closed),
-            Some(Stop::Failed(reason)) => {
-                return Err(SubmitError::Poisoned {
-                    reason: reason.clone(),
-                });
-            }
-            None => {}
-        }
-        let header = block.header();
-        let log = header.log;
-        let head = self.submitted_head(log);
-        if header.incarnation < head.incarnation || header.epoch < head.epoch {
-            return Err(SubmitError::Superseded {
-                log,
-                head: Box::new(head),
-                incarnation: header.incarnation,
-                epoch: header.epoch,
-            });
-        }
-        if header.first_position != head.position.plus(1) {
-            return Err(SubmitError::NotNext {
-                log,
-                expected: head.position.plus(1),
-                actual: header.first_position,
-            });
-        }
-        if header.prev_chain != head.chain {
-            return Err(SubmitError::WrongChain {
-                log,
-                position: header.first_position,
-                expected: head.chain,
-                actual: header.prev_chain,
-            });
-        }
-        if header.first_timestamp <= head.timestamp {
-            return Err(SubmitError::NotRising {
-                log,
-                last: head.timestamp,
-                actual: header.first_timestamp,
-            });
-        }
-        if self.bytes > bytes_max {
-            return Err(SubmitError::Full);
-        }
-        Ok(())
-    }
-
-    // Whether the front block can be placed now, and what is needed first if not.
-    fn ready(&self, core: &Core) -> Ready {
-        let Some(front) = self.waiting.front() else {
-            return Ready::Wait;
-        };
-        if self.preparing {
-            return Ready::Wait;
-        }
-        let need = front.entry_bytes();
-        let count = u64::from(front.block.header().count);
-        let open = &self.open;
-        let is_empty = open.tail == SEGMENT_HEADER_BYTES;
-        let wants_roll = self.roll_wanted && !is_empty;
-        if !wants_roll && self.fits(need, count, core.options.segment_events_max) {
-            return match self.claimed(open.tail, need) {
-                true => Ready::Wait,
-                false => Ready::Group,
-            };
-        }
-        // Nothing of a segment may be in doubt once it is left.
-        if !self.in_flight.is_empty() {
-            return Ready::Wait;
-        }
-        if is_empty {
-            return Ready::Extend {
-                number: open.number,
-                len: SEGMENT_HEADER_BYTES + need,
-            };
-        }
-        // A store that closes has no housekeeper any more; what it leaves is made at opening.
-        let is_behind = self.to_seal.len() >= UNSEALED_MAX;
-        if is_behind && !self.seal_failed && self.stop.is_none() {
-            return Ready::Wait;
-        }
-        Ready::Prepare {
-            number: open.number + 1,
-            len: core.options.segment_bytes.max(SEGMENT_HEADER_BYTES + need),
-        }
-    }
-
-    fn fits(&self, need: u64, count: u64, events_max: u64) -> bool {
-        let open = &self.open;
-        open.tail + need <= open.len && (open.events == 0 || open.events + count <= events_max)
-    }
-
-    fn claimed(&self, offset: u64, bytes: u64) -> bool {
-        self.open
-            .fill
-            .claim
-            .is_some_and(|(start, end)| offset < end && offset + bytes > start)
-    }
-
-    fn form_group(&mut self, core: &Core) -> Group {
-        let start = self.open.tail;
-        let limit = core.options.group_bytes_max as u64;
-        let mut placed = Vec::new();
-        let mut bytes = 0;
-        while let Some(front) = self.waiting.front() {
-            let need = front.entry_bytes();
-            let count = u64::from(front.block.header().count);
-            let group_full = !placed.is_empty() && self.open.tail + need > start + limit;
-            if group_full
-                || !self.fits(need, count, core.options.segment_events_max)
-                || self.claimed(self.open.tail, need)
-            {
-                break;
-            }
-            let Some(waiting) = self.waiting.pop_front() else {
-                break;
-            };
-            bytes += waiting.weight_bytes();
-            placed.push(Placed {
-                waiting,
-                offset: self.open.tail,
-            });
-            self.open.tail += need;
-            self.open.events += count;
-        }
-        self.open.marked = false;
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        self.in_flight.push_back(InFlight {
-            sequence,
-            end: self.open.tail,
-            bytes,
-            outcome: None,
-        });
-        Group {
-            sequence,
-            segment: self.open.number,
-            start,
-            durable: self.durable,
-            placed,
-            written: Ok(None),
-        }
-    }
-
-    fn fail(&mut self, reason: &str) {
-        if !matches!(self.stop, Some(Stop::Failed(_))) {
-            tracing::error!(reason, "the store failed and takes no more blocks");
-            self.stop = Some(Stop::Failed(reason.to_owned()));
-        }
-    }
 }
 
 impl Core {
@@ -380,10 +70,15 @@ impl Core {
     pub(crate) fn take_group(&self, wait: bool) -> Taken {
         let mut queue = self.queue();
         loop {
-            match queue.stop {
-                Some(Stop::Failed(_)) => return Taken::Stopped,
-                Some(Stop::Closed) if queue.waiting.is_empty() => return Taken::Stopped,
-                _ => {}
+            let stopped = match queue.stop {
+                Some(Stop::Failed(_)) => true,
+                Some(Stop::Closed) => queue.waiting.is_empty(),
+                None => false,
+            };
+            if stopped {
+                // The other lane may be waiting for a block that this one took.
+                self.work.notify_all();
+                return Taken::Stopped;
             }
             if !wait && queue.in_flight.len() >= IN_FLIGHT_MAX {
                 return Taken::Nothing;
@@ -591,32 +286,20 @@ impl Core {
             return;
         }
         queue.completing = true;
-        while queue
-            .in_flight
-            .front()
-            .is_some_and(|front| front.outcome.is_some())
-        {
+        loop {
             let failed = match &queue.stop {
                 Some(Stop::Failed(reason)) => Some(reason.clone()),
                 _ => None,
             };
             let open = queue.open.number;
-            let Some(InFlight {
-                end,
-                bytes,
-                outcome: Some((placed, outcome)),
-                ..
-            }) = queue.in_flight.front_mut().map(|front| InFlight {
-                sequence: front.sequence,
-                end: front.end,
-                bytes: front.bytes,
-                outcome: front.outcome.take(),
-            })
-            else {
+            // It stays in the queue until it is published: see below.
+            let Some(front) = queue.in_flight.front_mut() else {
                 break;
             };
-            // Once anything failed, nothing more is reported durable: what the disk says of one sync
-            // is worth little when another one failed beside it.
+            let (end, bytes) = (front.end, front.bytes);
+            let Some((placed, outcome)) = front.outcome.take() else {
+                break;
+            };
             let outcome = match failed {
                 Some(reason) => Err(reason),
                 None => outcome,
@@ -735,7 +418,7 @@ impl Core {
             let queue = self.queue();
             let open = &queue.open;
             let room = open.tail + ENVELOPE_BYTES as u64 <= open.len;
-            let idle = queue.in_flight.is_empty() && queue.stop_is_clean();
+            let idle = queue.in_flight.is_empty() && queue.is_sound();
             let nothing_yet = queue.durable == LogOffset::new(1, SEGMENT_HEADER_BYTES);
             if open.marked || !room || !idle || nothing_yet {
                 return Ok(());
@@ -759,12 +442,6 @@ impl Core {
         }
         self.view_mut().end = LogOffset::new(segment, end);
         Ok(())
-    }
-}
-
-impl Queue {
-    fn stop_is_clean(&self) -> bool {
-        !matches!(self.stop, Some(Stop::Failed(_)))
     }
 }
 

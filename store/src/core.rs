@@ -11,11 +11,11 @@ use meridian_clock::Position;
 use tokio::sync::{Notify, watch};
 
 use crate::build::{Heads, build_index};
-use crate::commit::Queue;
 use crate::damage::Register;
 use crate::envelope::{ENVELOPE_BYTES, Envelope};
 use crate::files::Files;
 use crate::index::{Index, IndexError, Summary};
+use crate::queue::Queue;
 use crate::segment::{SEGMENT_HEADER_BYTES, segment_path};
 use crate::walk::{Window, next_envelope};
 use crate::{DamagedRange, Disk, LogHead, LogOffset, ReadError, StoreOptions};

@@ -8,9 +8,10 @@
 
 use std::time::Duration;
 
-use crate::commit::{Fill, Prepared, Queue, is_full};
+use crate::commit::is_full;
 use crate::core::Core;
 use crate::index::{FileIndex, Index, write_index};
+use crate::queue::{Fill, Prepared, Queue};
 use crate::recovery::load_filters;
 use crate::segment::{SEGMENT_HEADER_BYTES, prepare, segment_path};
 

@@ -12,6 +12,7 @@
 //! any crash, or reported as damaged; it is never silently missing, and an origin log never has a
 //! gap that [`Store::damaged`] does not name.
 
+mod answer;
 mod build;
 pub mod checked_file;
 mod commit;
@@ -19,11 +20,13 @@ mod core;
 mod damage;
 mod disk;
 mod envelope;
+mod error;
 mod files;
 mod housekeeping;
 mod index;
 mod offset;
 mod options;
+mod queue;
 mod read;
 mod recovery;
 mod repair;
@@ -35,14 +38,13 @@ mod stream;
 mod verify;
 mod walk;
 
+pub use answer::{Direction, Found, Health, LogHead, Recovery, ScanPage, StoreStats, StreamRange};
 pub use damage::{DamagedRange, Hole, RepairError};
 pub use disk::{Disk, DiskFile, RealDisk, SimDisk};
+pub use error::{CommitError, OpenError, ReadError, SubmitError};
 pub use offset::LogOffset;
 pub use options::{Lanes, StoreOptions};
 pub use scrub::{ScrubCursor, ScrubStep};
 pub use small::{KeyValue, SmallError, SmallState};
-pub use store::{
-    CommitError, CommitGroup, Direction, Done, Found, Health, LogHead, OpenError, ReadError,
-    Recovery, ScanPage, Store, StoreStats, StreamRange, SubmitError,
-};
+pub use store::{CommitGroup, Done, Store};
 pub use verify::{Damage, VerifyError, VerifyReport, verify};

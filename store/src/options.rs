@@ -35,7 +35,7 @@ impl Default for StoreOptions {
     fn default() -> Self {
         Self {
             segment_bytes: 64 << 20,
-            segment_events_max: 262_144,
+            segment_events_max: 131_072,
             lanes: Lanes::Threads(2),
             queue_bytes_max: 32 << 20,
             group_bytes_max: 4 << 20,

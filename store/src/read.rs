@@ -34,7 +34,7 @@ impl Core {
         };
         let mut blocks = Vec::new();
         let mut bytes = 0;
-        let mut next = after.plus(1);
+        let mut next = Position(after.0.saturating_add(1));
         if next > head {
             return Ok(blocks);
         }

@@ -22,12 +22,12 @@ use std::sync::Arc;
 use meridian_clock::Timestamp;
 
 use crate::build::{Built, Heads, build_index};
-use crate::commit::{Fill, Open, Queue};
 use crate::core::{Core, Segment, View, advance_heads, end_told_by_next, note_gaps};
 use crate::damage::Register;
 use crate::envelope::{ENVELOPE_BYTES, Envelope};
 use crate::files::Files;
 use crate::index::{FileIndex, Index, IndexError, MemoryIndex};
+use crate::queue::{Fill, Open, Queue};
 use crate::repair::keep_damaged;
 use crate::segment::{
     HeaderState, LOG_FOLDER, SEGMENT_HEADER_BYTES, header_bytes, index_path, numbers, prepare,
@@ -100,6 +100,7 @@ pub(crate) fn recover(
     damage.take_summary(last.number, &last.index.summary);
     fresh_holes |= !last.index.summary.holes.is_empty();
     recovery.tail_cut |= last.tail_torn;
+    recovery.heads_uncertain |= last.file_was_cut;
     // Written down before the evidence goes: a crash right after the cut must not hide it.
     recovery.heads_uncertain |= recovery.tail_cut || fresh_holes;
     if recovery.heads_uncertain && !known_uncertain {
@@ -200,6 +201,7 @@ fn used_segments(
         match read_header(&*file, *number).map_err(at(path.clone()))? {
             HeaderState::Newer(found) => return Err(OpenError::NewerFormat { path, found }),
             HeaderState::Damaged => tracing::warn!(path, "the segment's header is damaged"),
+            HeaderState::Cut { .. } => tracing::warn!(path, "the segment's file was cut"),
             HeaderState::Sound => {}
         }
     }
@@ -215,11 +217,11 @@ fn used_segments(
         }
         let content_end =
             end_of_content(&mut window, SEGMENT_HEADER_BYTES).map_err(at(path.clone()))?;
-        // The folder of a new node is empty rather than damaged if its first segment was only
-        // being prepared.
+        // Either its header never became durable, or everything in it is gone.
+        let header = read_header(&*file, number).map_err(at(path.clone()))?;
+        recovery.heads_uncertain |= header != HeaderState::Sound;
         if content_end > SEGMENT_HEADER_BYTES {
             recovery.tail_cut = true;
-            recovery.heads_uncertain = true;
             keep_damaged(disk, number).map_err(at(path.clone()))?;
         }
         files.forget(number);
@@ -238,6 +240,8 @@ struct LastSegment {
     /// What lies beyond the end and has to go.
     content_end: u64,
     tail_torn: bool,
+    /// The file is shorter than it was made, so entries may be gone without a trace.
+    file_was_cut: bool,
     ends_with_mark: bool,
     durable: LogOffset,
 }
@@ -260,6 +264,7 @@ fn open_last(
             heads,
             content_end: SEGMENT_HEADER_BYTES,
             tail_torn: false,
+            file_was_cut: false,
             // There is nothing yet that a mark could protect.
             ends_with_mark: true,
             durable: LogOffset::new(1, SEGMENT_HEADER_BYTES),
@@ -281,6 +286,10 @@ fn open_last(
         durable: LogOffset::new(number, walked.end),
         content_end: walked.content_end,
         tail_torn: walked.content_end > walked.end,
+        file_was_cut: matches!(
+            read_header(&*file, number).map_err(at)?,
+            HeaderState::Cut { .. }
+        ),
         index,
         heads,
         ends_with_mark,
@@ -308,8 +317,14 @@ fn finish_last(
         disk.sync_dir(LOG_FOLDER).map_err(at)?;
     }
     let file = files.segment(number).map_err(at)?;
-    if read_header(&*file, number).map_err(at)? == HeaderState::Damaged {
-        file.write_all_at(&header_bytes(number), 0).map_err(at)?;
+    match read_header(&*file, number).map_err(at)? {
+        HeaderState::Damaged => {
+            let len = file.len().map_err(at)?;
+            let header = header_bytes(number, len);
+            file.write_all_at(&header, 0).map_err(at)?;
+        }
+        HeaderState::Cut { len } => file.allocate(len).map_err(at)?,
+        HeaderState::Sound | HeaderState::Newer(_) => {}
     }
     let zeros = vec![0; 256 << 10];
     let mut from = last.index.summary.end;

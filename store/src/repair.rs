@@ -14,7 +14,9 @@ use crate::core::{Core, Segment, heads_before};
 use crate::envelope::{ALIGN_BYTES, ENVELOPE_BYTES, Envelope, Kind, entry_bytes};
 use crate::index::BlockRow;
 use crate::recovery::UNCERTAIN_PATH;
-use crate::segment::{LOG_FOLDER, SEGMENT_HEADER_BYTES, header_bytes, segment_path};
+use crate::segment::{
+    HeaderState, LOG_FOLDER, SEGMENT_HEADER_BYTES, header_bytes, read_header, segment_path,
+};
 use crate::{DamagedRange, Disk, DiskFile, LogOffset, RepairError};
 
 const DAMAGED_FOLDER: &str = "damaged";
@@ -272,7 +274,12 @@ impl Core {
         let damaged = self.disk.open(&path, false)?;
         let copy = self.disk.open(&fresh, true)?;
         copy_file(&*damaged, &*copy)?;
-        copy.write_all_at(&header_bytes(number), 0)?;
+        let len = match read_header(&*damaged, number)? {
+            HeaderState::Cut { len } => len,
+            _ => damaged.len()?,
+        };
+        copy.allocate(len)?;
+        copy.write_all_at(&header_bytes(number, len), 0)?;
         for patch in patches {
             copy.write_all_at(&patch.bytes, patch.offset)?;
         }

@@ -112,7 +112,9 @@ impl Core {
             at = bad.end;
         }
         step.bytes += self.scrub_index(segment)?;
-        if read_header(&*file, number)? == HeaderState::Damaged {
+        // The file may have been replaced meanwhile.
+        let file = self.files.segment(number)?;
+        if read_header(&*file, number)? != HeaderState::Sound {
             self.restore_header(number)?;
         }
         self.void_holes(segment)?;

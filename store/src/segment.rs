@@ -7,7 +7,8 @@
 //! 4   format version      1   this module writes 1
 //! 5   reserved            3   zero
 //! 8   segment number      8
-//! 16  reserved           44   zero
+//! 16  length              8   of the file, at least: a shorter one was cut
+//! 24  reserved           36   zero
 //! 60  crc32c              4   of bytes 0..60
 //! 64  entries, each an envelope and its payload
 //! ```
@@ -16,6 +17,10 @@
 //! durable, under its name, before the first entry is written. A segment is *sealed*, and never
 //! written again, once an entry stands in the one after it; that happens only when every entry of
 //! it is durable, so the first entry of a segment says where the one before it ends.
+//!
+//! The version covers everything in the segment: a build that writes entries or blocks of a newer
+//! format writes them into segments of a higher version only. An older build then refuses to open
+//! the folder, instead of taking what it cannot read for damage.
 
 use std::io;
 use std::sync::Arc;
@@ -54,11 +59,12 @@ pub(crate) fn numbers(disk: &dyn Disk, ending: &str) -> io::Result<Vec<u64>> {
     Ok(numbers)
 }
 
-pub(crate) fn header_bytes(segment: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] {
+pub(crate) fn header_bytes(segment: u64, len: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] {
     let mut out = [0; SEGMENT_HEADER_BYTES as usize];
     out[..4].copy_from_slice(&MAGIC);
     out[4] = VERSION;
     out[8..16].copy_from_slice(&segment.to_le_bytes());
+    out[16..24].copy_from_slice(&len.to_le_bytes());
     let crc = crc32c(&[&out[..60]]);
     out[60..].copy_from_slice(&crc.to_le_bytes());
     out
@@ -68,6 +74,10 @@ pub(crate) fn header_bytes(segment: u64) -> [u8; SEGMENT_HEADER_BYTES as usize] 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderState {
     Sound,
+    /// The header is sound, but the file is shorter than it was made.
+    Cut {
+        len: u64,
+    },
     Newer(u8),
     Damaged,
 }
@@ -84,10 +94,16 @@ pub(crate) fn read_header(file: &dyn DiskFile, segment: u64) -> io::Result<Heade
     if bytes[4] > VERSION {
         return Ok(HeaderState::Newer(bytes[4]));
     }
-    if bytes != header_bytes(segment) {
+    let mut len = [0; 8];
+    len.copy_from_slice(&bytes[16..24]);
+    let len = u64::from_le_bytes(len);
+    if bytes != header_bytes(segment, len) {
         return Ok(HeaderState::Damaged);
     }
-    Ok(HeaderState::Sound)
+    match file.len()? < len {
+        true => Ok(HeaderState::Cut { len }),
+        false => Ok(HeaderState::Sound),
+    }
 }
 
 /// Makes an empty segment of `len` bytes, durably. On an error nothing is left behind, as far as
@@ -98,7 +114,7 @@ pub(crate) fn prepare(disk: &dyn Disk, segment: u64, len: u64) -> io::Result<Arc
         let file = disk.open(&path, true)?;
         file.set_len(0)?;
         file.allocate(len)?;
-        file.write_all_at(&header_bytes(segment), 0)?;
+        file.write_all_at(&header_bytes(segment, len), 0)?;
         file.sync_data()?;
         disk.sync_dir(LOG_FOLDER)?;
         Ok(file)

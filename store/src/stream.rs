@@ -87,8 +87,11 @@ impl Core {
         let forwards = range.direction == Direction::Forwards;
         let mut skip = 0;
         if !by_revision {
-            let counts = shape.values().map(|(first, last)| last.0 - first.0 + 1);
-            let last = counts.sum::<u64>() - 1;
+            // Numbers from peers: they may be absurd, but must not stop us.
+            let count = shape.values().fold(0u64, |count, (first, last)| {
+                count.saturating_add((last.0 - first.0).saturating_add(1))
+            });
+            let last = count.saturating_sub(1);
             skip = match forwards {
                 true => range.from.0,
                 false => last - range.from.0.min(last),

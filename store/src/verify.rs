@@ -146,8 +146,15 @@ impl Verifier {
     fn segment(&mut self, number: u64, next: Option<u64>) -> io::Result<()> {
         let path = segment_path(number);
         let file = self.files.segment(number)?;
-        if read_header(&*file, number)? != HeaderState::Sound {
-            self.damage(&path, 0, None, "the segment's header is damaged");
+        match read_header(&*file, number)? {
+            HeaderState::Sound => {}
+            HeaderState::Cut { .. } => {
+                let reason = "the file is shorter than it was made";
+                self.damage(&path, file.len()?, None, reason);
+            }
+            HeaderState::Damaged | HeaderState::Newer(_) => {
+                self.damage(&path, 0, None, "the segment's header is damaged");
+            }
         }
         let known_end = match next {
             Some(next) => end_told_by_next(&self.files, number, next)?,
