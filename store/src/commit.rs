@@ -109,7 +109,10 @@ impl Core {
                     drop(queue);
                     let made = match exists {
                         true => self.extend(number, len),
-                        false => prepare(&*self.disk, number, len).map(|_| ()),
+                        false => {
+                            let zeros = self.options.zeros_at_first();
+                            prepare(&*self.disk, number, len, zeros).map(|_| ())
+                        }
                     };
                     queue = self.queue();
                     queue.preparing = false;
@@ -120,7 +123,7 @@ impl Core {
                                 number,
                                 len,
                                 fill: Fill {
-                                    until: SEGMENT_HEADER_BYTES,
+                                    until: self.options.zeros_at_first().max(SEGMENT_HEADER_BYTES),
                                     claim: None,
                                 },
                             });
@@ -215,7 +218,14 @@ impl Core {
         {
             let mut view = self.view_mut();
             let mut segments = (*view.segments).clone();
-            let mut index = MemoryIndex::default();
+            // Segments of one node are much alike.
+            let like = segments
+                .get(&sealed)
+                .map(|segment| match &*segment.index() {
+                    Index::Memory(index) => MemoryIndex::with_room_like(index),
+                    Index::File(_) => MemoryIndex::default(),
+                });
+            let mut index = like.unwrap_or_default();
             index.summary.end = SEGMENT_HEADER_BYTES;
             let segment = Segment::new(next.number, Index::Memory(index));
             segments.insert(next.number, segment);

@@ -11,14 +11,13 @@ use std::time::Duration;
 use crate::commit::is_full;
 use crate::core::Core;
 use crate::index::{FileIndex, Index, write_index};
+use crate::options::FILL_MARGIN_BYTES;
 use crate::queue::{Fill, Prepared, Queue};
 use crate::recovery::load_filters;
 use crate::segment::{SEGMENT_HEADER_BYTES, prepare, segment_path};
 
 /// How much is zeroed in one step.
 const STEP_BYTES: u64 = 256 << 10;
-/// How far ahead of the log's end a step begins at least.
-const MARGIN_BYTES: u64 = 1 << 20;
 const PAGE_BYTES: u64 = 4096;
 
 /// What one step of housekeeping came to.
@@ -63,7 +62,7 @@ impl Queue {
         let open = &self.open;
         let target = open.len.min(open.tail + core.options.fill_ahead_bytes);
         // Behind the log's end there is nothing to zero; close before it a commit may come by.
-        let near = (open.tail + MARGIN_BYTES).next_multiple_of(PAGE_BYTES);
+        let near = (open.tail + FILL_MARGIN_BYTES).next_multiple_of(PAGE_BYTES);
         step(open.fill, near, target)
     }
 
@@ -154,7 +153,7 @@ impl Core {
     }
 
     fn prepare_next(&self, number: u64, len: u64) -> Step {
-        let made = prepare(&*self.disk, number, len);
+        let made = prepare(&*self.disk, number, len, self.options.zeros_at_first());
         let mut queue = self.queue();
         queue.preparing = false;
         let step = match made {
@@ -163,7 +162,7 @@ impl Core {
                     number,
                     len,
                     fill: Fill {
-                        until: SEGMENT_HEADER_BYTES,
+                        until: self.options.zeros_at_first().max(SEGMENT_HEADER_BYTES),
                         claim: None,
                     },
                 });
@@ -190,7 +189,7 @@ impl Core {
                 file.sync_data()
             });
         let mut queue = self.queue();
-        let comfortable = queue.open.fill.until > queue.open.tail + 2 * MARGIN_BYTES;
+        let comfortable = queue.open.fill.until > queue.open.tail + 2 * FILL_MARGIN_BYTES;
         if let Some(fill) = queue.fill_of(number) {
             fill.claim = None;
             fill.until = fill.until.max(to);

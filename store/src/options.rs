@@ -44,3 +44,14 @@ impl Default for StoreOptions {
         }
     }
 }
+
+/// As far ahead of the log's end as zeros are written before anything else is: what the
+/// housekeeper writes lies beyond.
+pub(crate) const FILL_MARGIN_BYTES: u64 = 1 << 20;
+
+impl StoreOptions {
+    /// How much of a new segment is written at once.
+    pub(crate) fn zeros_at_first(&self) -> u64 {
+        self.fill_ahead_bytes.min(FILL_MARGIN_BYTES)
+    }
+}

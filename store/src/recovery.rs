@@ -114,14 +114,20 @@ pub(crate) fn recover(
         heads,
         durable,
         ..
-    } = finish_last(&*disk, &files, last, is_damaged)?;
+    } = finish_last(&*disk, &files, &options, last, is_damaged)?;
 
     segments.insert(number, Segment::new(number, Index::Memory(index)));
     let mut open_number = number;
     if is_damaged {
         open_number = number + 1;
         let path = segment_path(open_number);
-        prepare(&*disk, open_number, options.segment_bytes).map_err(at(&path))?;
+        prepare(
+            &*disk,
+            open_number,
+            options.segment_bytes,
+            options.zeros_at_first(),
+        )
+        .map_err(at(&path))?;
         let mut empty = MemoryIndex::default();
         empty.summary.end = SEGMENT_HEADER_BYTES;
         segments.insert(open_number, Segment::new(open_number, Index::Memory(empty)));
@@ -145,7 +151,7 @@ pub(crate) fn recover(
             .map_or(0, |open| open.index().summary().events),
         marked: !is_damaged,
         fill: Fill {
-            until: tail,
+            until: tail + options.zeros_at_first(),
             claim: None,
         },
     };
@@ -255,7 +261,8 @@ fn open_last(
 ) -> Result<LastSegment, OpenError> {
     let Some(number) = numbers.last().copied() else {
         let path = segment_path(1);
-        prepare(disk, 1, options.segment_bytes).map_err(|source| OpenError::Io { path, source })?;
+        prepare(disk, 1, options.segment_bytes, options.zeros_at_first())
+            .map_err(|source| OpenError::Io { path, source })?;
         let mut index = MemoryIndex::default();
         index.summary.end = SEGMENT_HEADER_BYTES;
         return Ok(LastSegment {
@@ -300,6 +307,7 @@ fn open_last(
 fn finish_last(
     disk: &dyn Disk,
     files: &Files,
+    options: &StoreOptions,
     mut last: LastSegment,
     is_damaged: bool,
 ) -> Result<LastSegment, OpenError> {
@@ -344,6 +352,13 @@ fn finish_last(
         file.write_all_at(&mark.to_bytes(), end).map_err(at)?;
         last.index.summary.end = end + mark.entry_bytes();
         last.durable = LogOffset::new(number, last.index.summary.end);
+    }
+    if !is_damaged {
+        // What the last life reserved and did not write: the housekeeper begins beyond it.
+        let from = last.index.summary.end;
+        let until = file.len().map_err(at)?.min(from + options.zeros_at_first());
+        let count = usize::try_from(until.saturating_sub(from)).unwrap_or(0);
+        file.write_all_at(&vec![0; count], from).map_err(at)?;
     }
     file.sync_data().map_err(at)?;
     Ok(last)

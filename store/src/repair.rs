@@ -14,9 +14,7 @@ use crate::core::{Core, Segment, heads_before};
 use crate::envelope::{ALIGN_BYTES, ENVELOPE_BYTES, Envelope, Kind, entry_bytes};
 use crate::index::BlockRow;
 use crate::recovery::UNCERTAIN_PATH;
-use crate::segment::{
-    HeaderState, LOG_FOLDER, SEGMENT_HEADER_BYTES, header_bytes, read_header, segment_path,
-};
+use crate::segment::{HeaderState, LOG_FOLDER, header_bytes, read_header, segment_path};
 use crate::{DamagedRange, Disk, DiskFile, LogOffset, RepairError};
 
 const DAMAGED_FOLDER: &str = "damaged";
@@ -383,7 +381,6 @@ fn copy_file(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
         }
         at += read as u64;
     }
-    debug_assert!(len >= SEGMENT_HEADER_BYTES || len == 0);
     Ok(())
 }
 

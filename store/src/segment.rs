@@ -106,15 +106,22 @@ pub(crate) fn read_header(file: &dyn DiskFile, segment: u64) -> io::Result<Heade
     }
 }
 
-/// Makes an empty segment of `len` bytes, durably. On an error nothing is left behind, as far as
-/// the disk lets us.
-pub(crate) fn prepare(disk: &dyn Disk, segment: u64, len: u64) -> io::Result<Arc<dyn DiskFile>> {
+/// Makes an empty segment of `len` bytes, durably, the first `zeros_until` of them written. On an
+/// error nothing is left behind, as far as the disk lets us.
+pub(crate) fn prepare(
+    disk: &dyn Disk,
+    segment: u64,
+    len: u64,
+    zeros_until: u64,
+) -> io::Result<Arc<dyn DiskFile>> {
     let path = segment_path(segment);
     let made = (|| {
         let file = disk.open(&path, true)?;
         file.set_len(0)?;
         file.allocate(len)?;
-        file.write_all_at(&header_bytes(segment, len), 0)?;
+        let mut start = header_bytes(segment, len).to_vec();
+        start.resize(start.len().max(small(zeros_until.min(len))), 0);
+        file.write_all_at(&start, 0)?;
         file.sync_data()?;
         disk.sync_dir(LOG_FOLDER)?;
         Ok(file)
@@ -125,4 +132,8 @@ pub(crate) fn prepare(disk: &dyn Disk, segment: u64, len: u64) -> io::Result<Arc
         let _ = disk.sync_dir(LOG_FOLDER);
     }
     made
+}
+
+fn small(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -226,7 +226,10 @@ fn last_nonzero(bytes: &[u8]) -> Option<usize> {
 
 /// What lies in a segment, in order.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "one is alive at a time, and most are entries")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one is alive at a time, and most are entries"
+)]
 pub(crate) enum Item {
     Entry(Entry),
     Bad(Bad),

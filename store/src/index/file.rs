@@ -83,15 +83,15 @@ pub(crate) fn write_index(disk: &dyn Disk, segment: u64, index: &MemoryIndex) ->
     let streams = write_table(&mut pages, STREAM_KEY_BYTES, stream_rows(index))?;
     let ids = write_table(&mut pages, ID_KEY_BYTES, id_rows(index))?;
 
-    let mut held: Vec<u128> = index.streams.keys().map(|(stream, ..)| *stream).collect();
-    held.dedup();
+    let held = index.streams();
     let mut stream_bits = FilterBits::with_room_for(held.len() as u64);
     for stream in held {
         stream_bits.insert(stream);
     }
-    let mut id_bits = FilterBits::with_room_for(index.ids.len() as u64);
-    for id in index.ids.keys() {
-        id_bits.insert(id_hash(*id));
+    let held = index.ids();
+    let mut id_bits = FilterBits::with_room_for(held.len() as u64);
+    for (id, _) in held {
+        id_bits.insert(id_hash(id));
     }
 
     let footer = Footer {
@@ -135,22 +135,18 @@ fn block_rows(index: &MemoryIndex) -> impl Iterator<Item = [u8; BLOCK_ROW_BYTES]
 }
 
 fn stream_rows(index: &MemoryIndex) -> impl Iterator<Item = [u8; STREAM_ROW_BYTES]> + '_ {
-    let row = |((stream, origin, revision), (timestamp, place)): (
-        &(u128, RegionId, Revision),
-        &(Timestamp, SmallPlace),
-    )| {
+    index.events().map(|(stream, origin, event)| {
         let mut row = [0; STREAM_ROW_BYTES];
-        row[..26].copy_from_slice(&stream_key(*stream, *origin, *revision));
-        row[26..34].copy_from_slice(&timestamp.0.to_be_bytes());
-        row[34..38].copy_from_slice(&place.eighth.to_be_bytes());
-        row[38..].copy_from_slice(&place.ordinal.to_be_bytes());
+        row[..26].copy_from_slice(&stream_key(stream, origin, event.revision));
+        row[26..34].copy_from_slice(&event.timestamp.0.to_be_bytes());
+        row[34..38].copy_from_slice(&event.place.eighth.to_be_bytes());
+        row[38..].copy_from_slice(&event.place.ordinal.to_be_bytes());
         row
-    };
-    index.streams.iter().map(row)
+    })
 }
 
 fn id_rows(index: &MemoryIndex) -> impl Iterator<Item = [u8; ID_ROW_BYTES]> + '_ {
-    index.ids.iter().map(|(id, place)| {
+    index.ids().into_iter().map(|(id, place)| {
         let mut row = [0; ID_ROW_BYTES];
         row[..16].copy_from_slice(&id.to_be_bytes());
         row[16..20].copy_from_slice(&place.eighth.to_be_bytes());

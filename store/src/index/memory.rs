@@ -1,6 +1,10 @@
 //! The index of a segment that is being written, or whose index file is yet to be made.
+//!
+//! Every commit inserts into it before anyone is answered, so streams and ids are hashed: in sorted
+//! maps an event cost over a microsecond here. They are sorted when the index file is written.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use meridian_clock::{LogId, Position, RegionId, Timestamp};
 use meridian_event::{BlockHeader, Chain, Revision};
@@ -36,13 +40,113 @@ pub(super) struct MemoryBlock {
     pub(super) bytes: u32,
 }
 
+#[derive(Clone, Copy, Debug)]
+pub(super) struct MemoryEvent {
+    pub(super) revision: Revision,
+    pub(super) timestamp: Timestamp,
+    pub(super) place: SmallPlace,
+}
+
+/// What one origin wrote to a stream, ascending by revision.
+#[derive(Debug)]
+struct OriginEvents {
+    origin: RegionId,
+    // Most streams of a segment have few events there, many have one.
+    first: MemoryEvent,
+    rest: Vec<MemoryEvent>,
+}
+
+impl OriginEvents {
+    fn insert(&mut self, event: MemoryEvent) {
+        let last = self.rest.last().unwrap_or(&self.first);
+        if event.revision > last.revision {
+            self.rest.push(event);
+            return;
+        }
+        // No sound sequencer comes here. What was written last is what counts, as in a table.
+        let mut all: Vec<MemoryEvent> = self.iter().collect();
+        match all.binary_search_by_key(&event.revision, |it| it.revision) {
+            Ok(at) => all[at] = event,
+            Err(at) => all.insert(at, event),
+        }
+        self.first = all.remove(0);
+        self.rest = all;
+    }
+
+    fn last(&self) -> MemoryEvent {
+        *self.rest.last().unwrap_or(&self.first)
+    }
+
+    fn iter(&self) -> impl DoubleEndedIterator<Item = MemoryEvent> + '_ {
+        std::iter::once(self.first).chain(self.rest.iter().copied())
+    }
+
+    fn from(&self, from: Revision) -> impl Iterator<Item = MemoryEvent> + '_ {
+        let skipped = self.rest.partition_point(|it| it.revision < from);
+        let first = (self.first.revision >= from).then_some(self.first);
+        first
+            .into_iter()
+            .chain(self.rest[skipped..].iter().copied())
+    }
+
+    fn down_from(&self, from: Revision) -> impl Iterator<Item = MemoryEvent> + '_ {
+        let until = self.rest.partition_point(|it| it.revision <= from);
+        let first = (self.first.revision <= from).then_some(self.first);
+        self.rest[..until].iter().rev().copied().chain(first)
+    }
+}
+
+/// A stream's events by origin, in ascending order. Nearly always there is one origin.
+#[derive(Debug)]
+struct StreamEvents {
+    first: OriginEvents,
+    others: Vec<OriginEvents>,
+}
+
+impl StreamEvents {
+    fn origins(&self) -> impl Iterator<Item = &OriginEvents> {
+        std::iter::once(&self.first).chain(&self.others)
+    }
+
+    fn insert(&mut self, origin: RegionId, event: MemoryEvent) {
+        if self.first.origin == origin {
+            self.first.insert(event);
+            return;
+        }
+        if let Some(other) = self.others.iter_mut().find(|it| it.origin == origin) {
+            other.insert(event);
+            return;
+        }
+        self.others.push(OriginEvents {
+            origin,
+            first: event,
+            rest: Vec::new(),
+        });
+        self.others.sort_by_key(|it| it.origin);
+        if self.others[0].origin < self.first.origin {
+            std::mem::swap(&mut self.first, &mut self.others[0]);
+        }
+    }
+}
+
+// Half as wide as a `u128` that has to be aligned.
+type Key = [u64; 2];
+
+fn halves(key: u128) -> Key {
+    [(key >> 64) as u64, key as u64]
+}
+
+fn whole(key: Key) -> u128 {
+    (u128::from(key[0]) << 64) | u128::from(key[1])
+}
+
 /// The three tables in memory.
 #[derive(Debug, Default)]
 pub(crate) struct MemoryIndex {
     pub(crate) summary: Summary,
     pub(super) blocks: BTreeMap<(LogId, Position), MemoryBlock>,
-    pub(super) streams: BTreeMap<(u128, RegionId, Revision), (Timestamp, SmallPlace)>,
-    pub(super) ids: BTreeMap<u128, SmallPlace>,
+    streams: HashMap<Key, StreamEvents>,
+    ids: HashMap<Key, SmallPlace>,
 }
 
 impl MemoryIndex {
@@ -64,10 +168,26 @@ impl MemoryIndex {
         });
         for (ordinal, event) in (0..).zip(events) {
             let place = SmallPlace::new(offset, ordinal);
-            let key = (event.stream, header.log.origin, event.revision);
-            self.streams.insert(key, (event.timestamp, place));
+            let origin = header.log.origin;
+            let row = MemoryEvent {
+                revision: event.revision,
+                timestamp: event.timestamp,
+                place,
+            };
+            match self.streams.entry(halves(event.stream)) {
+                Entry::Occupied(mut stream) => stream.get_mut().insert(origin, row),
+                Entry::Vacant(vacant) => {
+                    let first = OriginEvents {
+                        origin,
+                        first: row,
+                        rest: Vec::new(),
+                    };
+                    let others = Vec::new();
+                    vacant.insert(StreamEvents { first, others });
+                }
+            }
             // A repeated id is found where it was first written.
-            self.ids.entry(event.id).or_insert(place);
+            self.ids.entry(halves(event.id)).or_insert(place);
         }
         self.summary.events += events.len() as u64;
         let fresh = LogSpan {
@@ -124,9 +244,51 @@ impl MemoryIndex {
         }
     }
 
+    /// An index with room for as much as `other` holds, because growing takes time.
+    pub(crate) fn with_room_like(other: &Self) -> Self {
+        Self {
+            streams: HashMap::with_capacity(other.streams.len()),
+            ids: HashMap::with_capacity(other.ids.len()),
+            ..Self::default()
+        }
+    }
+
+    /// The hashes of the streams in it, ascending.
+    #[expect(clippy::disallowed_methods, reason = "the keys are sorted at once")]
+    pub(super) fn streams(&self) -> Vec<u128> {
+        let mut streams: Vec<u128> = self.streams.keys().copied().map(whole).collect();
+        streams.sort_unstable();
+        streams
+    }
+
+    /// The events in it: stream, origin, and the rest; ascending by stream, origin and revision.
+    pub(super) fn events(&self) -> impl Iterator<Item = (u128, RegionId, MemoryEvent)> + '_ {
+        self.streams().into_iter().flat_map(move |stream| {
+            let events = self.streams.get(&halves(stream));
+            events.into_iter().flat_map(move |events| {
+                let of_origin = move |it: &OriginEvents| {
+                    let origin = it.origin;
+                    let events: Vec<MemoryEvent> = it.iter().collect();
+                    events.into_iter().map(move |event| (stream, origin, event))
+                };
+                events.origins().flat_map(of_origin)
+            })
+        })
+    }
+
+    /// The ids in it with their places, ascending.
+    #[expect(clippy::disallowed_methods, reason = "the ids are sorted at once")]
+    pub(super) fn ids(&self) -> Vec<(u128, SmallPlace)> {
+        let pair = |(id, place): (&Key, &SmallPlace)| (whole(*id), *place);
+        let mut ids: Vec<(u128, SmallPlace)> = self.ids.iter().map(pair).collect();
+        ids.sort_unstable_by_key(|(id, _)| *id);
+        ids
+    }
+
     /// The streams, origins and revisions in it, ascending.
     pub(crate) fn stream_keys(&self) -> impl Iterator<Item = (u128, RegionId, Revision)> + '_ {
-        self.streams.keys().copied()
+        self.events()
+            .map(|(stream, origin, event)| (stream, origin, event.revision))
     }
 
     fn insert_row(&mut self, row: BlockRow) {
@@ -160,29 +322,17 @@ impl MemoryIndex {
     }
 
     pub(super) fn event(&self, id: u128) -> Option<Place> {
-        self.ids.get(&id).map(|place| place.place())
+        self.ids.get(&halves(id)).map(|place| place.place())
     }
 
     pub(super) fn stream_origins(&self, stream: u128) -> Vec<(RegionId, Revision, Revision)> {
-        let mut origins = Vec::new();
-        let mut from = (stream, RegionId(0), Revision(0));
-        while let Some(((hash, origin, first), _)) = self.streams.range(from..).next() {
-            if *hash != stream {
-                break;
-            }
-            let until = (stream, *origin, Revision(u64::MAX));
-            let last = self.streams.range(from..=until).next_back();
-            origins.push((
-                *origin,
-                *first,
-                last.map_or(*first, |((_, _, last), _)| *last),
-            ));
-            let Some(next) = origin.0.checked_add(1) else {
-                break;
-            };
-            from = (stream, RegionId(next), Revision(0));
-        }
-        origins
+        let Some(events) = self.streams.get(&halves(stream)) else {
+            return Vec::new();
+        };
+        events
+            .origins()
+            .map(|it| (it.origin, it.first.revision, it.last().revision))
+            .collect()
     }
 
     pub(super) fn stream_rows(
@@ -193,20 +343,19 @@ impl MemoryIndex {
         forwards: bool,
         limit: usize,
     ) -> Vec<StreamRow> {
-        let at = |revision| (stream, origin, revision);
-        let row =
-            |(key, value): (&(u128, RegionId, Revision), &(Timestamp, SmallPlace))| StreamRow {
-                origin: key.1,
-                revision: key.2,
-                timestamp: value.0,
-                place: value.1.place(),
-            };
-        if forwards {
-            let range = self.streams.range(at(from)..=at(Revision(u64::MAX)));
-            range.take(limit).map(row).collect()
-        } else {
-            let range = self.streams.range(at(Revision(0))..=at(from));
-            range.rev().take(limit).map(row).collect()
+        let events = self.streams.get(&halves(stream));
+        let Some(events) = events.and_then(|it| it.origins().find(|it| it.origin == origin)) else {
+            return Vec::new();
+        };
+        let row = |event: MemoryEvent| StreamRow {
+            origin,
+            revision: event.revision,
+            timestamp: event.timestamp,
+            place: event.place.place(),
+        };
+        match forwards {
+            true => events.from(from).take(limit).map(row).collect(),
+            false => events.down_from(from).take(limit).map(row).collect(),
         }
     }
 }
