@@ -643,7 +643,9 @@ impl Node {
         &*self.random
     }
 
-    pub(crate) fn store(&self) -> &Store {
+    /// The log itself. A simulation drives its commits and audits it; everything else goes through
+    /// the node.
+    pub fn store(&self) -> &Arc<Store> {
         &self.store
     }
 

@@ -1,0 +1,100 @@
+//! Every call that clients made, and what they were told.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use meridian_client::{Appended, Durability, Expected};
+use meridian_event::{EventId, StreamId};
+
+/// One append, from the first attempt to the last answer.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// Which client made it.
+    pub client: usize,
+    /// The stream.
+    pub stream: StreamId,
+    /// What it expected of the stream.
+    pub expected: Expected,
+    /// How safe it was to be.
+    pub durability: Durability,
+    /// The ids of its events.
+    pub ids: Vec<EventId>,
+    /// When it was made.
+    pub invoked: Duration,
+    /// When it was answered.
+    pub returned: Option<Duration>,
+    /// With what.
+    pub outcome: Outcome,
+}
+
+/// What a client knows about a call in the end.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// It was not answered, or the answer was that nobody knows. The events may be there.
+    Unknown,
+    /// The events were written.
+    Written(Appended),
+    /// They never will be.
+    Refused {
+        /// The kind of refusal.
+        code: &'static str,
+        /// What the client was told, in full.
+        why: String,
+    },
+}
+
+/// The calls of one run. Clones are the same history.
+#[derive(Clone, Default)]
+pub struct History(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    calls: Vec<Call>,
+    broken: Vec<String>,
+}
+
+impl History {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes a call that begins; the number is to be given to [`History::end`].
+    pub fn begin(&self, call: Call) -> usize {
+        let mut inner = self.lock();
+        inner.calls.push(call);
+        inner.calls.len() - 1
+    }
+
+    /// Notes how a call ended.
+    pub fn end(&self, call: usize, at: Duration, outcome: Outcome) {
+        if let Some(call) = self.lock().calls.get_mut(call) {
+            call.returned = Some(at);
+            call.outcome = outcome;
+        }
+    }
+
+    /// Notes that a client saw something that must never be.
+    pub fn broken(&self, what: String) {
+        self.lock().broken.push(what);
+    }
+
+    /// All calls, in the order they were made.
+    pub fn calls(&self) -> Vec<Call> {
+        self.lock().calls.clone()
+    }
+
+    /// What clients saw that must never be.
+    pub fn seen_broken(&self) -> Vec<String> {
+        self.lock().broken.clone()
+    }
+
+    /// How many calls have no answer yet.
+    pub fn open(&self) -> usize {
+        let inner = self.lock();
+        inner
+            .calls
+            .iter()
+            .filter(|it| it.returned.is_none())
+            .count()
+    }
+}

@@ -1,0 +1,36 @@
+//! `durable`: what was acknowledged at a level survives every fault that level covers.
+
+use meridian_client::Durability;
+use meridian_clock::LogId;
+
+use super::Evidence;
+use crate::history::Outcome;
+
+pub(super) fn check(evidence: &Evidence) -> Vec<String> {
+    let found = evidence.by_id();
+    let mut broken = Vec::new();
+    for (number, call) in evidence.calls.iter().enumerate() {
+        let Outcome::Written(appended) = &call.outcome else {
+            continue;
+        };
+        for (id, dot) in call.ids.iter().zip(&appended.dots) {
+            if found.contains_key(id) {
+                continue;
+            }
+            let log = LogId::new(dot.origin, dot.partition);
+            // One region's disk is all that this level covers.
+            let may_be_lost = call.durability == Durability::Region
+                && evidence.forgiven.iter().any(|lost| {
+                    lost.log == log && dot.position > lost.after && call.invoked < lost.before
+                });
+            if !may_be_lost {
+                broken.push(format!(
+                    "call {number} on {} was acknowledged at {} (asked for {}) as {dot:?}, and {id} \
+                     is gone",
+                    call.stream, appended.durability, call.durability
+                ));
+            }
+        }
+    }
+    broken
+}

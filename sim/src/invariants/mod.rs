@@ -1,0 +1,90 @@
+//! What must hold, one file for each; the names are those of ARCHITECTURE.md.
+//!
+//! Each looks at the same evidence, after the run, and says what is broken. `heals` is judged by
+//! the world itself, since it is about time.
+
+mod accounted;
+mod contained;
+mod dense;
+mod durable;
+mod idempotent;
+mod identical;
+mod revisions;
+mod rising;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meridian_clock::{LogId, Position};
+use meridian_event::{Block, EventId, RecordedEvent};
+
+use crate::history::Call;
+
+/// What one node holds in the end.
+pub struct Copy {
+    /// The node's region.
+    pub name: String,
+    /// The events of each log, block by block.
+    pub logs: BTreeMap<LogId, Vec<Vec<RecordedEvent>>>,
+    /// The blocks themselves.
+    pub blocks: BTreeMap<LogId, Vec<Block>>,
+}
+
+/// What a region may have lost with its disk: nobody else held it yet.
+#[derive(Clone, Debug)]
+pub struct Forgiven {
+    /// Its log.
+    pub log: LogId,
+    /// Others held the log up to here.
+    pub after: Position,
+    /// When the disk was lost.
+    pub before: Duration,
+}
+
+/// All that is known after a run.
+pub struct Evidence {
+    /// What clients did and were told.
+    pub calls: Vec<Call>,
+    /// What each node holds.
+    pub copies: Vec<Copy>,
+    /// What may be missing.
+    pub forgiven: Vec<Forgiven>,
+    /// Whether each region's clock was never far off.
+    pub sane: Vec<bool>,
+    /// True time at the end.
+    pub end: Duration,
+}
+
+impl Evidence {
+    /// Each event of the first node, by its id, with how often it is there.
+    pub fn by_id(&self) -> BTreeMap<EventId, Vec<&RecordedEvent>> {
+        let mut found: BTreeMap<EventId, Vec<&RecordedEvent>> = BTreeMap::new();
+        for copy in self.copies.iter().take(1) {
+            for event in copy.logs.values().flatten().flatten() {
+                found.entry(event.id).or_default().push(event);
+            }
+        }
+        found
+    }
+}
+
+/// Everything that is broken, each with the name of the invariant in front.
+pub fn check(evidence: &Evidence) -> Vec<String> {
+    type Check = fn(&Evidence) -> Vec<String>;
+    let all: [(&str, Check); 8] = [
+        ("dense", dense::check),
+        ("identical", identical::check),
+        ("durable", durable::check),
+        ("accounted", accounted::check),
+        ("rising", rising::check),
+        ("revisions", revisions::check),
+        ("idempotent", idempotent::check),
+        ("contained", contained::check),
+    ];
+    all.into_iter()
+        .flat_map(|(name, check)| {
+            let broken = check(evidence).into_iter();
+            broken.map(move |what| format!("{name}: {what}"))
+        })
+        .collect()
+}

@@ -1,0 +1,16 @@
+//! Whole federations in one thread: real nodes under a network, disks and clocks that a seed breaks.
+//!
+//! Not here: anything that `meridian serve` does; what runs is the node itself, and only what
+//! `node::seams` names is replaced. Start reading at [`plan`], then [`world`].
+//!
+//! Always true: a run depends on its plan alone. The same plan gives the same hash of everything
+//! that happened, in any process and build.
+
+pub mod history;
+pub mod hunt;
+pub mod invariants;
+pub mod load;
+pub mod plan;
+pub mod rng;
+pub mod scenarios;
+pub mod world;

@@ -1,0 +1,210 @@
+//! What clients do: appends of all kinds through the real client, reads of what they wrote.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use meridian_client::{
+    AppendError, AppendRequest, Client, Direction, Durability, Expected, ReadAt, StreamRead,
+};
+use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
+use tokio::time::sleep;
+
+use crate::history::{Call, History, Outcome};
+use crate::plan::LoadPlan;
+use crate::rng::Rng;
+use crate::world::clock::elapsed;
+use crate::world::trace::Trace;
+
+/// The category of streams that every region may write.
+pub const SHARED: &str = "note";
+const HOMED: &str = "order";
+
+/// One writer of one client.
+pub struct Writer {
+    /// Which client it belongs to.
+    pub client: usize,
+    /// What it does.
+    pub plan: LoadPlan,
+    /// Draws what it does.
+    pub rng: Rng,
+    /// How it reaches the federation.
+    pub federation: Client,
+    /// What it was told.
+    pub history: History,
+    /// Where steps are noted.
+    pub trace: Trace,
+    /// Set when the time for load is over.
+    pub over: Arc<AtomicBool>,
+    /// The last revision of each stream that any client was told of.
+    pub known: Arc<Mutex<BTreeMap<StreamId, Revision>>>,
+}
+
+impl Writer {
+    /// Appends until the load is over.
+    pub async fn run(mut self) {
+        while !self.over.load(Ordering::Relaxed) {
+            let pause = self.rng.below(self.plan.pause_ms + 1);
+            sleep(Duration::from_millis(pause)).await;
+            self.write_once().await;
+            if self.rng.percent(10) {
+                self.read_once().await;
+            }
+        }
+    }
+
+    fn draw(&mut self) -> AppendRequest {
+        let rng = &mut self.rng;
+        let shared = rng.percent(self.plan.shared_percent);
+        let name = if shared {
+            format!("{SHARED}-{}", rng.below(self.plan.shared_streams))
+        } else {
+            format!("{HOMED}-{}", rng.below(self.plan.streams))
+        };
+        let stream = StreamId::new(&name).expect("a sound name");
+        let conditional = !shared && rng.percent(self.plan.conditional_percent);
+        let expected = if conditional {
+            let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            match known.get(&stream) {
+                Some(revision) => Expected::Revision(*revision),
+                None => Expected::None,
+            }
+        } else {
+            Expected::Any
+        };
+        let level = u32::try_from(rng.below(100)).unwrap_or(0);
+        let durability = if level < self.plan.all_percent {
+            Durability::All
+        } else if level < self.plan.all_percent + self.plan.regions_percent {
+            Durability::Regions(2)
+        } else {
+            Durability::Region
+        };
+        let count = rng.between(1, self.plan.batch_max);
+        let events = (0..count).map(|_| {
+            let filler = rng.below(self.plan.event_bytes_max);
+            // Not compressible, so that sizes on disk are what the plan says.
+            let text: String = (0..filler)
+                .map(|_| char::from(b'a' + u8::try_from(rng.below(26)).unwrap_or(0)))
+                .collect();
+            NewEvent {
+                id: EventId::from_random(rng.bytes16()),
+                event_type: EventType::new("Happened").expect("a sound type"),
+                data: Bytes::from(format!("{{\"text\":\"{text}\"}}")),
+                metadata: Bytes::new(),
+            }
+        });
+        AppendRequest {
+            events: events.collect(),
+            stream,
+            expected,
+            durability,
+        }
+    }
+
+    async fn write_once(&mut self) {
+        let request = self.draw();
+        let call = self.history.begin(Call {
+            client: self.client,
+            stream: request.stream.clone(),
+            expected: request.expected,
+            durability: request.durability,
+            ids: request.events.iter().map(|event| event.id).collect(),
+            invoked: elapsed(),
+            returned: None,
+            outcome: Outcome::Unknown,
+        });
+        let mut in_doubt = false;
+        let outcome = loop {
+            match self.federation.append(request.clone()).await {
+                Ok(appended) => break Outcome::Written(appended),
+                Err(AppendError::Indeterminate { .. }) => {
+                    in_doubt = true;
+                    if self.over.load(Ordering::Relaxed) || self.rng.percent(40) {
+                        break Outcome::Unknown;
+                    }
+                }
+                // A refusal of a later attempt says nothing about an earlier one.
+                Err(_) if in_doubt => break Outcome::Unknown,
+                Err(error) => {
+                    if let AppendError::WrongExpectedRevision {
+                        actual: Some(actual),
+                        ..
+                    } = &error
+                    {
+                        self.learn(&request.stream, *actual);
+                    }
+                    break Outcome::Refused {
+                        code: error.code(),
+                        why: error.to_string(),
+                    };
+                }
+            }
+        };
+        let word = match &outcome {
+            Outcome::Unknown => "unknown",
+            Outcome::Written(_) => "written",
+            Outcome::Refused { code, .. } => code,
+        };
+        self.trace.note(
+            elapsed(),
+            format_args!("client {} call {call} {word}", self.client),
+        );
+        self.history.end(call, elapsed(), outcome.clone());
+        let Outcome::Written(first) = outcome else {
+            return;
+        };
+        self.learn(&request.stream, first.last_revision);
+        // Not to shared streams: the nearest region may be another one by now, which cannot know of
+        // an id that was answered elsewhere a moment ago.
+        let shared = request.stream.category() == SHARED;
+        if !shared && self.rng.percent(self.plan.repeat_percent) {
+            // A repeated request is answered as it was the first time.
+            if let Ok(again) = self.federation.append(request.clone()).await
+                && (again.dots != first.dots || again.first_revision != first.first_revision)
+            {
+                self.history.broken(format!(
+                    "idempotent: call {call} on {} was answered {:?} at revision {}, repeated {:?} \
+                     at {}",
+                    request.stream,
+                    first.dots,
+                    first.first_revision,
+                    again.dots,
+                    again.first_revision
+                ));
+            }
+        }
+    }
+
+    fn learn(&self, stream: &StreamId, revision: Revision) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = known.entry(stream.clone()).or_insert(revision);
+        *last = revision.max(*last);
+    }
+
+    async fn read_once(&mut self) {
+        let number = self.rng.below(self.plan.streams);
+        let stream = StreamId::new(&format!("{HOMED}-{number}")).expect("a sound name");
+        let from = self.rng.below(20);
+        let read = StreamRead {
+            stream: stream.clone(),
+            from,
+            direction: Direction::Forwards,
+            limit: 10,
+        };
+        let Ok(page) = self.federation.read_stream(read, ReadAt::Nearest).await else {
+            return;
+        };
+        for (expected, event) in (from..).zip(&page.events) {
+            if event.revision.0 != expected {
+                self.history.broken(format!(
+                    "revisions: reading {stream} from {from} gave {} where {expected} belongs",
+                    event.revision
+                ));
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! What happens in a run: the regions, the network, the load and the faults.
+//!
+//! A plan is drawn from a seed, and a run depends on its plan alone. Plans are what is kept of a
+//! failure: a seed means something else once the drawing changes, a plan does not.
+
+use serde::{Deserialize, Serialize};
+
+use crate::rng::Rng;
+
+/// Everything that a run depends on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// Draws what the plan leaves open: ids, sizes, which datagrams are lost.
+    pub seed: u64,
+    /// How long the load and the faults go on, in virtual milliseconds.
+    pub chaos_ms: u64,
+    /// How long links may take to drain once every fault is healed.
+    pub heal_ms: u64,
+    /// How many partitions the federation has.
+    pub partitions: u16,
+    /// How large a segment file is, in KiB.
+    pub segment_kib: u64,
+    /// The regions, numbered from 1 in this sequence.
+    pub regions: Vec<RegionPlan>,
+    /// The network between each two regions.
+    pub links: Vec<LinkPlan>,
+    /// What clients do.
+    pub load: LoadPlan,
+    /// What goes wrong, and when.
+    pub faults: Vec<Fault>,
+}
+
+/// One region's machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RegionPlan {
+    /// Its name.
+    pub name: String,
+    /// How far its clock is from true time, in milliseconds.
+    pub skew_ms: i64,
+    /// How much faster than true time its clock runs, in millionths.
+    pub drift_ppm: i64,
+    /// How long a write and sync takes at least and at most, in microseconds.
+    pub commit_us: (u64, u64),
+}
+
+/// The network between two regions, both ways.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LinkPlan {
+    /// One end, an index into the regions.
+    pub a: usize,
+    /// The other end.
+    pub b: usize,
+    /// How long a datagram takes, in milliseconds.
+    pub latency_ms: u64,
+    /// How many datagrams in a million are lost.
+    pub loss_ppm: u32,
+    /// How many in a million arrive twice.
+    pub duplicate_ppm: u32,
+    /// How many in a million are held back by up to twice the latency, and so overtaken.
+    pub reorder_ppm: u32,
+}
+
+/// What the clients of every region do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LoadPlan {
+    /// How many appends each region's client keeps in flight.
+    pub writers: usize,
+    /// How many streams with a home are written.
+    pub streams: u64,
+    /// How many streams that every region may write.
+    pub shared_streams: u64,
+    /// The longest pause between two appends of a writer, in milliseconds.
+    pub pause_ms: u64,
+    /// The largest batch, in events.
+    pub batch_max: u64,
+    /// The largest event, in bytes of data.
+    pub event_bytes_max: u64,
+    /// How many appends in a hundred expect a revision.
+    pub conditional_percent: u32,
+    /// How many go to shared streams.
+    pub shared_percent: u32,
+    /// How many wait for two regions, and how many for all.
+    pub regions_percent: u32,
+    /// See above.
+    pub all_percent: u32,
+    /// How many answered appends are sent once more with the same ids.
+    pub repeat_percent: u32,
+    /// How long a client tries, in milliseconds.
+    pub timeout_ms: u64,
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// When, in virtual milliseconds since the start.
+    pub at_ms: u64,
+    /// What.
+    #[serde(flatten)]
+    pub kind: FaultKind,
+}
+
+/// The ways in which things go wrong. Regions are indexes into [`Plan::regions`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "what", rename_all = "kebab-case")]
+pub enum FaultKind {
+    /// Nothing passes between two regions.
+    Cut {
+        /// One region.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// How long.
+        for_ms: u64,
+    },
+    /// Nothing passes from one region to another; the other direction works.
+    CutOneWay {
+        /// From here nothing arrives.
+        from: usize,
+        /// There.
+        to: usize,
+        /// How long.
+        for_ms: u64,
+    },
+    /// A link goes down and up again and again.
+    Flap {
+        /// One region.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// How often.
+        times: u64,
+        /// How long it is down, and then up.
+        each_ms: u64,
+    },
+    /// Nothing passes between a region and all others.
+    Isolate {
+        /// The region.
+        region: usize,
+        /// How long.
+        for_ms: u64,
+    },
+    /// Datagrams between two regions wait, and arrive all at once at the end.
+    Stall {
+        /// One region.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// How long.
+        for_ms: u64,
+    },
+    /// The process dies; what it wrote stays in the machine's cache.
+    Kill {
+        /// The region.
+        region: usize,
+        /// How long it stays down.
+        down_ms: u64,
+    },
+    /// The process is told to stop, and ends in order.
+    Stop {
+        /// The region.
+        region: usize,
+        /// How long it stays down.
+        down_ms: u64,
+    },
+    /// The machine loses power between two steps of its program.
+    PowerCut {
+        /// The region.
+        region: usize,
+        /// How long it stays down.
+        down_ms: u64,
+    },
+    /// The machine loses power after so many more changes to its disk: inside a commit.
+    PowerCutInCommit {
+        /// The region.
+        region: usize,
+        /// How many changes still succeed.
+        after: u64,
+        /// How long it stays down.
+        down_ms: u64,
+    },
+    /// The next sync fails; an operator restarts the node.
+    FailSync {
+        /// The region.
+        region: usize,
+        /// When, after the failure.
+        restart_ms: u64,
+    },
+    /// The next write fails; an operator restarts the node.
+    FailWrite {
+        /// The region.
+        region: usize,
+        /// When, after the failure.
+        restart_ms: u64,
+    },
+    /// The disk is full.
+    DiskFull {
+        /// The region.
+        region: usize,
+        /// How much room is left.
+        room_bytes: u64,
+        /// How long.
+        for_ms: u64,
+    },
+    /// A bit flips in what is on disk, in a block that the other regions hold too.
+    BitRot {
+        /// The region.
+        region: usize,
+    },
+    /// The disk is slow.
+    SlowDisk {
+        /// The region.
+        region: usize,
+        /// How much longer everything takes.
+        factor: u64,
+        /// How long.
+        for_ms: u64,
+    },
+    /// The wall clock jumps, and is set right again later.
+    ClockJump {
+        /// The region.
+        region: usize,
+        /// How far, in milliseconds.
+        by_ms: i64,
+        /// How long it stays wrong.
+        for_ms: u64,
+    },
+    /// The machine is lost with its disk; a new one takes its place.
+    Wipe {
+        /// The region.
+        region: usize,
+        /// How long it stays down.
+        down_ms: u64,
+    },
+}
+
+impl FaultKind {
+    /// Its name, as in a plan's file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Cut { .. } => "cut",
+            Self::CutOneWay { .. } => "cut-one-way",
+            Self::Flap { .. } => "flap",
+            Self::Isolate { .. } => "isolate",
+            Self::Stall { .. } => "stall",
+            Self::Kill { .. } => "kill",
+            Self::Stop { .. } => "stop",
+            Self::PowerCut { .. } => "power-cut",
+            Self::PowerCutInCommit { .. } => "power-cut-in-commit",
+            Self::FailSync { .. } => "fail-sync",
+            Self::FailWrite { .. } => "fail-write",
+            Self::DiskFull { .. } => "disk-full",
+            Self::BitRot { .. } => "bit-rot",
+            Self::SlowDisk { .. } => "slow-disk",
+            Self::ClockJump { .. } => "clock-jump",
+            Self::Wipe { .. } => "wipe",
+        }
+    }
+}
+
+impl Plan {
+    /// Three regions on a good network, with a moderate load and nothing going wrong: what
+    /// scenarios begin with.
+    pub fn calm(seed: u64) -> Self {
+        let names = ["us-east", "eu-west", "ap-south"];
+        let region = |name: &str| RegionPlan {
+            name: name.to_owned(),
+            skew_ms: 0,
+            drift_ppm: 0,
+            commit_us: (500, 2000),
+        };
+        let link = |(a, b)| LinkPlan {
+            a,
+            b,
+            latency_ms: 20,
+            loss_ppm: 0,
+            duplicate_ppm: 0,
+            reorder_ppm: 0,
+        };
+        Self {
+            seed,
+            chaos_ms: 10_000,
+            heal_ms: 60_000,
+            partitions: 2,
+            segment_kib: 256,
+            regions: names.into_iter().map(region).collect(),
+            links: [(0, 1), (0, 2), (1, 2)].into_iter().map(link).collect(),
+            load: LoadPlan {
+                writers: 3,
+                streams: 12,
+                shared_streams: 3,
+                pause_ms: 60,
+                batch_max: 4,
+                event_bytes_max: 200,
+                conditional_percent: 40,
+                shared_percent: 20,
+                regions_percent: 20,
+                all_percent: 5,
+                repeat_percent: 10,
+                timeout_ms: 5_000,
+            },
+            faults: Vec::new(),
+        }
+    }
+
+    /// A plan with every knob drawn from `seed`.
+    pub fn draw(seed: u64) -> Self {
+        let mut rng = Rng::part(seed, "plan");
+        let mut plan = Self::calm(seed);
+        plan.chaos_ms = rng.between(8_000, 30_000);
+        plan.partitions = *rng.pick(&[1, 1, 2, 4]);
+        plan.segment_kib = *rng.pick(&[64, 64, 256, 1024]);
+        for region in &mut plan.regions {
+            region.skew_ms = rng.between(0, 200).cast_signed() - 100;
+            region.drift_ppm = rng.between(0, 400).cast_signed() - 200;
+            let quickest = rng.between(100, 2_000);
+            region.commit_us = (quickest, quickest + rng.below(20_000));
+        }
+        for link in &mut plan.links {
+            link.latency_ms = *rng.pick(&[1, 5, 15, 40, 80]);
+            link.loss_ppm = *rng.pick(&[0, 0, 1_000, 10_000, 30_000]);
+            link.duplicate_ppm = *rng.pick(&[0, 0, 1_000, 20_000]);
+            link.reorder_ppm = *rng.pick(&[0, 0, 5_000, 30_000]);
+        }
+        let load = &mut plan.load;
+        load.writers = usize::try_from(rng.between(1, 6)).unwrap_or(1);
+        load.streams = *rng.pick(&[1, 4, 12, 60]);
+        load.shared_streams = rng.between(1, 6);
+        load.pause_ms = *rng.pick(&[5, 30, 100, 400]);
+        load.batch_max = *rng.pick(&[1, 3, 3, 20]);
+        load.event_bytes_max = *rng.pick(&[50, 300, 300, 3_000]);
+        load.conditional_percent = *rng.pick(&[0, 30, 70, 100]);
+        load.shared_percent = *rng.pick(&[0, 20, 60]);
+        load.regions_percent = *rng.pick(&[0, 20, 40]);
+        load.all_percent = *rng.pick(&[0, 5, 20]);
+        load.repeat_percent = *rng.pick(&[0, 5, 30]);
+        load.timeout_ms = *rng.pick(&[1_500, 4_000, 10_000]);
+
+        let count = rng.below(9);
+        let mut wiped = false;
+        for _ in 0..count {
+            let at_ms = rng.between(1_500, plan.chaos_ms);
+            let mut kind = Self::draw_fault(&mut rng);
+            if let FaultKind::Wipe { region, down_ms } = kind {
+                // Two regions without their disks may have lost what was acknowledged.
+                if wiped {
+                    kind = FaultKind::PowerCut { region, down_ms };
+                }
+                wiped = true;
+            }
+            plan.faults.push(Fault { at_ms, kind });
+        }
+        plan.faults.sort_by_key(|fault| fault.at_ms);
+        plan
+    }
+
+    fn draw_fault(rng: &mut Rng) -> FaultKind {
+        let region = usize::try_from(rng.below(3)).unwrap_or(0);
+        let other = (region + usize::try_from(rng.between(1, 2)).unwrap_or(1)) % 3;
+        let for_ms = *rng.pick(&[200, 1_000, 4_000, 10_000]);
+        let down_ms = *rng.pick(&[100, 700, 3_000, 8_000]);
+        let (a, b) = (region, other);
+        match rng.below(20) {
+            0 => FaultKind::Cut { a, b, for_ms },
+            1 | 2 => FaultKind::CutOneWay {
+                from: a,
+                to: b,
+                for_ms,
+            },
+            3 => FaultKind::Flap {
+                a,
+                b,
+                times: rng.between(2, 6),
+                each_ms: *rng.pick(&[100, 500, 2_000]),
+            },
+            4 | 5 => FaultKind::Isolate { region, for_ms },
+            6 => FaultKind::Stall {
+                a,
+                b,
+                for_ms: for_ms.min(4_000),
+            },
+            7 => FaultKind::Kill { region, down_ms },
+            8 => FaultKind::Stop { region, down_ms },
+            9 | 10 => FaultKind::PowerCut { region, down_ms },
+            11 | 12 => FaultKind::PowerCutInCommit {
+                region,
+                after: rng.below(12),
+                down_ms,
+            },
+            13 => FaultKind::FailSync {
+                region,
+                restart_ms: down_ms,
+            },
+            14 => FaultKind::FailWrite {
+                region,
+                restart_ms: down_ms,
+            },
+            15 => FaultKind::DiskFull {
+                region,
+                room_bytes: *rng.pick(&[0, 10_000, 100_000]),
+                for_ms,
+            },
+            16 => FaultKind::BitRot { region },
+            17 => FaultKind::SlowDisk {
+                region,
+                factor: *rng.pick(&[5, 30]),
+                for_ms,
+            },
+            18 => FaultKind::ClockJump {
+                region,
+                by_ms: *rng.pick(&[-3_600_000, -2_000, -300, 300, 2_000, 3_600_000]),
+                for_ms,
+            },
+            _ => FaultKind::Wipe { region, down_ms },
+        }
+    }
+}

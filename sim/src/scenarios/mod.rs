@@ -1,0 +1,16 @@
+//! Plans written by hand, each about one thing; to write another one, copy the nearest.
+
+mod cut_home;
+mod lost_disk;
+mod power_cut;
+
+use crate::plan::Plan;
+
+/// Every scenario with its name.
+pub fn all() -> Vec<(&'static str, Plan)> {
+    vec![
+        ("cut-home", cut_home::plan()),
+        ("lost-disk", lost_disk::plan()),
+        ("power-cut", power_cut::plan()),
+    ]
+}

@@ -1,0 +1,295 @@
+//! How each fault is done to the world, and undone.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use meridian_store::{Disk, LogOffset};
+
+use super::{World, client_ip, node_ip, region_id};
+use crate::invariants::Forgiven;
+use crate::plan::FaultKind;
+
+/// Something to do at a moment.
+#[derive(Clone, Debug)]
+pub(super) enum Act {
+    Begin(FaultKind),
+    Cut(usize, usize),
+    Repair(usize, usize),
+    RepairOneWay(usize, usize),
+    Release(usize, usize),
+    Start(usize),
+    Stopped(usize, u64),
+    Died(usize, u64, u64),
+    Room(usize),
+    Fast(usize),
+    ClockRight(usize),
+}
+
+impl World {
+    pub(super) fn later(&mut self, at_ms: u64, act: Act) {
+        self.acts_made += 1;
+        self.acts.insert((at_ms, self.acts_made), act);
+    }
+
+    fn after(&mut self, by_ms: u64, act: Act) {
+        let now = u64::try_from(self.sim.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.later(now + by_ms.max(1), act);
+    }
+
+    pub(super) fn act(&mut self, act: Act) {
+        let at = self.sim.elapsed();
+        self.trace.note(at, format_args!("{act:?}"));
+        match act {
+            Act::Begin(kind) => {
+                let count = self.report.faults.entry(kind.name().to_owned());
+                *count.or_default() += 1;
+                self.begin(kind);
+            }
+            Act::Cut(a, b) => self.each(a, b, |sim, a, b| sim.partition(a, b)),
+            Act::Repair(a, b) => self.each(a, b, |sim, a, b| sim.repair(a, b)),
+            Act::RepairOneWay(a, b) => self.each(a, b, |sim, a, b| sim.repair_oneway(a, b)),
+            Act::Release(a, b) => self.each(a, b, |sim, a, b| sim.release(a, b)),
+            Act::Start(region) => self.start(region),
+            Act::Stopped(region, down_ms) => {
+                if self.machines[region].stopped.load(Ordering::Relaxed) {
+                    self.rare("a node stopped in order");
+                    self.kill(region, false, down_ms);
+                } else if !self.down[region] {
+                    self.after(50, Act::Stopped(region, down_ms));
+                }
+            }
+            Act::Died(region, down_ms, patience) => {
+                // The disk answers nothing once the power is gone.
+                let dead = self.machines[region].disk().exists("lock").is_err();
+                if self.down[region] {
+                } else if dead || patience == 0 {
+                    if dead {
+                        self.rare("the power was cut inside a commit");
+                    }
+                    self.kill(region, true, down_ms);
+                } else {
+                    self.after(1, Act::Died(region, down_ms, patience - 1));
+                }
+            }
+            Act::Room(region) => self.machines[region].disk().set_room(None),
+            Act::Fast(region) => self.machines[region].slow.store(1, Ordering::Relaxed),
+            Act::ClockRight(region) => self.machines[region].clock.jump(0),
+        }
+    }
+
+    // Between the machines of two regions, clients included.
+    fn each(
+        &mut self,
+        a: usize,
+        b: usize,
+        act: impl Fn(&mut turmoil::Sim<'static>, std::net::IpAddr, std::net::IpAddr),
+    ) {
+        if a == b {
+            return;
+        }
+        for from in [node_ip(a), client_ip(a)] {
+            for to in [node_ip(b), client_ip(b)] {
+                act(&mut self.sim, from, to);
+            }
+        }
+    }
+
+    fn begin(&mut self, kind: FaultKind) {
+        match kind {
+            FaultKind::Cut { a, b, for_ms } => {
+                self.act(Act::Cut(a, b));
+                self.after(for_ms, Act::Repair(a, b));
+            }
+            FaultKind::CutOneWay { from, to, for_ms } => {
+                self.each(from, to, |sim, from, to| sim.partition_oneway(from, to));
+                self.after(for_ms, Act::RepairOneWay(from, to));
+            }
+            FaultKind::Flap {
+                a,
+                b,
+                times,
+                each_ms,
+            } => {
+                for time in 0..times {
+                    self.after(time * 2 * each_ms, Act::Cut(a, b));
+                    self.after((time * 2 + 1) * each_ms, Act::Repair(a, b));
+                }
+            }
+            FaultKind::Isolate { region, for_ms } => {
+                for other in 0..self.machines.len() {
+                    self.each(region, other, |sim, a, b| sim.partition(a, b));
+                    self.after(for_ms, Act::Repair(region, other));
+                }
+            }
+            FaultKind::Stall { a, b, for_ms } => {
+                self.each(a, b, |sim, a, b| sim.hold(a, b));
+                self.after(for_ms, Act::Release(a, b));
+            }
+            FaultKind::Kill { region, down_ms } => self.kill(region, false, down_ms),
+            FaultKind::Stop { region, down_ms } => {
+                if !self.down[region] {
+                    self.machines[region].stop.notify_one();
+                    self.after(50, Act::Stopped(region, down_ms));
+                }
+            }
+            FaultKind::PowerCut { region, down_ms } => self.kill(region, true, down_ms),
+            FaultKind::PowerCutInCommit {
+                region,
+                after,
+                down_ms,
+            } => {
+                if !self.down[region] {
+                    self.machines[region].disk().crash_after(after);
+                    self.after(1, Act::Died(region, down_ms, 2_000));
+                }
+            }
+            // The one who looks after failed nodes restarts them.
+            FaultKind::FailSync { region, .. } => self.machines[region].disk().fail_next_sync(),
+            FaultKind::FailWrite { region, .. } => self.machines[region].disk().fail_next_write(),
+            FaultKind::DiskFull {
+                region,
+                room_bytes,
+                for_ms,
+            } => {
+                self.machines[region].disk().set_room(Some(room_bytes));
+                self.after(for_ms, Act::Room(region));
+            }
+            FaultKind::BitRot { region } => self.rot(region),
+            FaultKind::SlowDisk {
+                region,
+                factor,
+                for_ms,
+            } => {
+                self.machines[region].slow.store(factor, Ordering::Relaxed);
+                self.after(for_ms, Act::Fast(region));
+            }
+            FaultKind::ClockJump {
+                region,
+                by_ms,
+                for_ms,
+            } => {
+                self.machines[region].clock.jump(by_ms);
+                self.clock_was_off[region] = true;
+                self.after(for_ms, Act::ClockRight(region));
+            }
+            FaultKind::Wipe { region, down_ms } => {
+                self.forgive(region);
+                self.kill(region, true, down_ms);
+                self.machines[region].replace_disk();
+            }
+        }
+    }
+
+    /// Ends a region's process, with or without its machine, and starts it again later.
+    pub(super) fn kill(&mut self, region: usize, power: bool, down_ms: u64) {
+        if self.down[region] {
+            return;
+        }
+        self.down[region] = true;
+        self.failing_since[region] = None;
+        let machine = Arc::clone(&self.machines[region]);
+        if power {
+            // First the disk: what runs while the process is taken down changes nothing any more.
+            machine.disk().crash();
+        }
+        self.sim.crash(machine.ip);
+        self.after(down_ms, Act::Start(region));
+    }
+
+    fn start(&mut self, region: usize) {
+        if self.down[region] {
+            self.down[region] = false;
+            self.machines[region].forget_start_error();
+            self.sim.bounce(self.machines[region].ip);
+        }
+    }
+
+    // What only the lost machine held of its own logs may be lost with it.
+    fn forgive(&mut self, region: usize) {
+        let heads: Vec<_> = self
+            .committed
+            .iter()
+            .filter(|((_, log), _)| log.origin == region_id(region))
+            .map(|((holder, log), position)| (*holder, *log, *position))
+            .collect();
+        for (_, log, _) in heads.iter().filter(|(holder, ..)| *holder == region) {
+            let elsewhere = heads
+                .iter()
+                .filter(|(holder, other, _)| *holder != region && other == log)
+                .map(|(_, _, position)| *position)
+                .max()
+                .unwrap_or_default();
+            self.forgiven.push(Forgiven {
+                log: *log,
+                after: elsewhere,
+                before: self.sim.elapsed(),
+            });
+        }
+    }
+
+    // Flips a bit in a block of the older half of a disk, which all others hold.
+    fn rot(&mut self, region: usize) {
+        let machine = Arc::clone(&self.machines[region]);
+        let Some(node) = machine.node() else { return };
+        let Ok(page) = node.store().scan(LogOffset::default(), 64 << 20) else {
+            return;
+        };
+        drop(node);
+        let half = page.blocks.len() / 2;
+        let held: Vec<_> = page
+            .blocks
+            .into_iter()
+            .take(half)
+            .filter(|(_, block)| {
+                let header = block.header();
+                (0..self.machines.len()).all(|holder| {
+                    let held = self.committed.get(&(holder, header.log));
+                    held.is_some_and(|held| *held >= header.last_position())
+                })
+            })
+            .collect();
+        if held.is_empty() {
+            return;
+        }
+        let (place, block) = self.rng.pick(&held).clone();
+        let within = self.rng.below(block.bytes().len() as u64);
+        let mask = 1_u8 << self.rng.below(8);
+        let path = format!("log/{:08}.seg", place.segment);
+        if machine.disk().exists(&path).unwrap_or(false) {
+            machine.disk().flip(&path, place.offset + within, mask);
+            self.rare("a bit flipped on disk");
+        }
+    }
+
+    /// Undoes everything that went wrong.
+    pub(super) fn heal_all(&mut self) {
+        self.acts.clear();
+        self.trace.note(self.sim.elapsed(), format_args!("heal"));
+        for a in 0..self.machines.len() {
+            for b in 0..self.machines.len() {
+                self.each(a, b, |sim, a, b| {
+                    sim.repair(a, b);
+                    sim.release(a, b);
+                });
+            }
+        }
+        for region in 0..self.machines.len() {
+            let machine = Arc::clone(&self.machines[region]);
+            machine.disk().set_room(None);
+            machine.disk().crash_after(u64::MAX);
+            machine.slow.store(1, Ordering::Relaxed);
+            machine.clock.jump(0);
+            let dead = machine.disk().exists("lock").is_err();
+            // Damage is looked for after a start.
+            let rotten = self.report.faults.contains_key("bit-rot");
+            if dead || rotten || machine.stopped.load(Ordering::Relaxed) {
+                self.kill(region, dead, 500);
+            } else {
+                self.start(region);
+            }
+            if self.down[region] {
+                self.after(500, Act::Start(region));
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! One machine: its disk and clock, which outlive the node that runs on it.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use meridian_node::Node;
+use meridian_node::config::NodeConfig;
+use meridian_node::seams::{Network, Random, Seams};
+use meridian_store::{Lanes, SimDisk, Store};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+use super::clock::{SkewedClock, elapsed};
+use super::network::SimNetwork;
+use super::trace::Trace;
+use crate::rng::Rng;
+
+/// A machine and what is wrong with it now.
+pub struct Machine {
+    /// Its region's name.
+    pub name: String,
+    /// Where it is.
+    pub ip: IpAddr,
+    /// Its wall clock.
+    pub clock: SkewedClock,
+    /// How slow its disk is now, as a factor.
+    pub slow: AtomicU64,
+    /// How long a commit takes, in microseconds.
+    pub commit_us: (u64, u64),
+    /// Tells the node to stop in order.
+    pub stop: Notify,
+    /// Set once it has.
+    pub stopped: AtomicBool,
+    /// Notes commits.
+    pub trace: Trace,
+    /// Where its network leads.
+    pub network: Arc<SimNetwork>,
+    /// Its configuration.
+    pub config: NodeConfig,
+    changing: Mutex<Changing>,
+}
+
+struct Changing {
+    disk: SimDisk,
+    node: Weak<Node>,
+    rng: Rng,
+    start_error: Option<String>,
+}
+
+struct SeededRandom(Mutex<Rng>);
+
+impl Random for SeededRandom {
+    fn fill(&self, bytes: &mut [u8]) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .fill(bytes);
+    }
+}
+
+/// What a machine is made of.
+pub struct Parts {
+    /// See [`Machine::clock`].
+    pub clock: SkewedClock,
+    /// See [`Machine::commit_us`].
+    pub commit_us: (u64, u64),
+    /// See [`Machine::trace`].
+    pub trace: Trace,
+    /// See [`Machine::network`].
+    pub network: Arc<SimNetwork>,
+    /// See [`Machine::config`].
+    pub config: NodeConfig,
+}
+
+impl Machine {
+    /// A machine with an empty disk.
+    pub fn new(seed: u64, name: &str, ip: IpAddr, parts: Parts) -> Self {
+        let mut rng = Rng::part(seed, &format!("machine {name}"));
+        Self {
+            name: name.to_owned(),
+            ip,
+            clock: parts.clock,
+            slow: AtomicU64::new(1),
+            commit_us: parts.commit_us,
+            stop: Notify::new(),
+            stopped: AtomicBool::new(false),
+            trace: parts.trace,
+            network: parts.network,
+            config: parts.config,
+            changing: Mutex::new(Changing {
+                disk: SimDisk::new(rng.next_u64()),
+                node: Weak::new(),
+                rng,
+                start_error: None,
+            }),
+        }
+    }
+
+    fn changing(&self) -> MutexGuard<'_, Changing> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its disk.
+    pub fn disk(&self) -> SimDisk {
+        self.changing().disk.clone()
+    }
+
+    /// Gives it an empty disk.
+    pub fn replace_disk(&self) {
+        let mut changing = self.changing();
+        let seed = changing.rng.next_u64();
+        changing.disk = SimDisk::new(seed);
+    }
+
+    /// The node that runs on it, if one does.
+    ///
+    /// The answer must be dropped before anything else happens in the run.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.changing().node.upgrade()
+    }
+
+    /// Why the node did not start, if it did not.
+    pub fn start_error(&self) -> Option<String> {
+        self.changing().start_error.clone()
+    }
+
+    /// The next start is another matter.
+    pub fn forget_start_error(&self) {
+        self.changing().start_error = None;
+    }
+
+    fn part(&self) -> Rng {
+        Rng::new(self.changing().rng.next_u64())
+    }
+
+    /// Runs a node until it is told to stop or dies.
+    pub async fn run(self: Arc<Self>) {
+        let seams = Seams {
+            disk: Arc::new(self.disk()),
+            clock: Arc::new(self.clock.clone()),
+            random: Arc::new(SeededRandom(Mutex::new(self.part()))),
+            network: Arc::clone(&self.network) as Arc<dyn Network>,
+            lanes: Lanes::Driven,
+        };
+        self.stopped.store(false, Ordering::Relaxed);
+        self.forget_start_error();
+        let node = match Node::start(self.config.clone(), seams).await {
+            Ok(node) => node,
+            Err(error) => {
+                let error = format!("{:#}", anyhow::Error::from(error));
+                self.trace.note(
+                    elapsed(),
+                    format_args!("{} does not start: {error}", self.name),
+                );
+                self.changing().start_error = Some(error);
+                return std::future::pending().await;
+            }
+        };
+        self.trace
+            .note(elapsed(), format_args!("{} runs", self.name));
+        self.changing().node = Arc::downgrade(&node);
+        let driver = tokio::spawn(drive(
+            Arc::clone(node.store()),
+            Arc::clone(&self),
+            self.part(),
+        ));
+        self.stop.notified().await;
+        node.shutdown().await;
+        driver.abort();
+        drop(node);
+        self.stopped.store(true, Ordering::Relaxed);
+        self.trace
+            .note(elapsed(), format_args!("{} has stopped", self.name));
+        std::future::pending().await
+    }
+}
+
+// Does what the store's threads do in a real node, in virtual time.
+async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
+    loop {
+        store.wants_commit().await;
+        let slow = machine.slow.load(Ordering::Relaxed);
+        let (low, high) = machine.commit_us;
+        let wait = Duration::from_micros(rng.between(low, high) * slow);
+        if let Some(group) = store.commit_begin() {
+            let (store, machine) = (Arc::clone(&store), Arc::clone(&machine));
+            tokio::spawn(async move {
+                sleep(wait).await;
+                store.commit_finish(group);
+                machine
+                    .trace
+                    .note(elapsed(), format_args!("{} commits", machine.name));
+            });
+            continue;
+        }
+        store.housekeep();
+        sleep(Duration::from_millis(1)).await;
+    }
+}

@@ -1,0 +1,64 @@
+//! What the simulator itself promises, and the plans that once broke something.
+
+use meridian_sim::hunt::run_alone;
+use meridian_sim::plan::Plan;
+use meridian_sim::scenarios;
+
+#[test]
+fn the_same_plan_runs_the_same_way_twice() {
+    for seed in 0..2 {
+        let plan = Plan::draw(seed);
+        let (first, second) = (run_alone(&plan, true), run_alone(&plan, true));
+        let differ = first.lines.iter().zip(&second.lines).find(|(a, b)| a != b);
+        assert_eq!(differ, None, "the first step at which seed {seed} differs");
+        assert_eq!(first.report.trace, second.report.trace, "seed {seed}");
+    }
+}
+
+#[test]
+fn a_plan_survives_being_written_down() {
+    for seed in 0..200 {
+        let plan = Plan::draw(seed);
+        let text = toml::to_string(&plan).expect("a plan can be written");
+        let read: Plan = toml::from_str(&text).expect("and read");
+        assert_eq!(read, plan);
+    }
+}
+
+#[test]
+fn scenarios_break_nothing() {
+    for (name, plan) in scenarios::all() {
+        let report = run_alone(&plan, false).report;
+        assert!(report.broken.is_empty(), "{name}: {:?}", report.broken);
+        assert!(report.events > 50, "{name} wrote {} events", report.events);
+    }
+}
+
+#[test]
+fn a_few_seeds_break_nothing() {
+    for seed in 10..14 {
+        let report = run_alone(&Plan::draw(seed), false).report;
+        assert!(report.broken.is_empty(), "seed {seed}: {:?}", report.broken);
+    }
+}
+
+#[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "kept plans are files beside this test"
+)]
+fn plans_that_once_broke_something_break_nothing() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kept");
+    let mut paths: Vec<_> = std::fs::read_dir(folder)
+        .expect("the folder of kept plans")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|it| it == "toml"))
+        .collect();
+    paths.sort();
+    for path in paths {
+        let text = std::fs::read_to_string(&path).expect("a kept plan");
+        let plan: Plan = toml::from_str(&text).expect("a sound plan");
+        let report = run_alone(&plan, false).report;
+        assert!(report.broken.is_empty(), "{path:?}: {:?}", report.broken);
+    }
+}
