@@ -248,6 +248,8 @@ impl Task {
         };
         if let Err(error) = self.tools.store.submit(block, done) {
             error!(%log, %error, "a block was refused by the log");
+            // At once, not by the log's end having moved: an empty log's has not.
+            self.recall.forget();
             self.expected_next = Position::ZERO;
             waiting.refuse(&refused(&error));
         }

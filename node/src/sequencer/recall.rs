@@ -30,33 +30,36 @@ pub(super) enum Repeat {
     Again(Recorded),
 }
 
-/// Answers that wait for one block; taken once, by whichever thread settles it.
-#[derive(Default)]
-pub(super) struct Held(Mutex<Option<Waiting>>);
+/// Answers that wait for one block; sent once, by whichever thread settles it.
+pub(super) struct Held(Mutex<Fate>);
+
+enum Fate {
+    Open(Waiting),
+    // What became of the block is kept: whoever comes later may rest on it just the same.
+    Settled(Option<CommitError>),
+}
+
+impl Default for Held {
+    /// Of no block: what is committed is all there is to rest on.
+    fn default() -> Self {
+        Self(Mutex::new(Fate::Settled(None)))
+    }
+}
 
 impl Held {
-    /// Sends the answers: the block is durable, or `failure` says why it is not known to be.
-    pub(super) fn settle(&self, failure: Option<&CommitError>) {
-        for (answer, outcome) in self.take() {
-            let outcome = match (failure, outcome) {
-                (Some(error @ CommitError::Failed { .. }), Outcome::Appended(_)) => {
-                    Outcome::Refused(AppendError::Indeterminate {
-                        reason: error.to_string(),
-                    })
-                }
-                (Some(error), Outcome::Appended(_) | Outcome::WrongRevision { .. }) => {
-                    Outcome::Refused(unavailable(error.to_string()))
-                }
-                (_, outcome) => outcome,
-            };
-            // A caller that gave up does not need its answer.
-            let _ = answer.send(outcome);
-        }
+    fn new(waiting: Waiting) -> Self {
+        Self(Mutex::new(Fate::Open(waiting)))
     }
 
-    /// Sends `error` to all whose answer rested on the block: it never got near the disk.
+    /// Sends the answers: the block is durable, or `failure` says why it is not known to be.
+    pub(super) fn settle(&self, failure: Option<&CommitError>) {
+        send(self.close(failure), failure);
+    }
+
+    /// Sends `error` to all whose answer rested on the block: it never got near the disk. What is
+    /// remembered of it must be forgotten.
     pub(super) fn refuse(&self, error: &AppendError) {
-        for (answer, outcome) in self.take() {
+        for (answer, outcome) in self.close(None) {
             let outcome = match outcome {
                 Outcome::Refused(own) => Outcome::Refused(own),
                 _ => Outcome::Refused(error.clone()),
@@ -65,12 +68,45 @@ impl Held {
         }
     }
 
-    fn take(&self) -> Waiting {
-        self.0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take()
-            .unwrap_or_default()
+    // Lets `waiting` go out with the block's own answers, or now if those are gone.
+    fn attach(&self, waiting: Waiting) {
+        let failure = {
+            let mut fate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *fate {
+                Fate::Open(earlier) => {
+                    earlier.extend(waiting);
+                    return;
+                }
+                Fate::Settled(failure) => failure.clone(),
+            }
+        };
+        send(waiting, failure.as_ref());
+    }
+
+    fn close(&self, failure: Option<&CommitError>) -> Waiting {
+        let mut fate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *fate, Fate::Settled(failure.cloned())) {
+            Fate::Open(waiting) => waiting,
+            Fate::Settled(_) => Waiting::new(),
+        }
+    }
+}
+
+fn send(waiting: Waiting, failure: Option<&CommitError>) {
+    for (answer, outcome) in waiting {
+        let outcome = match (failure, outcome) {
+            (Some(error @ CommitError::Failed { .. }), Outcome::Appended(_)) => {
+                Outcome::Refused(AppendError::Indeterminate {
+                    reason: error.to_string(),
+                })
+            }
+            (Some(error), Outcome::Appended(_) | Outcome::WrongRevision { .. }) => {
+                Outcome::Refused(unavailable(error.to_string()))
+            }
+            (_, outcome) => outcome,
+        };
+        // A caller that gave up does not need its answer.
+        let _ = answer.send(outcome);
     }
 }
 
@@ -112,6 +148,7 @@ impl Recall {
         self.heads.clear();
         self.in_flight.clear();
         self.in_flight_ids.clear();
+        self.last_held = Arc::default();
     }
 
     /// Blocks up to `number` are durable, so their events can be found in the log.
@@ -233,24 +270,76 @@ impl Recall {
     /// Keeps the answers of block `number` until it is settled.
     pub(super) fn hold(&mut self, number: u64, waiting: Waiting) -> Arc<Held> {
         assert!(number > self.committed, "blocks are numbered upwards");
-        self.last_held = Arc::new(Held(Mutex::new(Some(waiting))));
+        self.last_held = Arc::new(Held::new(waiting));
         Arc::clone(&self.last_held)
     }
 
     /// Lets answers that need no block of their own go out after the last submitted one, on which
-    /// they may rest; at once if that is settled.
+    /// they may rest, and with its fate; at once if that is settled.
     pub(super) fn attach(&self, waiting: Waiting) {
-        let mut held = self
-            .last_held
-            .0
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        match held.as_mut() {
-            Some(earlier) => earlier.extend(waiting),
-            None => {
-                drop(held);
-                Held(Mutex::new(Some(waiting))).settle(None);
-            }
-        }
+        self.last_held.attach(waiting);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_client::Durability;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    fn repeated() -> (Waiting, oneshot::Receiver<Outcome>) {
+        let appended = Appended {
+            stream: StreamId::new("order-1").expect("a sound name"),
+            first_revision: Revision(0),
+            last_revision: Revision(0),
+            home: RegionId(1),
+            dots: Vec::new(),
+            timestamp: Timestamp::ZERO,
+            durability: Durability::Region,
+            could_strand: false,
+        };
+        let (answer, answered) = oneshot::channel();
+        (vec![(answer, Outcome::Appended(appended))], answered)
+    }
+
+    #[test]
+    fn a_repeat_that_comes_after_its_block_failed_is_not_acknowledged() {
+        let mut recall = Recall::new();
+        let held = recall.hold(1, Waiting::new());
+        let reason = "the sync failed".to_owned();
+        held.settle(Some(&CommitError::Failed { reason }));
+        let (waiting, mut answered) = repeated();
+        recall.attach(waiting);
+        let answer = answered.try_recv().expect("it is answered at once");
+        assert!(
+            matches!(answer, Outcome::Refused(AppendError::Indeterminate { .. })),
+            "{answer:?}"
+        );
+    }
+
+    #[test]
+    fn once_forgotten_a_failed_block_is_nothing_to_rest_on() {
+        let mut recall = Recall::new();
+        let held = recall.hold(1, Waiting::new());
+        let reason = "no room".to_owned();
+        held.settle(Some(&CommitError::DiskFull { reason }));
+        recall.forget();
+        let (waiting, mut answered) = repeated();
+        recall.attach(waiting);
+        let answer = answered.try_recv().expect("it is answered at once");
+        assert!(matches!(answer, Outcome::Appended(_)), "{answer:?}");
+    }
+
+    #[test]
+    fn a_repeat_that_comes_before_its_block_is_settled_shares_its_fate() {
+        let mut recall = Recall::new();
+        let held = recall.hold(1, Waiting::new());
+        let (waiting, mut answered) = repeated();
+        recall.attach(waiting);
+        assert!(answered.try_recv().is_err(), "nothing is known yet");
+        held.settle(None);
+        let answer = answered.try_recv().expect("the block is durable");
+        assert!(matches!(answer, Outcome::Appended(_)), "{answer:?}");
     }
 }
