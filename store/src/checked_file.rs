@@ -112,8 +112,12 @@ pub fn replace(disk: &dyn Disk, path: &str, content: &[u8]) -> io::Result<()> {
     bytes.extend_from_slice(content);
 
     let fresh = format!("{path}.new");
+    // What an earlier attempt left is not written over: if its sync failed, then what a later sync
+    // of that file says is not to be relied on.
+    if disk.exists(&fresh)? {
+        disk.remove(&fresh)?;
+    }
     let file = disk.open(&fresh, true)?;
-    file.set_len(0)?;
     file.write_all_at(&bytes, 0)?;
     file.sync_data()?;
     disk.rename(&fresh, path)?;
@@ -147,6 +151,21 @@ mod tests {
                 Ok(()) => prop_assert_eq!(found, new),
                 Err(_) => prop_assert!(found == old || found == new),
             }
+        }
+
+        #[test]
+        fn a_failed_sync_spoils_no_later_attempt(
+            seed: u64,
+            old in prop::collection::vec(any::<u8>(), 0..2000),
+            new in prop::collection::vec(any::<u8>(), 0..2000),
+        ) {
+            let disk = SimDisk::new(seed);
+            disk.fail_next_sync();
+            prop_assert!(replace(&disk, "node/ceiling", &old).is_err());
+            replace(&disk, "node/ceiling", &new).expect("the disk is sound again");
+            disk.crash();
+            let found = read(&disk, "node/ceiling").expect("a crash is no damage");
+            prop_assert_eq!(found, Some(new));
         }
 
         #[test]
