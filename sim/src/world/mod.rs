@@ -344,6 +344,11 @@ impl World {
         for index in 0..self.machines.len() {
             let machine = Arc::clone(&self.machines[index]);
             let Some(node) = machine.node() else {
+                // One that stopped in order after everything was healed.
+                let healed = self.over.load(Ordering::Relaxed);
+                if healed && machine.stopped.load(Ordering::Relaxed) && !self.down[index] {
+                    self.kill(index, false, 100);
+                }
                 if machine.start_error().is_some() && !self.down[index] {
                     self.rare("a node that did not start was started again");
                     self.kill(index, false, 1_000);
