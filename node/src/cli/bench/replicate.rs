@@ -15,7 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use super::{Events, Plan, Row, local, median, write};
 
 /// How much is written in the first region before the second one catches up.
-const BYTES: usize = 48 << 20;
+const BYTES: usize = 192 << 20;
 const CHUNK_BYTES: usize = 64 << 10;
 const WITHIN: Duration = Duration::from_secs(120);
 /// The load under which the lag is measured.
@@ -32,7 +32,14 @@ pub(super) async fn measure(plan: &Plan) -> anyhow::Result<(&'static str, Vec<Ro
     ];
     for (event_bytes, in_flight) in plan.cases() {
         let events = Arc::new(Events::new(event_bytes));
-        let count = (BYTES / event_bytes / if in_flight == 1 { 16 } else { 1 }) as u64;
+        let count = (BYTES
+            / event_bytes
+            / match in_flight {
+                // With few in flight every event waits long for its sync; less of it says as much.
+                1..=8 => 64,
+                9..=32 => 8,
+                _ => 1,
+            }) as u64;
         let (mut ours, mut raw) = (Vec::new(), Vec::new());
         for round in 0..plan.rounds {
             let dir = plan
@@ -172,8 +179,8 @@ async fn lag(
     number: u64,
 ) -> anyhow::Result<String> {
     let before = to.replication_delays();
-    let pace = Duration::from_millis(10);
-    let each = LIVE_PER_S / 100;
+    let pace = Duration::from_millis(1);
+    let each = LIVE_PER_S / 1000;
     let mut ticks = interval(pace);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let began = Instant::now();
@@ -185,9 +192,6 @@ async fn lag(
             let (from, request) = (Arc::clone(from), events.request(number, Durability::Region));
             number += 1;
             writers.spawn(async move { from.append(request).await.map(drop) });
-            if each > 1 {
-                sleep(pace / u32::try_from(each).unwrap_or(1) / 2).await;
-            }
         }
     }
     let count = writers.len();
