@@ -77,7 +77,8 @@ impl OutboundSubscription {
             chain: subscribe.chain,
             sent_bytes: 0,
             credit_bytes: subscribe.credit_bytes,
-            durable: asked,
+            // What it asks to go on from was accepted there, which is not to say that it is on disk.
+            durable: Position::ZERO,
         })
     }
 
@@ -91,7 +92,7 @@ impl OutboundSubscription {
         self.sent
     }
 
-    /// The last position that the receiver said is on its disk.
+    /// The last position that the receiver said on this subscription is on its disk.
     pub fn durable(&self) -> Position {
         self.durable
     }

@@ -334,6 +334,13 @@ impl Puller {
         })
     }
 
+    /// Whether our copy of `log` is not its origin's, so that it is not pulled at all.
+    pub fn is_stopped(&self, log: LogId) -> bool {
+        self.logs
+            .get(&log)
+            .is_some_and(|state| state.alarms.contains_key(&log.origin))
+    }
+
     /// How far `peer` said that it holds `log`, on this connection.
     pub fn known_position(&self, peer: RegionId, log: LogId) -> Option<Position> {
         let heads = self.peers.get(&peer)?.heads.as_ref()?;

@@ -177,6 +177,7 @@ async fn listen(
     mut reader: MessageReader,
 ) -> Result<std::convert::Infallible, LinkError> {
     let silent = shared.config.timings.silent;
+    let mut is_first = true;
     loop {
         let message = timeout(silent, reader.read())
             .await
@@ -187,7 +188,9 @@ async fn listen(
                 shared.heard(peer);
                 shared.promised(&heartbeat.promises);
             }
-            Message::Vector(vector) => shared.vector(peer, &vector, true),
+            Message::Vector(vector) => {
+                shared.vector(peer, vector, true, std::mem::take(&mut is_first));
+            }
             other => return Err(unexpected("Vector or Heartbeat", &other).into()),
         }
     }

@@ -368,6 +368,10 @@ fn tls_alert(code: u64) -> Option<&'static str> {
         42 | 43 | 46 => Some("the certificate is not usable; check its region name and its dates"),
         45 => Some("the certificate has expired; renew it"),
         48 => Some("the certificate is signed by another CA; both sides need the federation's CA"),
+        // The names in the chain fit, the signatures do not.
+        51 => Some(
+            "the certificate is signed by another CA of the same name; both sides need the federation's CA",
+        ),
         116 => Some("a certificate is required"),
         120 => Some("the peer does not speak Meridian's protocol"),
         _ => None,

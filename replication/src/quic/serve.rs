@@ -137,9 +137,12 @@ async fn listen(
     mut reader: MessageReader,
 ) -> Result<std::convert::Infallible, ServeError> {
     let within = shared.config.timings.silent;
+    let mut is_first = true;
     loop {
         match reader.expect(within).await? {
-            Message::Vector(vector) => shared.vector(peer, &vector, false),
+            Message::Vector(vector) => {
+                shared.vector(peer, vector, false, std::mem::take(&mut is_first));
+            }
             Message::Refused(refusal) => return Err(ServeError::RefusedByPeer(refusal)),
             other => return Err(unexpected("Vector", &other).into()),
         }
@@ -366,6 +369,13 @@ async fn serve_range(
 ) -> Result<Option<NotServed>, ServeError> {
     let Fetch { log, until, .. } = fetch;
     let head = shared.store.head(log);
+    if head.position > Position::ZERO && head.incarnation != fetch.incarnation {
+        return Ok(Some(NotServed::OtherIncarnation {
+            log,
+            held: head.incarnation,
+            asked: fetch.incarnation,
+        }));
+    }
     if head.position < until {
         return Ok(Some(NotServed::Behind {
             log,

@@ -63,7 +63,6 @@ pub(crate) struct Peer {
     pub(crate) inbound: BTreeMap<Lane, quinn::Connection>,
     last_heard: Option<Instant>,
     echo: Option<ClockEcho>,
-    vector_came: bool,
     pub(crate) received_bytes: u64,
     pub(crate) sent_bytes: u64,
     pub(crate) connects: u64,
@@ -80,7 +79,6 @@ impl Peer {
             inbound: BTreeMap::new(),
             last_heard: None,
             echo: None,
-            vector_came: false,
             received_bytes: 0,
             sent_bytes: 0,
             connects: 0,
@@ -256,6 +254,11 @@ impl Shared {
     pub(crate) fn connected(self: &Arc<Self>, peer: RegionId, connection: &quinn::Connection) {
         let now = self.now();
         let mut state = self.lock();
+        // Shutdown has closed what it found under this lock; what comes later closes itself.
+        if self.cancel.is_cancelled() {
+            close(connection, code::DONE, "shutting down");
+            return;
+        }
         if let Some(known) = state.peers.get_mut(&peer) {
             known.live = Some(connection.clone());
             known.connects += 1;
@@ -285,6 +288,10 @@ impl Shared {
     pub(crate) fn joined(&self, peer: RegionId, lane: Lane, connection: &quinn::Connection) {
         let now = self.now();
         let mut state = self.lock();
+        if self.cancel.is_cancelled() {
+            close(connection, code::DONE, "shutting down");
+            return;
+        }
         let Some(known) = state.peers.get_mut(&peer) else {
             return;
         };
@@ -324,7 +331,6 @@ impl Shared {
             return;
         };
         if !known.is_connected() {
-            known.vector_came = false;
             known.echo = None;
             state.held.handle_disconnected(peer);
             state.skew.forget(peer);
@@ -343,8 +349,22 @@ impl Shared {
     }
 
     /// `peer` said what it holds, on a connection on which it serves us (`is_source`) or pulls
-    /// from us.
-    pub(crate) fn vector(self: &Arc<Self>, peer: RegionId, vector: &Vector, is_source: bool) {
+    /// from us; `is_first` on each connection. Only what belongs to this federation is taken in:
+    /// regions and logs that nobody has must not take memory here, nor count as holding anything.
+    pub(crate) fn vector(
+        self: &Arc<Self>,
+        peer: RegionId,
+        mut vector: Vector,
+        is_source: bool,
+        is_first: bool,
+    ) {
+        vector
+            .heads
+            .retain(|head| self.logs.contains_key(&head.log));
+        vector.holdings.retain(|holding| {
+            self.credentials.names.contains_key(&holding.region)
+                && self.logs.contains_key(&holding.log)
+        });
         let received = self.hlc.physical_now();
         let ours = self.heads();
         let now = self.now();
@@ -357,7 +377,6 @@ impl Shared {
             sent: vector.sent,
             received,
         });
-        let is_first = !std::mem::replace(&mut known.vector_came, true);
         if let Some(echo) = vector.echo {
             let sample = ClockSample {
                 asked: echo.sent,
@@ -416,8 +435,12 @@ impl Shared {
     pub(crate) fn promised(&self, promises: &[Promise]) {
         let mut state = self.lock();
         for promise in promises {
-            // Nobody else makes promises for our own logs.
-            if promise.log.origin != self.config.region && self.logs.contains_key(&promise.log) {
+            // Nobody else makes promises for our own logs, and what its origin promises of its copy
+            // says nothing of one that differs.
+            if promise.log.origin != self.config.region
+                && self.logs.contains_key(&promise.log)
+                && !state.puller.is_stopped(promise.log)
+            {
                 self.merge_clock(&mut state, promise.log.origin, promise.timestamp);
                 state.promises.handle_promise(*promise);
             }
