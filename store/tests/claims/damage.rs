@@ -128,6 +128,7 @@ proptest! {
         let content = usize::try_from(content_bytes(&disk, path)).expect("small") - 104;
         disk.flip(path, place.index(content) as u64, 1 << bit);
         let report = verified(&disk);
+        prop_assert_eq!(report.torn_tail_bytes, 0);
         if report.damage.is_empty() {
             return Ok(());
         }

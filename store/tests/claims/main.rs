@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod faults;
+mod golden;
 mod reads;
 mod real;
 mod world;
