@@ -54,14 +54,17 @@ impl Core {
             keys,
             done,
         };
-        {
+        let should_call = {
             let mut queue = self.queue();
             queue.admit(&waiting.block, self.options.queue_bytes_max)?;
             queue.bytes += waiting.weight_bytes();
             queue.submitted.insert(head.log, head);
             queue.waiting.push_back(waiting);
+            queue.should_call()
+        };
+        if should_call {
+            self.work.notify_one();
         }
-        self.work.notify_one();
         self.driver.notify_one();
         Ok(())
     }
@@ -86,16 +89,21 @@ impl Core {
             match queue.ready(self) {
                 Ready::Group => {
                     let group = queue.form_group(self);
+                    if queue.should_call() {
+                        self.work.notify_one();
+                    }
                     if queue.wants_housekeeping(self) {
                         self.chores.notify_one();
                     }
                     return Taken::Group(group);
                 }
                 Ready::Wait if wait => {
+                    queue.idle += 1;
                     queue = self
                         .work
                         .wait(queue)
                         .unwrap_or_else(std::sync::PoisonError::into_inner);
+                    queue.came();
                 }
                 Ready::Wait => return Taken::Nothing,
                 Ready::Prepare { number, len } => {
@@ -329,9 +337,9 @@ impl Core {
             queue.bytes -= bytes;
             // This lane will look for work itself, once the writers have their answers; the other
             // one is only woken when there is some already.
-            let more = !queue.waiting.is_empty();
+            let should_call = queue.should_call();
             drop(queue);
-            if more {
+            if should_call {
                 self.work.notify_one();
             }
             self.driver.notify_one();

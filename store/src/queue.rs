@@ -102,6 +102,9 @@ pub(crate) struct Queue {
     /// Sealed segments whose index file is yet to be written.
     pub(crate) to_seal: VecDeque<u64>,
     pub(crate) seal_failed: bool,
+    /// Lanes that wait for work, and whether one of them was called and has not come yet.
+    pub(crate) idle: usize,
+    called: bool,
     /// Leave the open segment at the next chance, because it has to be repaired.
     pub(crate) roll_wanted: bool,
 }
@@ -154,6 +157,8 @@ impl Queue {
             disk_full: None,
             to_seal: VecDeque::new(),
             seal_failed: false,
+            idle: 0,
+            called: false,
             roll_wanted: false,
         }
     }
@@ -163,6 +168,20 @@ impl Queue {
             .get(&log)
             .copied()
             .unwrap_or(LogHead::empty(log))
+    }
+
+    /// Whether a lane should be called for what waits. One that was called takes all of it, so a
+    /// second call would only split a group in two.
+    pub(crate) fn should_call(&mut self) -> bool {
+        let call = !self.waiting.is_empty() && self.idle > 0 && !self.called;
+        self.called |= call;
+        call
+    }
+
+    /// A lane came, called or not.
+    pub(crate) fn came(&mut self) {
+        self.idle -= 1;
+        self.called = false;
     }
 
     /// Whether a lane would find something to do now.

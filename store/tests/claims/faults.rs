@@ -284,3 +284,36 @@ fn threads_commit_and_close_drains_what_is_queued() {
     assert_eq!(report.damage, []);
     assert_eq!(report.events, 1000);
 }
+
+#[test]
+fn a_writer_that_waits_for_each_answer_gets_each() {
+    let disk = SimDisk::new(1);
+    let threads = StoreOptions {
+        lanes: Lanes::Threads(2),
+        ..options()
+    };
+    let (store, _) = Store::open(Arc::new(disk), threads).expect("the folder opens");
+    std::thread::scope(|scope| {
+        for origin in 0..4 {
+            let store = &store;
+            scope.spawn(move || {
+                let mut writer = Writer::default();
+                writer.next_id = u128::from(origin) << 64;
+                let (answered, answers) = std::sync::mpsc::channel();
+                for _ in 0..500 {
+                    let block = writer.block(store, log(origin), &[("a", 1)], 20);
+                    let answered = answered.clone();
+                    let done = move |answer| answered.send(answer).expect("the writer waits");
+                    store
+                        .submit(block, Box::new(done))
+                        .expect("it continues its log");
+                    let patience = std::time::Duration::from_secs(20);
+                    let answer = answers.recv_timeout(patience).expect("nobody is forgotten");
+                    assert_eq!(answer, Ok(()));
+                }
+            });
+        }
+    });
+    assert_eq!(store.stats().events, 2000);
+    check(&store);
+}
