@@ -386,3 +386,58 @@ fn a_wiped_stretch_of_several_blocks_is_put_back_block_by_block() {
         assert_eq!(verified(&disk).damage, []);
     }
 }
+
+#[test]
+fn bytes_whose_checksums_are_right_and_whose_chain_is_not_are_damage() {
+    for (path, is_sealed) in [("log/00000002.seg", true), ("log/00000001.seg", false)] {
+        let disk = SimDisk::new(1);
+        let (store, blocks) = filled(&disk, if is_sealed { 120 } else { 4 });
+        store.close();
+        // The first entry of the segment, its event data changed by a letter and the block's
+        // checksum made to fit, as no accident would.
+        let file = disk.open(path, false).expect("it is there");
+        let mut block = vec![0; 2000];
+        let read = file.read_at(&mut block, 64 + 104).expect("readable");
+        block.truncate(read);
+        let length = usize::try_from(u32::from_le_bytes(
+            block[36..40].try_into().expect("four bytes"),
+        ))
+        .expect("small");
+        block.truncate(100 + length);
+        let letter = block.len() - 5;
+        block[letter] ^= 1;
+        let crc = meridian_event::crc32c(&[&block[..96], &block[100..]]);
+        block[96..100].copy_from_slice(&crc.to_le_bytes());
+        let forged = meridian_event::Block::parse(&bytes::Bytes::from(block.clone()));
+        let position = forged.expect("the checksum fits").header().first_position;
+        file.write_all_at(&block, 64 + 104)
+            .expect("the disk is sound");
+        file.sync_data().expect("the disk is sound");
+        drop(file);
+
+        let report = verified(&disk);
+        assert_eq!(report.damage.len(), 1, "{:?}", report.damage);
+        assert_eq!(
+            report.damage[0].positions.map(|(first, _)| first),
+            Some(position)
+        );
+        let (store, recovery) = open(&disk);
+        assert_eq!(recovery.damaged.len(), usize::from(!is_sealed));
+        scrub_all(&store);
+        let ranges = store.damaged();
+        assert_eq!(ranges.len(), 1);
+        assert_eq!(ranges[0].first, position);
+        let lost = blocks
+            .iter()
+            .find(|it| it.header().first_position == position);
+        assert!(
+            store
+                .repair(lost.expect("it was written").clone())
+                .expect("it was here")
+        );
+        settle(&store);
+        assert_eq!(blocks_of(&store, log(1)), blocks);
+        store.close();
+        assert_eq!(verified(&disk).damage, []);
+    }
+}
