@@ -45,7 +45,7 @@ pub struct Recovery {
     pub tail_cut: bool,
     /// A log may have gone further than its head says: the tail was cut, or bytes are damaged of
     /// which nothing tells what they held. Stays so at each opening until
-    /// [`Store::settle_heads`]: ask the peers for their copies of this node's own logs first.
+    /// [`Store::settle_heads`](crate::Store::settle_heads): ask the peers for their copies of this node's own logs first.
     pub heads_uncertain: bool,
     /// What was committed and cannot be read.
     pub damaged: Vec<DamagedRange>,

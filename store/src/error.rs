@@ -90,7 +90,7 @@ pub enum SubmitError {
         /// What is wrong with it.
         reason: String,
     },
-    /// More waits to be written than the queue holds. Wait for [`Store::room`].
+    /// More waits to be written than the queue holds. Wait for [`Store::room`](crate::Store::room).
     #[error("the write queue is full; wait for room and submit again")]
     Full,
     /// A write or sync failed earlier, so what is on disk is unknown. Restart and recover.
@@ -108,7 +108,7 @@ pub enum SubmitError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CommitError {
     /// There is no room on the disk. Nothing of this block was written, nor of the blocks queued
-    /// after it: [`Store::submitted_head`] is back at the last durable block. Make room; the next
+    /// after it: [`Store::submitted_head`](crate::Store::submitted_head) is back at the last durable block. Make room; the next
     /// block is tried again.
     #[error("the disk is full: {reason}; make room, then append again")]
     DiskFull {
