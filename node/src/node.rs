@@ -13,7 +13,7 @@ use meridian_client::{
     AppendError, AppendRequest, Appended, Direction, LivePage, LiveRead, ReadError, StreamPage,
     StreamRead, Topology, server,
 };
-use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, VersionVector};
+use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, Timestamp, VersionVector};
 use meridian_conflict::{Policies, PolicyError, Route};
 use meridian_event::{Revision, StreamId};
 use meridian_replication::quic::{DelayObserver, EndpointError};
@@ -178,11 +178,7 @@ impl Node {
         report(&recovery, memory);
 
         let ceiling = TimeKeeper::load(&*disk).map_err(StartError::Ceiling)?;
-        let start = HlcStart {
-            ceiling,
-            last_stamp: recovery.last_stamp,
-        };
-        let hlc = Arc::new(Hlc::new(Arc::clone(&seams.clock), start, config.max_offset));
+        let hlc = Arc::new(clock_over(&config, &store, ceiling, &seams));
         let time = Arc::new(TimeKeeper::new(Arc::clone(&hlc), Arc::clone(&disk)));
         time.keep_ahead().map_err(StartError::Disk)?;
 
@@ -777,6 +773,25 @@ fn memory_of(identity: Option<&Identity>, recovery: &Recovery) -> Memory {
         Some(_) if !recovery.was_empty => Memory::Cut,
         _ => Memory::Lost,
     }
+}
+
+/// A clock above everything that was stamped here. Of what others stamped it takes over what it
+/// would have taken over when it came: one far-future clock must not move ours at a restart either.
+fn clock_over(config: &NodeConfig, store: &Store, ceiling: Timestamp, seams: &Seams) -> Hlc {
+    let heads = store.heads();
+    let (own, others): (Vec<_>, Vec<_>) = heads
+        .into_iter()
+        .partition(|head| head.log.origin == config.region);
+    let last_stamp = own.iter().map(|head| head.timestamp).max();
+    let start = HlcStart {
+        ceiling,
+        last_stamp: last_stamp.unwrap_or_default(),
+    };
+    let hlc = Hlc::new(Arc::clone(&seams.clock), start, config.max_offset);
+    for head in others {
+        hlc.merge(head.timestamp);
+    }
+    hlc
 }
 
 fn report(recovery: &Recovery, memory: Memory) {
