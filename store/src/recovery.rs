@@ -8,8 +8,9 @@
 //! 4. The last segment: read it whole (see `walk` for what counts), make its index in memory.
 //! 5. If the tail is torn, zero it. A later life could otherwise write entries up to exactly where
 //!    an unfinished one of this life still stands, and take it for its own.
-//! 6. Sync the last segment, the zeros and a mark included. Until now its entries may only have
-//!    been in the page cache of a process that was killed; from here on they count as durable.
+//! 6. Write the entries that were in doubt once more and sync the last segment, the zeros and a
+//!    mark included. Until now they may only have been in the page cache of a process that was
+//!    killed, or that a sync failed for; from here on they count as durable.
 //! 7. If the last segment is damaged, it is sealed as it is and a new one is begun, so that it can
 //!    be repaired by replacing its file.
 //!
@@ -34,7 +35,7 @@ use crate::segment::{
     read_header, segment_path,
 };
 use crate::walk::{Window, end_of_content, next_envelope};
-use crate::{Disk, LogOffset, OpenError, Recovery, StoreOptions, checked_file};
+use crate::{Disk, DiskFile, LogOffset, OpenError, Recovery, StoreOptions, checked_file};
 
 /// Where it is remembered that heads are uncertain.
 pub(crate) const UNCERTAIN_PATH: &str = "heads-uncertain";
@@ -249,6 +250,8 @@ struct LastSegment {
     /// The file is shorter than it was made, so entries may be gone without a trace.
     file_was_cut: bool,
     ends_with_mark: bool,
+    /// Whether what lies from here to the end ever became durable is not known.
+    doubtful_from: u64,
     durable: LogOffset,
 }
 
@@ -274,6 +277,7 @@ fn open_last(
             file_was_cut: false,
             // There is nothing yet that a mark could protect.
             ends_with_mark: true,
+            doubtful_from: SEGMENT_HEADER_BYTES,
             durable: LogOffset::new(1, SEGMENT_HEADER_BYTES),
         });
     };
@@ -293,6 +297,7 @@ fn open_last(
         durable: LogOffset::new(number, walked.end),
         content_end: walked.content_end,
         tail_torn: walked.content_end > walked.end,
+        doubtful_from: walked.durable.max(SEGMENT_HEADER_BYTES),
         file_was_cut: matches!(
             read_header(&*file, number).map_err(at)?,
             HeaderState::Cut { .. }
@@ -334,6 +339,7 @@ fn finish_last(
         HeaderState::Cut { len } => file.allocate(len).map_err(at)?,
         HeaderState::Sound | HeaderState::Newer(_) => {}
     }
+    write_again(&*file, last.doubtful_from, last.index.summary.end).map_err(at)?;
     let zeros = vec![0; 256 << 10];
     let mut from = last.index.summary.end;
     while from < last.content_end {
@@ -362,6 +368,25 @@ fn finish_last(
     }
     file.sync_data().map_err(at)?;
     Ok(last)
+}
+
+// A sync that failed may have left bytes in the system's cache that count as written and are not on
+// the disk, and no later sync writes them. What the last life did not see become durable is written
+// once more, as it is, so that the sync that follows speaks for it.
+fn write_again(file: &dyn DiskFile, from: u64, end: u64) -> io::Result<()> {
+    const PIECE_BYTES: u64 = 256 << 10;
+    let mut at = from;
+    while at < end {
+        let count = usize::try_from(PIECE_BYTES.min(end - at)).unwrap_or(0);
+        let mut piece = vec![0; count];
+        let read = file.read_at(&mut piece, at)?;
+        if read == 0 {
+            return Ok(());
+        }
+        file.write_all_at(&piece[..read], at)?;
+        at += read as u64;
+    }
+    Ok(())
 }
 
 /// Takes the filters of the newest segments into memory, as many as may be.

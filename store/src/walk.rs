@@ -242,6 +242,8 @@ pub(crate) struct Walked {
     pub(crate) end: u64,
     /// The end of what lies beyond and does not count; equal to `end` when that is only zeros.
     pub(crate) content_end: u64,
+    /// The furthest place that an entry says was durable when it was written; at most `end`.
+    pub(crate) durable: u64,
 }
 
 /// Visits what counts of a segment in order, sound and damaged.
@@ -315,5 +317,9 @@ pub(crate) fn walk<E: From<io::Error>>(
         true => end,
         false => end_of_content(&mut window, end)?.max(end),
     };
-    Ok(Walked { end, content_end })
+    Ok(Walked {
+        end,
+        content_end,
+        durable: durable.min(end),
+    })
 }
