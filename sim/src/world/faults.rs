@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use meridian_store::{Disk, LogOffset};
 
@@ -144,8 +145,14 @@ impl World {
                 }
             }
             // The one who looks after failed nodes restarts them.
-            FaultKind::FailSync { region, .. } => self.machines[region].disk().fail_next_sync(),
-            FaultKind::FailWrite { region, .. } => self.machines[region].disk().fail_next_write(),
+            FaultKind::FailSync { region, restart_ms } => {
+                self.patience[region] = Duration::from_millis(restart_ms);
+                self.machines[region].disk().fail_next_sync();
+            }
+            FaultKind::FailWrite { region, restart_ms } => {
+                self.patience[region] = Duration::from_millis(restart_ms);
+                self.machines[region].disk().fail_next_write();
+            }
             FaultKind::DiskFull {
                 region,
                 room_bytes,
@@ -188,6 +195,7 @@ impl World {
         self.down[region] = true;
         self.failing_since[region] = None;
         let machine = Arc::clone(&self.machines[region]);
+        machine.stopped.store(false, Ordering::Relaxed);
         if power {
             // First the disk: what runs while the process is taken down changes nothing any more.
             machine.disk().crash();
@@ -264,6 +272,7 @@ impl World {
     /// Undoes everything that went wrong.
     pub(super) fn heal_all(&mut self) {
         self.acts.clear();
+        self.calm.store(true, Ordering::Relaxed);
         self.trace.note(self.sim.elapsed(), format_args!("heal"));
         for a in 0..self.machines.len() {
             for b in 0..self.machines.len() {

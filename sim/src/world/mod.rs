@@ -48,6 +48,8 @@ const HTTP_PORT: u16 = 8000;
 const FEDERATION: Uuid = Uuid::from_u128(0x5157_0000_0000_4000_8000_0000_0000_0001);
 /// How often the one who watches looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How soon everyone is answered at the highest level when all is well.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(15);
 
 /// What came of a run.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -133,7 +135,8 @@ fn client_ip(index: usize) -> IpAddr {
     ip(2, index)
 }
 
-struct Client0 {
+/// How far the clients are.
+struct Phase {
     probe: Arc<AtomicBool>,
     idle: Arc<AtomicUsize>,
 }
@@ -145,7 +148,8 @@ struct World {
     history: History,
     trace: Trace,
     over: Arc<AtomicBool>,
-    clients: Client0,
+    calm: Arc<AtomicBool>,
+    clients: Phase,
     acts: BTreeMap<(u64, u64), Act>,
     acts_made: u64,
     rng: Rng,
@@ -156,6 +160,8 @@ struct World {
     down: Vec<bool>,
     clock_was_off: Vec<bool>,
     failing_since: Vec<Option<Duration>>,
+    /// How long an operator leaves a failed node alone.
+    patience: Vec<Duration>,
     _certificates: Rc<Certificates>,
 }
 
@@ -186,9 +192,10 @@ impl World {
                 http: SocketAddr::new(node_ip(index), HTTP_PORT),
             })
             .collect();
+        let calm = Arc::new(AtomicBool::new(false));
         let mut machines = Vec::new();
         for (index, region) in plan.regions.iter().enumerate() {
-            let network = network(plan, index, node_ip(index), "node", &trace);
+            let network = network(plan, index, node_ip(index), "node", &trace, &calm);
             let parts = Parts {
                 clock: SkewedClock::new(region.skew_ms, region.drift_ppm),
                 commit_us: region.commit_us,
@@ -208,7 +215,7 @@ impl World {
         }
         let history = History::default();
         let over = Arc::new(AtomicBool::new(false));
-        let clients = Client0 {
+        let clients = Phase {
             probe: Arc::new(AtomicBool::new(false)),
             idle: Arc::new(AtomicUsize::new(0)),
         };
@@ -218,7 +225,7 @@ impl World {
                 plan: plan.clone(),
                 index,
                 identity: certificates.of_client(name)?,
-                network: network(plan, index, client_ip(index), "client", &trace),
+                network: network(plan, index, client_ip(index), "client", &trace, &calm),
                 history: history.clone(),
                 trace: trace.clone(),
                 over: Arc::clone(&over),
@@ -247,6 +254,7 @@ impl World {
             history,
             trace,
             over,
+            calm,
             clients,
             acts: BTreeMap::new(),
             acts_made: 0,
@@ -257,6 +265,7 @@ impl World {
             down: vec![false; count],
             clock_was_off: vec![false; count],
             failing_since: vec![None; count],
+            patience: vec![Duration::from_secs(2); count],
             _certificates: certificates,
         };
         for fault in &plan.faults {
@@ -377,8 +386,7 @@ impl World {
             drop(node);
             match (failed, self.failing_since[index]) {
                 (true, None) => self.failing_since[index] = Some(now),
-                // Nobody waits longer for an operator than this.
-                (true, Some(since)) if now - since > Duration::from_secs(5) => {
+                (true, Some(since)) if now - since > self.patience[index] => {
                     self.rare("a failed log was restarted");
                     self.kill(index, false, 100);
                 }
@@ -527,7 +535,14 @@ pub fn region_id(index: usize) -> RegionId {
     RegionId(u16::try_from(index + 1).unwrap_or(u16::MAX))
 }
 
-fn network(plan: &Plan, index: usize, here: IpAddr, part: &str, trace: &Trace) -> SimNetwork {
+fn network(
+    plan: &Plan,
+    index: usize,
+    here: IpAddr,
+    part: &str,
+    trace: &Trace,
+    calm: &Arc<AtomicBool>,
+) -> SimNetwork {
     let mut roads = BTreeMap::new();
     for link in &plan.links {
         let other = match (link.a == index, link.b == index) {
@@ -550,6 +565,7 @@ fn network(plan: &Plan, index: usize, here: IpAddr, part: &str, trace: &Trace) -
         roads: Arc::new(roads),
         rng: Arc::new(Mutex::new(rng)),
         trace: trace.clone(),
+        calm: Arc::clone(calm),
     }
 }
 
@@ -678,14 +694,19 @@ impl Application {
                 returned: None,
                 outcome: Outcome::Unknown,
             });
-            let outcome = match client.append(request).await {
-                Ok(appended) => Outcome::Written(appended),
-                Err(error) => {
-                    self.history.broken(format!(
-                        "heals: all is well, and client {} is told: {error}",
-                        self.index
-                    ));
-                    Outcome::Unknown
+            // A client's own patience may be short; the federation's time to answer is not.
+            let until = elapsed() + ANSWERS_WITHIN;
+            let outcome = loop {
+                match client.append(request.clone()).await {
+                    Ok(appended) => break Outcome::Written(appended),
+                    Err(_) if elapsed() < until => sleep(Duration::from_millis(100)).await,
+                    Err(error) => {
+                        self.history.broken(format!(
+                            "heals: all is well, and client {} is told: {error}",
+                            self.index
+                        ));
+                        break Outcome::Unknown;
+                    }
                 }
             };
             self.history.end(call, elapsed(), outcome);
