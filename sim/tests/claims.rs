@@ -1,9 +1,11 @@
-//! What the simulator itself promises, and the plans that once broke something.
+//! What the simulator itself promises, and what nodes promise in it.
 
 use meridian_sim::hunt::run_alone;
 use meridian_sim::plan::Plan;
 use meridian_sim::scenarios;
 
+// Only with this flag does turmoil seed tokio's own choices; see `.cargo/config.toml` beside us.
+#[cfg(tokio_unstable)]
 #[test]
 fn the_same_plan_runs_the_same_way_twice() {
     for seed in 0..2 {
@@ -39,26 +41,5 @@ fn a_few_seeds_break_nothing() {
     for seed in 10..14 {
         let report = run_alone(&Plan::draw(seed), false).report;
         assert!(report.broken.is_empty(), "seed {seed}: {:?}", report.broken);
-    }
-}
-
-#[test]
-#[expect(
-    clippy::disallowed_methods,
-    reason = "kept plans are files beside this test"
-)]
-fn plans_that_once_broke_something_break_nothing() {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kept");
-    let mut paths: Vec<_> = std::fs::read_dir(folder)
-        .expect("the folder of kept plans")
-        .map(|entry| entry.expect("an entry").path())
-        .filter(|path| path.extension().is_some_and(|it| it == "toml"))
-        .collect();
-    paths.sort();
-    for path in paths {
-        let text = std::fs::read_to_string(&path).expect("a kept plan");
-        let plan: Plan = toml::from_str(&text).expect("a sound plan");
-        let report = run_alone(&plan, false).report;
-        assert!(report.broken.is_empty(), "{path:?}: {:?}", report.broken);
     }
 }
