@@ -176,6 +176,8 @@ async fn take(
     blocks: Blocks,
     failed: &Arc<CommitWatch>,
 ) -> Result<Option<Message>, Failure> {
+    // The store decodes a block before it finds that it has no room for it, so ask first.
+    room(shared).await?;
     let mut give_back = None;
     let mut received_bytes = 0;
     let mut newest = Timestamp::ZERO;
@@ -213,7 +215,6 @@ async fn submit(
     block: Block,
     failed: &Arc<CommitWatch>,
 ) -> Result<(), Failure> {
-    let stuck = shared.config.timings.stuck;
     loop {
         let failed = Arc::clone(failed);
         let done = move |outcome: Result<(), _>| {
@@ -223,13 +224,7 @@ async fn submit(
         };
         match shared.store.submit(block.clone(), Box::new(done)) {
             Ok(()) => return Ok(()),
-            Err(SubmitError::Full) => {
-                // The disk is slower than the network. Waiting here stops the credit, which stops
-                // the sender.
-                timeout(stuck, shared.store.room()).await.map_err(|_| {
-                    Failure::Store("the disk has not kept up for too long".to_owned())
-                })?;
-            }
+            Err(SubmitError::Full) => room(shared).await?,
             Err(SubmitError::WrongChain { log, position, .. }) => {
                 return Err(InboundError::WrongChain {
                     log,
@@ -240,6 +235,13 @@ async fn submit(
             Err(other) => return Err(Failure::Store(other.to_string())),
         }
     }
+}
+
+/// Waits until the disk has caught up. That stops the credit, which stops the sender.
+async fn room(shared: &Shared) -> Result<(), Failure> {
+    timeout(shared.config.timings.stuck, shared.store.room())
+        .await
+        .map_err(|_| Failure::Store("the disk has not kept up for too long".to_owned()))
 }
 
 fn window_bytes(shared: &Shared, lane: Lane) -> u64 {

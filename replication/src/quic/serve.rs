@@ -175,8 +175,13 @@ async fn serve_streams(
     connection: &quinn::Connection,
     peer: RegionId,
 ) -> ServeError {
-    // One per log, as many again that are just ending, and some fetches.
-    let places = Arc::new(Semaphore::new(shared.logs.len() * 2 + 8));
+    // One per log, as many again that are just ending, and some fetches. What QUIC allows by itself
+    // is too little for a federation of many partitions, and a log without a stream would wait for
+    // good.
+    let places_max = shared.logs.len() * 2 + 8;
+    let streams_max = u32::try_from(places_max + 1).unwrap_or(u32::MAX);
+    connection.set_max_concurrent_bi_streams(streams_max.into());
+    let places = Arc::new(Semaphore::new(places_max));
     loop {
         let (send, recv) = match connection.accept_bi().await {
             Ok(stream) => stream,

@@ -1,13 +1,15 @@
 //! From whom each log is pulled.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meridian_clock::{Incarnation, Position, RegionId};
+use meridian_clock::{Incarnation, LogId, Position, RegionId};
 use meridian_event::Chain;
 use meridian_replication::frame::{Head, Lane, NotServed};
 use meridian_replication::link::{
     Action, Alarm, AlarmKind, Ended, Instant, Puller, PullerTimings, Subscription,
 };
+use proptest::prelude::*;
 
 use crate::{A, B, C, LIFE, log_of};
 
@@ -366,4 +368,129 @@ fn a_damaged_range_is_fetched_from_those_that_hold_it_in_turn() {
         [Some(B), Some(C), Some(B)]
     );
     assert_eq!(world.puller.holder(log_of(C), Position(10), 0), None);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Connect(RegionId),
+    Disconnect(RegionId),
+    // The peer says what it holds of each log, in a history that is the same for all.
+    Hear(RegionId, [u64; 3]),
+    Receive(RegionId, u64),
+    End(RegionId, Ended),
+    Pass(u64),
+    WriteOwn,
+}
+
+fn a_step() -> impl Strategy<Value = Step> {
+    let peer = || prop_oneof![Just(B), Just(C)];
+    let origin = || prop_oneof![Just(A), Just(B), Just(C)];
+    let reason = prop_oneof![
+        Just(Ended::Lost),
+        Just(Ended::Violated),
+        Just(Ended::Local),
+        origin().prop_map(|origin| {
+            Ended::NotServed(NotServed::Damaged {
+                log: log_of(origin),
+                after: Position(1),
+            })
+        }),
+    ];
+    let positions = || prop::array::uniform3(prop_oneof![0..20u64, 0..40_000u64]);
+    prop_oneof![
+        2 => peer().prop_map(Step::Connect),
+        1 => peer().prop_map(Step::Disconnect),
+        4 => (peer(), positions()).prop_map(|(peer, positions)| Step::Hear(peer, positions)),
+        3 => (origin(), 1..2000u64).prop_map(|(origin, count)| Step::Receive(origin, count)),
+        2 => (origin(), reason).prop_map(|(origin, reason)| Step::End(origin, reason)),
+        3 => (1..30u64).prop_map(|ticks| Step::Pass(ticks * 100)),
+        1 => Just(Step::WriteOwn),
+    ]
+}
+
+proptest! {
+    /// Whatever happens, in whatever order: a log has one puller at most and every change of it is
+    /// told to the driver, nobody is asked who is not linked or has not spoken, our own log is left
+    /// alone once we write it; and when all is calm, every log is pulled from its origin.
+    #[test]
+    fn the_driver_is_told_all_it_needs_and_never_to_pull_twice(
+        steps in prop::collection::vec(a_step(), 1..120),
+    ) {
+        let mut world = World::new();
+        let mut running: BTreeMap<LogId, Subscription> = BTreeMap::new();
+        let mut spoken: BTreeMap<RegionId, bool> = BTreeMap::new();
+        let mut writes_own = false;
+        for step in steps {
+            let actions = match step {
+                Step::Connect(peer) => {
+                    spoken.insert(peer, false);
+                    world.connect(peer)
+                }
+                Step::Disconnect(peer) => {
+                    spoken.remove(&peer);
+                    world.puller.handle_disconnected(world.now, peer)
+                }
+                Step::Hear(peer, positions) => {
+                    if let Some(has_spoken) = spoken.get_mut(&peer) {
+                        *has_spoken = true;
+                    }
+                    let heads = [A, B, C].into_iter().zip(positions);
+                    let heads: Vec<_> = heads.map(|(origin, at)| head(origin, at)).collect();
+                    world.hear(peer, &heads)
+                }
+                Step::Receive(origin, count) => {
+                    let known = world.ours.iter().position(|ours| ours.log == log_of(origin));
+                    let index = known.unwrap_or_else(|| {
+                        world.ours.push(head(origin, 0));
+                        world.ours.len() - 1
+                    });
+                    world.ours[index] = head(origin, world.ours[index].position.0 + count);
+                    world.tick()
+                }
+                Step::End(origin, reason) => match running.remove(&log_of(origin)) {
+                    Some(ended) => world.puller.handle_ended(world.now, ended, &reason),
+                    None => Vec::new(),
+                },
+                Step::Pass(millis) => world.pass(millis, &[]),
+                Step::WriteOwn => {
+                    writes_own = true;
+                    world.puller.handle_writing_own(world.now)
+                }
+            };
+            for action in actions {
+                match action {
+                    Action::Subscribe(subscription) => {
+                        let earlier = running.insert(subscription.log, subscription);
+                        prop_assert_eq!(earlier, None, "two pull one log");
+                    }
+                    Action::Unsubscribe(subscription) => {
+                        let stopped = running.remove(&subscription.log);
+                        prop_assert_eq!(stopped, Some(subscription), "another one was stopped");
+                    }
+                    Action::Raise(_) | Action::Clear(_) => {}
+                }
+            }
+            let told: Vec<_> = running.values().copied().collect();
+            let meant: Vec<_> = world.puller.subscriptions().collect();
+            prop_assert_eq!(told, meant);
+            for subscription in running.values() {
+                prop_assert_eq!(spoken.get(&subscription.via), Some(&true));
+                prop_assert!(!(writes_own && subscription.log.origin == A));
+            }
+        }
+
+        world.puller.handle_writing_own(world.now);
+        for peer in [B, C] {
+            world.connect(peer);
+        }
+        for _ in 0..70 {
+            for peer in [B, C] {
+                let heads = world.ours.clone();
+                world.hear(peer, &heads);
+            }
+            world.pass(1000, &[B, C]);
+        }
+        prop_assert_eq!((world.via(A), world.via(B), world.via(C)), (None, Some(B), Some(C)));
+        prop_assert!(world.puller.subscriptions().all(|it| it.lane == Lane::Live));
+    }
 }

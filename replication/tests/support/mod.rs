@@ -9,6 +9,7 @@
     reason = "part of tests with real sockets and clocks, each of which uses its own share of it"
 )]
 
+pub mod line;
 pub mod rogue;
 
 use std::cell::RefCell;
