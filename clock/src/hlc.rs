@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::num::NonZeroU8;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -65,6 +66,11 @@ pub enum Merge {
     },
 }
 
+// One counter step above, since what is given may itself have been given out.
+fn above(used: Timestamp) -> Timestamp {
+    Timestamp(used.0.saturating_add(16))
+}
+
 struct State {
     ceiling: Timestamp,
     // The furthest uhlc has come: it has no getter for it.
@@ -77,7 +83,8 @@ struct State {
 pub struct Hlc {
     inner: uhlc::HLC,
     physical: Arc<dyn PhysicalClock>,
-    floor: Timestamp,
+    // A timestamp; read without the lock.
+    floor: AtomicU64,
     max_offset: Duration,
     state: Mutex<State>,
 }
@@ -102,8 +109,7 @@ impl Hlc {
         Self {
             inner,
             physical,
-            // One counter step above both, since the ceiling itself may have been given out.
-            floor: Timestamp(start.ceiling.max(start.last_stamp).0.saturating_add(16)),
+            floor: AtomicU64::new(above(start.ceiling.max(start.last_stamp)).0),
             max_offset,
             state: Mutex::new(State {
                 ceiling: start.ceiling,
@@ -149,7 +155,7 @@ impl Hlc {
     /// Takes note of a timestamp that another node gave out.
     pub fn merge(&self, received: Timestamp) -> Merge {
         let mut state = self.lock();
-        let ahead = received.after(self.physical.now().max(self.floor));
+        let ahead = received.after(self.physical.now().max(self.floor()));
         if ahead > self.max_offset {
             return Merge::TooFarAhead { by: ahead };
         }
@@ -164,6 +170,23 @@ impl Hlc {
             }
             Err(_) => Merge::TooFarAhead { by: ahead },
         }
+    }
+
+    /// Stamps rise above `used` from here on, however far ahead of the wall clock it is: a node that
+    /// lost its disk learns from others what it had given out.
+    pub fn start_above(&self, used: Timestamp) {
+        self.floor.fetch_max(above(used).0, Ordering::Relaxed);
+    }
+
+    /// The highest timestamp that no later stamp of this node, after a restart neither, will be at
+    /// or below. It rises with stamps and merged timestamps only, so it can be promised while the
+    /// wall clock is not trusted.
+    pub fn passed(&self) -> Timestamp {
+        let state = self.lock();
+        // A restart begins above the ceiling, which is all that a later life knows.
+        state
+            .reached
+            .min(Timestamp(state.ceiling.0.saturating_sub(1)))
     }
 
     /// The ceiling that should be made durable now, if the present one is less than half of
@@ -198,7 +221,11 @@ impl Hlc {
     // The later of the wall clock, what earlier lives may have used, and the last stamp given out.
     fn reading(&self) -> Timestamp {
         let reached = self.lock().reached;
-        self.physical.now().max(self.floor).max(reached)
+        self.physical.now().max(self.floor()).max(reached)
+    }
+
+    fn floor(&self) -> Timestamp {
+        Timestamp(self.floor.load(Ordering::Relaxed))
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -206,15 +233,13 @@ impl Hlc {
     }
 
     fn hand_over(&self) {
-        let now = self.physical.now().max(self.floor);
+        let now = self.physical.now().max(self.floor());
         READING.with(|reading| reading.set(now.0));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use proptest::prelude::*;
 
     use super::*;
@@ -285,6 +310,36 @@ mod tests {
         let ahead = noon().plus(Duration::from_millis(400));
         assert_eq!(hlc.merge(ahead), Merge::Merged);
         assert!(hlc.now().expect("stamping is allowed") > ahead);
+    }
+
+    #[test]
+    fn a_skewed_clock_still_passes_what_it_merges() {
+        let (_, hlc) = clock_at(noon(), HlcStart::default());
+        hlc.raise_ceiling(noon().plus(Duration::from_secs(60)));
+        hlc.set_skewed(Some("off by 900 ms".to_owned()));
+        let ahead = noon().plus(Duration::from_millis(300));
+        hlc.merge(ahead);
+        assert_eq!(hlc.passed(), ahead);
+        hlc.set_skewed(None);
+        assert!(hlc.now().expect("it is trusted again") > ahead);
+    }
+
+    #[test]
+    fn nothing_is_passed_that_a_restart_could_stamp() {
+        let (_, hlc) = clock_at(noon(), HlcStart::default());
+        let ceiling = noon().plus(Duration::from_millis(100));
+        hlc.raise_ceiling(ceiling);
+        hlc.merge(noon().plus(Duration::from_millis(400)));
+        assert!(hlc.passed() < ceiling);
+    }
+
+    #[test]
+    fn what_others_know_was_given_out_is_not_given_out_again() {
+        let (_, hlc) = clock_at(noon(), HlcStart::default());
+        let used = noon().plus(Duration::from_secs(3600));
+        hlc.start_above(used);
+        hlc.raise_ceiling(hlc.wants_ceiling().expect("the ceiling is far below"));
+        assert!(hlc.now().expect("the ceiling is raised") > used);
     }
 
     #[test]

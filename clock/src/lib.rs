@@ -18,8 +18,8 @@ mod timestamp;
 
 pub use hlc::{ClockError, Hlc, HlcStart, Merge, PhysicalClock};
 pub use order::{
-    Dot, Epoch, Incarnation, LogId, OrderKey, PartitionId, Position, Promise, RegionId,
-    VersionVector, Watermark,
+    Dot, Epoch, Incarnation, LogId, OrderKey, OrderKeyError, PartitionId, Position, Promise,
+    RegionId, VersionVector, Watermark,
 };
 pub use skew::{ClockSample, SkewGuard, SkewVerdict};
 pub use timestamp::Timestamp;

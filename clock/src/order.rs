@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -125,6 +126,62 @@ pub struct OrderKey {
     pub position: Position,
 }
 
+impl OrderKey {
+    /// Before every event.
+    pub const ZERO: Self = Self {
+        timestamp: Timestamp::ZERO,
+        region: RegionId(0),
+        partition: PartitionId(0),
+        position: Position::ZERO,
+    };
+
+    /// The place of the event `dot`, whose batch was stamped `timestamp`.
+    pub fn new(timestamp: Timestamp, dot: Dot) -> Self {
+        Self {
+            timestamp,
+            region: dot.origin,
+            partition: dot.partition,
+            position: dot.position,
+        }
+    }
+
+    /// The identity of the event that has this place.
+    pub fn dot(self) -> Dot {
+        LogId::new(self.region, self.partition).dot(self.position)
+    }
+}
+
+/// Why a text names no place in the total order.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{text:?} is no order key; write it as timestamp.region.partition.position, four decimal numbers"
+)]
+pub struct OrderKeyError {
+    /// The text.
+    pub text: String,
+}
+
+impl FromStr for OrderKey {
+    type Err = OrderKeyError;
+
+    fn from_str(text: &str) -> Result<Self, OrderKeyError> {
+        let parse = || {
+            let mut parts = text.split('.');
+            let key = Self {
+                timestamp: Timestamp(parts.next()?.parse().ok()?),
+                region: RegionId(parts.next()?.parse().ok()?),
+                partition: PartitionId(parts.next()?.parse().ok()?),
+                position: Position(parts.next()?.parse().ok()?),
+            };
+            // Numbers have one spelling, so that equal places are equal texts.
+            (parts.next().is_none() && key.to_string() == text).then_some(key)
+        };
+        parse().ok_or_else(|| OrderKeyError {
+            text: text.to_owned(),
+        })
+    }
+}
+
 /// For each origin log, how far we have seen it without a gap.
 ///
 /// A log that is not named stands at [`Position::ZERO`].
@@ -213,6 +270,18 @@ impl fmt::Display for LogId {
     }
 }
 
+impl fmt::Display for OrderKey {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            timestamp,
+            region,
+            partition,
+            position,
+        } = self;
+        write!(out, "{timestamp}.{region}.{partition}.{position}")
+    }
+}
+
 impl fmt::Display for Dot {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(out, "{}/{}/{}", self.origin, self.partition, self.position)
@@ -251,6 +320,29 @@ mod tests {
             ..OrderKey::default()
         };
         assert!(early < late);
+    }
+
+    #[test]
+    fn an_order_key_survives_being_written_down() {
+        let key = OrderKey {
+            timestamp: Timestamp(u64::MAX),
+            region: RegionId(3),
+            partition: PartitionId(0),
+            position: Position(17),
+        };
+        assert_eq!(key.to_string().parse(), Ok(key));
+        assert_eq!(key.dot().to_string(), "3/0/17");
+        for bad in [
+            "",
+            "1.2.3",
+            "1.2.3.4.5",
+            "1.2.3.04",
+            "+1.2.3.4",
+            "1.2.3.-4",
+            "1.70000.3.4",
+        ] {
+            assert!(bad.parse::<OrderKey>().is_err(), "{bad:?} was taken");
+        }
     }
 
     proptest! {

@@ -21,6 +21,7 @@ mod identity;
 mod live;
 pub mod metrics;
 mod node;
+mod remembered;
 pub mod seams;
 mod sequencer;
 mod status;

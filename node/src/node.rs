@@ -17,7 +17,9 @@ use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, Timestamp, Ver
 use meridian_conflict::{Policies, PolicyError, Route};
 use meridian_event::{Revision, StreamId};
 use meridian_replication::quic::{DelayObserver, EndpointError};
-use meridian_replication::{Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member};
+use meridian_replication::{
+    Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, Remembered,
+};
 use meridian_store::{
     Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions, StreamRange,
     checked_file::CheckedFileError,
@@ -236,13 +238,10 @@ impl Node {
             sequencers.push(Arc::new(sequencer));
         }
 
-        let promise_time = Arc::clone(&time);
         let promising = sequencers.clone();
         let promises = Arc::new(move || {
-            promising
-                .iter()
-                .map(|sequencer| sequencer.promise(&promise_time))
-                .collect()
+            let promises = promising.iter().filter_map(|sequencer| sequencer.promise());
+            promises.collect()
         });
         let delays = {
             let (metrics, names) = (Arc::clone(&metrics), Arc::clone(&names));
@@ -254,8 +253,9 @@ impl Node {
                 delays.get_or_create(&origin).observe(delay.as_secs_f64());
             })
         };
+        let remembered = crate::remembered::load(&*disk);
         let links = Links::start(
-            links_config(&config, &identity, delays),
+            links_config(&config, &identity, delays, remembered),
             Arc::clone(&store),
             Arc::clone(&hlc),
             endpoint.clone(),
@@ -313,6 +313,9 @@ impl Node {
             config,
         });
         node.spawn_upkeep(time, memory);
+        let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
+        node.tracker
+            .spawn(remember.instrument(info_span!("remember")));
         node.spawn_scrub();
         node.spawn_accept();
         let serve = crate::http::serve(
@@ -812,7 +815,12 @@ fn report(recovery: &Recovery, memory: Memory) {
     }
 }
 
-fn links_config(config: &NodeConfig, identity: &Identity, delays: DelayObserver) -> LinksConfig {
+fn links_config(
+    config: &NodeConfig,
+    identity: &Identity,
+    delays: DelayObserver,
+    remembered: Remembered,
+) -> LinksConfig {
     let members = config.members.iter().map(|member| Member {
         id: member.id,
         name: member.name.clone(),
@@ -821,6 +829,7 @@ fn links_config(config: &NodeConfig, identity: &Identity, delays: DelayObserver)
     LinksConfig {
         max_offset: config.max_offset,
         delays: Some(delays),
+        remembered,
         ..LinksConfig::new(
             config.federation,
             config.region,

@@ -4,7 +4,7 @@
 //! [`Message::Blocks`], where the blocks follow verbatim behind a postcard prefix.
 //!
 //! A link has one control stream, opened by the side that pulls ([`Hello`] and its answer, then
-//! [`Vector`] and [`Heartbeat`]), and beside it one stream per subscription ([`Subscribe`], then
+//! [`Vector`], [`Heartbeat`], [`Settled`] and [`Agreement`]), and beside it one stream per subscription ([`Subscribe`], then
 //! blocks one way and [`Ack`] the other) and per [`Fetch`].
 
 use bytes::Bytes;
@@ -16,8 +16,12 @@ use meridian_event::{Block, Chain};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// The protocol version that this build speaks, and the oldest that it still understands.
-pub const LINK_VERSION: u16 = 1;
+/// The newest protocol version that this build speaks.
+pub const LINK_VERSION: u16 = 2;
+/// The oldest protocol version that this build still understands.
+pub const LINK_VERSION_MIN: u16 = 1;
+/// From this version on, [`Settled`] and [`Agreement`] are understood.
+pub const SETTLED_SINCE: u16 = 2;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -170,6 +174,16 @@ impl Head {
             timestamp: Timestamp::ZERO,
         }
     }
+
+    /// What holding a log this far amounts to: a stamp rises with each batch, and a block is shipped
+    /// only once its origin can no longer lose it, so nothing at or before the last stamp is to come.
+    pub fn promise(&self) -> Promise {
+        Promise {
+            log: self.log,
+            timestamp: self.timestamp,
+            position: self.position,
+        }
+    }
 }
 
 /// How far a third region was heard to hold a log, so that acknowledgements travel over relays.
@@ -213,6 +227,45 @@ pub struct Vector {
 pub struct Heartbeat {
     /// What the sender knows to be complete: its own logs and those it relays.
     pub promises: Vec<Promise>,
+}
+
+/// How far one region has settled the order of one partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stable {
+    /// The region.
+    pub region: RegionId,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Nothing at or below this can still arrive there.
+    pub through: Timestamp,
+}
+
+/// Sent with every [`Heartbeat`]: the `stable` watermarks of the sender, and those that it heard of
+/// third regions, so that `final` is known across relays.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    /// One entry for each region and partition that is known.
+    pub stable: Vec<Stable>,
+}
+
+/// What the sender read of one partition in the one order, up to a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agreed {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Up to here, inclusive.
+    pub through: Timestamp,
+    /// How many events that is.
+    pub events: u64,
+    /// The chained hash of their order keys.
+    pub chain: Chain,
+}
+
+/// Sent every second: what the sender's `stable` feed has come to, to be compared with ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Agreement {
+    /// One entry for each partition.
+    pub agreed: Vec<Agreed>,
 }
 
 /// Asks for a log from a place on, on a stream of its own.
@@ -347,6 +400,10 @@ pub enum Message {
     Ack(Ack),
     /// Opens a fetch's stream.
     Fetch(Fetch),
+    /// How far the order is settled.
+    Settled(Settled),
+    /// What the settled order came to.
+    Agreement(Agreement),
 }
 
 impl Message {
@@ -364,6 +421,8 @@ impl Message {
             Self::Blocks(_) => 9,
             Self::Ack(_) => 10,
             Self::Fetch(_) => 11,
+            Self::Settled(_) => 12,
+            Self::Agreement(_) => 13,
         }
     }
 
@@ -381,6 +440,8 @@ impl Message {
             Self::Blocks(_) => "Blocks",
             Self::Ack(_) => "Ack",
             Self::Fetch(_) => "Fetch",
+            Self::Settled(_) => "Settled",
+            Self::Agreement(_) => "Agreement",
         }
     }
 
@@ -397,6 +458,8 @@ impl Message {
             Self::NotServed(reason) => frame::encode_message(kind, reason),
             Self::Ack(ack) => frame::encode_message(kind, ack),
             Self::Fetch(fetch) => frame::encode_message(kind, fetch),
+            Self::Settled(settled) => frame::encode_message(kind, settled),
+            Self::Agreement(agreement) => frame::encode_message(kind, agreement),
             Self::Blocks(blocks) => {
                 let mut body = postcard::to_stdvec(&blocks.promise).unwrap_or_default();
                 let block_bytes: usize = blocks.blocks.iter().map(|b| b.bytes().len()).sum();
@@ -428,6 +491,8 @@ impl Message {
             9 => Self::Blocks(decode_blocks(kind, body)?),
             10 => Self::Ack(frame::decode_message(kind, body)?),
             11 => Self::Fetch(frame::decode_message(kind, body)?),
+            12 => Self::Settled(frame::decode_message(kind, body)?),
+            13 => Self::Agreement(frame::decode_message(kind, body)?),
             _ => return Err(FrameError::UnknownKind { kind }),
         })
     }

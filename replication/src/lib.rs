@@ -18,4 +18,6 @@ pub mod link;
 pub mod quic;
 
 #[cfg(feature = "quic")]
-pub use quic::{Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, PeerStatus, Timings};
+pub use quic::{
+    Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, PeerStatus, Remembered, Timings,
+};

@@ -57,8 +57,12 @@ struct Command {
 
 /// The door to one partition's sequencer task.
 pub(crate) struct Sequencer {
+    log: LogId,
     queue: mpsc::Sender<Command>,
     marks: Arc<Marks>,
+    store: Arc<Store>,
+    time: Arc<TimeKeeper>,
+    shut: Arc<RwLock<Option<String>>>,
 }
 
 /// What a sequencer works with.
@@ -84,15 +88,23 @@ impl Sequencer {
         let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
         let head = tools.store.head(tools.log);
         let marks = Arc::new(Marks::new(tools.log, head.timestamp, head.position));
+        let sequencer = Self {
+            log: tools.log,
+            queue,
+            marks: Arc::clone(&marks),
+            store: Arc::clone(&tools.store),
+            time: Arc::clone(&tools.time),
+            shut: Arc::clone(&tools.shut),
+        };
         let task = Task {
             recall: Recall::new(),
-            marks: Arc::clone(&marks),
+            marks,
             committed_blocks: Arc::new(AtomicU64::new(0)),
             submitted_blocks: 0,
             expected_next: Position::ZERO,
             tools,
         };
-        (Self { queue, marks }, task.run(requests, cancel))
+        (sequencer, task.run(requests, cancel))
     }
 
     /// Queues `request`, waiting for a place if need be; what becomes of it comes out of the
@@ -111,9 +123,20 @@ impl Sequencer {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    /// What can be promised of this log now.
-    pub(crate) fn promise(&self, time: &TimeKeeper) -> Promise {
-        self.marks.promise(|| time.hlc().now().ok())
+    /// What can be promised of this log now; nothing while it may still be taken back from peers.
+    pub(crate) fn promise(&self) -> Option<Promise> {
+        // In this order: once the gate is open, only we write this log.
+        if read_lock(&self.shut).is_some() {
+            return None;
+        }
+        let hlc = self.time.hlc();
+        // A clock that is not trusted, or has come to its ceiling, has still passed what it merged.
+        let passed = || hlc.now().unwrap_or_else(|_| hlc.passed());
+        let committed = || {
+            let head = self.store.head(self.log);
+            (head.timestamp, head.position)
+        };
+        Some(self.marks.promise(passed, committed))
     }
 }
 

@@ -47,14 +47,19 @@ impl Marks {
         }
     }
 
-    /// The strongest promise (`promised`): with nothing under way, a stamp taken now while nobody
-    /// can begin a block; else the last committed one.
-    pub(super) fn promise(&self, now: impl FnOnce() -> Option<Timestamp>) -> Promise {
+    /// The strongest promise (`promised`): with nothing under way, `passed` while nobody can begin a
+    /// block; else the last committed one. `committed` is where the log ends on disk: what was taken
+    /// back from a peer did not come through here.
+    pub(super) fn promise(
+        &self,
+        passed: impl FnOnce() -> Timestamp,
+        committed: impl FnOnce() -> (Timestamp, Position),
+    ) -> Promise {
         let mut state = self.lock();
-        if state.under_way == 0
-            && let Some(now) = now()
-        {
-            state.timestamp = state.timestamp.max(now);
+        if state.under_way == 0 {
+            let (timestamp, position) = committed();
+            state.position = state.position.max(position);
+            state.timestamp = state.timestamp.max(timestamp).max(passed());
         }
         Promise {
             log: self.log,
@@ -109,9 +114,22 @@ mod tests {
         Arc::new(Marks::new(log, Timestamp(100), Position(5)))
     }
 
+    fn promise_at(marks: &Marks, now: u64) -> Promise {
+        marks.promise(|| Timestamp(now), || (Timestamp(100), Position(5)))
+    }
+
+    #[test]
+    fn what_was_taken_back_from_a_peer_is_promised_too() {
+        let promise = marks().promise(|| Timestamp(120), || (Timestamp(130), Position(9)));
+        assert_eq!(
+            (promise.timestamp, promise.position),
+            (Timestamp(130), Position(9))
+        );
+    }
+
     #[test]
     fn an_idle_log_promises_up_to_now() {
-        let promise = marks().promise(|| Some(Timestamp(200)));
+        let promise = promise_at(&marks(), 200);
         assert_eq!(
             (promise.timestamp, promise.position),
             (Timestamp(200), Position(5))
@@ -122,13 +140,13 @@ mod tests {
     fn a_block_under_way_holds_promises_at_what_is_committed() {
         let marks = marks();
         let block = marks.begin();
-        let during = marks.promise(|| Some(Timestamp(200)));
+        let during = promise_at(&marks, 200);
         assert_eq!(
             (during.timestamp, during.position),
             (Timestamp(100), Position(5))
         );
         block.committed(Timestamp(150), Position(7));
-        let after = marks.promise(|| Some(Timestamp(200)));
+        let after = promise_at(&marks, 200);
         assert_eq!(
             (after.timestamp, after.position),
             (Timestamp(200), Position(7))
@@ -139,7 +157,7 @@ mod tests {
     fn a_failed_block_is_never_promised_over() {
         let marks = marks();
         marks.begin().failed();
-        let promise = marks.promise(|| Some(Timestamp(200)));
+        let promise = promise_at(&marks, 200);
         assert_eq!(
             (promise.timestamp, promise.position),
             (Timestamp(100), Position(5))
@@ -150,9 +168,6 @@ mod tests {
     fn a_block_that_came_to_nothing_is_no_longer_under_way() {
         let marks = marks();
         drop(marks.begin());
-        assert_eq!(
-            marks.promise(|| Some(Timestamp(200))).timestamp,
-            Timestamp(200)
-        );
+        assert_eq!(promise_at(&marks, 200).timestamp, Timestamp(200));
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use meridian_clock::{Incarnation, RegionId};
 use uuid::Uuid;
 
-use crate::frame::{Hello, LINK_VERSION, Lane, Refusal};
+use crate::frame::{Hello, LINK_VERSION, LINK_VERSION_MIN, Lane, Refusal};
 
 /// Who we are, and who we were told the others are.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ impl Credentials {
     /// What we say first on a connection.
     pub fn hello(&self, lane: Lane) -> Hello {
         Hello {
-            version_min: LINK_VERSION,
+            version_min: LINK_VERSION_MIN,
             version_max: LINK_VERSION,
             federation: self.federation,
             region: self.region,
@@ -101,8 +101,6 @@ impl Credentials {
         Ok(version)
     }
 }
-
-const LINK_VERSION_MIN: u16 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use meridian_clock::{LogId, Position, Promise, Timestamp};
+use meridian_clock::{LogId, Position, Promise, RegionId, Timestamp};
 
 // A promise whose prefix has not arrived yet waits here. Heartbeats come every 50 ms, so this is
 // several seconds of them; beyond it the middle ones are thinned out, which only makes the
@@ -60,6 +60,16 @@ impl Promises {
         }
     }
 
+    /// Drops what still waits for its prefix of `origin`'s logs. The origin may be coming back without
+    /// what it had promised, and give the same positions to other events: it will promise anew.
+    pub fn forget_waiting(&mut self, origin: RegionId) {
+        for (log, state) in &mut self.0 {
+            if log.origin == origin {
+                state.waiting.clear();
+            }
+        }
+    }
+
     /// The newest fulfilled promise of `log`.
     pub fn get(&self, log: LogId) -> Option<Promise> {
         self.0.get(&log)?.fulfilled
@@ -82,7 +92,7 @@ impl Promises {
 
 #[cfg(test)]
 mod tests {
-    use meridian_clock::{PartitionId, RegionId};
+    use meridian_clock::PartitionId;
     use proptest::prelude::*;
 
     use super::*;
@@ -118,6 +128,15 @@ mod tests {
         promises.handle_promise(promise(20, 9));
         assert_eq!(promises.get(log()), Some(promise(10, 5)));
         assert_eq!(promises.newest(log()), Timestamp(20));
+    }
+
+    #[test]
+    fn what_an_origin_promised_before_it_was_lost_is_not_held_against_what_comes_after() {
+        let mut promises = Promises::default();
+        promises.handle_promise(promise(10, 2));
+        promises.forget_waiting(RegionId(1));
+        promises.handle_durable(log(), Position(2));
+        assert_eq!(promises.get(log()), None);
     }
 
     #[test]

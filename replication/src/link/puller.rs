@@ -221,6 +221,11 @@ impl Puller {
         self.decide_all(now)
     }
 
+    /// Whether this node writes its own logs.
+    pub fn writes_own(&self) -> bool {
+        self.writes_own
+    }
+
     /// We can pull from `peer`.
     pub fn handle_connected(&mut self, now: Instant, peer: RegionId) -> Vec<Action> {
         let fresh = Peer {

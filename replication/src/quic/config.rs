@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_clock::{Incarnation, LogId, Position, Promise, RegionId};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::frame::Lane;
+use crate::frame::{Lane, Stable};
 use crate::link::PullerTimings;
 
 /// A region of the federation, as configured.
@@ -100,6 +101,18 @@ pub struct LinksConfig {
     pub bulk_window_bytes: u64,
     /// Told of each block's delay, for metrics.
     pub delays: Option<DelayObserver>,
+    /// What an earlier life of this node had heard.
+    pub remembered: Remembered,
+}
+
+/// What is known of the settled order, to be kept over a restart: watermarks would otherwise begin
+/// anew, and stay down while a member is away.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// The newest promise of each log whose prefix was held here.
+    pub promises: Vec<Promise>,
+    /// What each region was heard to have settled.
+    pub settled: Vec<Stable>,
 }
 
 impl LinksConfig {
@@ -122,6 +135,7 @@ impl LinksConfig {
             live_window_bytes: 16 << 20,
             bulk_window_bytes: 48 << 20,
             delays: None,
+            remembered: Remembered::default(),
         }
     }
 }

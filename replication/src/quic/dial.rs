@@ -186,8 +186,10 @@ async fn listen(
         match message {
             Message::Heartbeat(heartbeat) => {
                 shared.heard(peer);
-                shared.promised(&heartbeat.promises);
+                shared.heartbeat_of(peer, &heartbeat);
             }
+            Message::Settled(settled) => shared.settled_elsewhere(&settled),
+            Message::Agreement(agreement) => shared.agreed_elsewhere(peer, &agreement),
             Message::Vector(vector) => {
                 shared.vector(peer, vector, true, std::mem::take(&mut is_first));
             }

@@ -14,10 +14,11 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use super::endpoint::{close, code};
 use super::state::{Shared, State};
 use super::{
-    Endpoint, LinksConfig, PeerStatus, PromiseSource, SubscriptionStatus, dial, repair, serve,
+    Endpoint, LinksConfig, PeerStatus, PromiseSource, Remembered, SubscriptionStatus, dial, repair,
+    serve,
 };
-use crate::frame::Lane;
-use crate::link::{Alarm, Subscription};
+use crate::frame::{Agreed, Lane};
+use crate::link::{Alarm, Disagreement, Marks, PartitionMarks, Subscription};
 
 // Tasks end at their next await; this is for a disk that hangs.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(5);
@@ -63,6 +64,7 @@ impl Links {
             }
         }
         shared.tracker.spawn(tick(Arc::clone(&shared)));
+        shared.tracker.spawn(settle(Arc::clone(&shared)));
         shared.tracker.spawn(follow_store(Arc::clone(&shared)));
         shared.tracker.spawn(repair::run(Arc::clone(&shared)));
         Arc::new(Self(shared))
@@ -180,6 +182,37 @@ impl Links {
         self.0.lock().promises.fulfilled()
     }
 
+    /// How far the order is settled; changes whenever a watermark rises.
+    pub fn marks(&self) -> watch::Receiver<Arc<Marks>> {
+        self.0.marks.subscribe()
+    }
+
+    /// The watermarks of each partition, and who holds them back.
+    pub fn watermarks(&self) -> Vec<PartitionMarks> {
+        let now = self.0.now();
+        self.0.lock().watermarks.partitions(now)
+    }
+
+    /// What should be kept over a restart; see [`LinksConfig::remembered`].
+    pub fn remember(&self) -> Remembered {
+        let state = self.0.lock();
+        Remembered {
+            promises: state.promises.fulfilled().into_values().collect(),
+            settled: state.watermarks.said(),
+        }
+    }
+
+    /// This node has chained the settled order of a partition up to a cut; compared with what peers
+    /// come to.
+    pub fn agreed(&self, agreed: Agreed) {
+        self.0.agreed_here(agreed);
+    }
+
+    /// Where regions settled different events, as far as is known.
+    pub fn disagreements(&self) -> Vec<Disagreement> {
+        self.0.lock().disagreements.values().copied().collect()
+    }
+
     /// How long after its stamp each block became durable here, in microseconds, since start. It
     /// compares two wall clocks, so it is as good as they agree.
     pub fn delays(&self) -> hdrhistogram::Histogram<u64> {
@@ -228,6 +261,18 @@ async fn tick(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.cancel.cancelled() => return,
             _ = every.tick() => shared.tick(),
+        }
+    }
+}
+
+/// Moves the watermarks of a node that nobody pulls from, too.
+async fn settle(shared: Arc<Shared>) {
+    let mut every = interval(shared.config.timings.heartbeat);
+    every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.cancel.cancelled() => return,
+            _ = every.tick() => drop(shared.settle()),
         }
     }
 }

@@ -19,7 +19,8 @@ mod state;
 mod wire;
 
 pub use config::{
-    DelayObserver, LinksConfig, Member, PeerStatus, PromiseSource, SubscriptionStatus, Timings,
+    DelayObserver, LinksConfig, Member, PeerStatus, PromiseSource, Remembered, SubscriptionStatus,
+    Timings,
 };
 pub use endpoint::{ConnectError, Endpoint, EndpointError, EndpointKeys, Incoming};
 pub use links::{HeldByRegion, Links};

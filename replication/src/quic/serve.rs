@@ -13,7 +13,8 @@ use super::endpoint::{close, code, explain};
 use super::state::Shared;
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
 use crate::frame::{
-    Ack, Blocks, Fetch, Hello, Lane, Message, NotServed, Refusal, Subscribe, Subscribed,
+    Ack, Blocks, Fetch, Hello, Lane, Message, NotServed, Refusal, SETTLED_SINCE, Subscribe,
+    Subscribed,
 };
 use crate::link::{AckError, OutboundSubscription};
 
@@ -77,7 +78,7 @@ async fn serve(
     connection: &quinn::Connection,
     name: &PeerName,
 ) -> ServeError {
-    let (hello, reader, writer) = match greet(shared, connection, name).await {
+    let (hello, version, reader, writer) = match greet(shared, connection, name).await {
         Ok(greeted) => greeted,
         Err(error) => return error,
     };
@@ -87,7 +88,7 @@ async fn serve(
     let error = match lane {
         Lane::Live => tokio::select! {
             Err(error) = listen(shared, region, reader) => error,
-            Err(error) = speak(shared, region, writer) => error.into(),
+            Err(error) = speak(shared, region, version, writer) => error.into(),
             error = serve_streams(shared, connection, region) => error,
         },
         Lane::Bulk => {
@@ -103,7 +104,7 @@ async fn greet(
     shared: &Arc<Shared>,
     connection: &quinn::Connection,
     name: &PeerName,
-) -> Result<(Hello, MessageReader, MessageWriter), ServeError> {
+) -> Result<(Hello, u16, MessageReader, MessageWriter), ServeError> {
     let within = shared.config.timings.connect;
     let (send, recv) = timeout(within, connection.accept_bi())
         .await
@@ -119,15 +120,18 @@ async fn greet(
         PeerName::Region(name) => name.clone(),
         PeerName::Client(name) => format!("client {name}"),
     };
-    if let Err(refusal) = shared.credentials.judge(&hello, &certificate, None) {
-        writer.write(&Message::Refused(refusal.clone())).await?;
-        writer.finish().await;
-        return Err(ServeError::Refused(refusal));
-    }
+    let version = match shared.credentials.judge(&hello, &certificate, None) {
+        Ok(version) => version,
+        Err(refusal) => {
+            writer.write(&Message::Refused(refusal.clone())).await?;
+            writer.finish().await;
+            return Err(ServeError::Refused(refusal));
+        }
+    };
     let welcome = shared.credentials.hello(hello.lane);
     writer.write(&Message::Welcome(welcome)).await?;
     writer.prefer();
-    Ok((hello, reader, writer))
+    Ok((hello, version, reader, writer))
 }
 
 /// Takes in what the peer says on the control stream. Never returns `Ok`.
@@ -153,20 +157,31 @@ async fn listen(
 async fn speak(
     shared: &Arc<Shared>,
     peer: RegionId,
+    version: u16,
     mut writer: MessageWriter,
 ) -> Result<std::convert::Infallible, WireError> {
+    let knows_settled = version >= SETTLED_SINCE;
     let timings = &shared.config.timings;
     let mut vectors = interval(timings.vector);
     let mut heartbeats = interval(timings.heartbeat);
     vectors.set_missed_tick_behavior(MissedTickBehavior::Delay);
     heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let message = tokio::select! {
+        let (message, beside) = tokio::select! {
             biased;
-            _ = vectors.tick() => Message::Vector(shared.vector_for(peer)),
-            _ = heartbeats.tick() => Message::Heartbeat(shared.heartbeat()),
+            _ = vectors.tick() => (
+                Message::Vector(shared.vector_for(peer)),
+                Message::Agreement(shared.agreement()),
+            ),
+            _ = heartbeats.tick() => (
+                Message::Heartbeat(shared.heartbeat()),
+                Message::Settled(shared.settled()),
+            ),
         };
         writer.write(&message).await?;
+        if knows_settled {
+            writer.write(&beside).await?;
+        }
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use meridian_clock::{
-    ClockSample, Hlc, Incarnation, LogId, Merge, Position, Promise, RegionId, SkewGuard,
-    SkewVerdict, Timestamp, VersionVector,
+    ClockSample, Hlc, Incarnation, LogId, Merge, PartitionId, Position, Promise, RegionId,
+    SkewGuard, SkewVerdict, Timestamp, VersionVector,
 };
 use meridian_store::{LogHead, Store};
 use tokio::sync::watch;
@@ -18,9 +18,14 @@ use super::endpoint::{close, code};
 use super::links::HeldByRegion;
 use super::wire::{MessageReader, MessageWriter};
 use super::{Endpoint, LinksConfig, Member, PromiseSource, pull};
-use crate::frame::{ClockEcho, Head, Heartbeat, Lane, Vector, all_logs};
+use crate::frame::{
+    Agreed, Agreement, ClockEcho, Head, Heartbeat, Lane, Settled, Vector, all_logs,
+};
 use crate::link::handshake::Credentials;
-use crate::link::{Action, Ended, Held, Instant, Jitter, Promises, Puller, Subscription};
+use crate::link::{
+    Action, Agreements, Disagreement, Ended, Held, Instant, Jitter, Marks, Promises, Puller,
+    Subscription, Watermarks,
+};
 
 impl From<LogHead> for Head {
     fn from(head: LogHead) -> Self {
@@ -101,9 +106,16 @@ pub(crate) struct State {
     pub(crate) puller: Puller,
     pub(crate) held: Held,
     pub(crate) promises: Promises,
+    pub(crate) watermarks: Watermarks,
+    pub(crate) agreements: Agreements,
+    /// By region and partition, so that each is said once.
+    pub(crate) disagreements: BTreeMap<(RegionId, PartitionId), Disagreement>,
     pub(crate) skew: SkewGuard,
     pub(crate) peers: BTreeMap<RegionId, Peer>,
     pub(crate) seen: BTreeMap<RegionId, VersionVector>,
+    // What each peer said it holds, and which peers said what is complete: only who did both is seen.
+    vectors: BTreeMap<RegionId, VersionVector>,
+    promising: BTreeSet<RegionId>,
     pub(crate) jitter: Jitter,
     pulls: BTreeMap<u64, CancellationToken>,
     // Origins whose clocks were found too far ahead, to say so only once.
@@ -123,6 +135,7 @@ pub(crate) struct Shared {
     pub(crate) cancel: CancellationToken,
     pub(crate) held: watch::Sender<HeldByRegion>,
     pub(crate) seen: watch::Sender<HeldByRegion>,
+    pub(crate) marks: watch::Sender<Arc<Marks>>,
     pub(crate) delays: Mutex<Histogram<u64>>,
     started: tokio::time::Instant,
     state: Mutex<State>,
@@ -154,6 +167,7 @@ impl Shared {
             .map(|log| {
                 let head = Head::from(store.head(log));
                 promises.handle_durable(log, head.position);
+                promises.handle_promise(head.promise());
                 let state = LogState {
                     head: watch::Sender::new(head),
                     gate: Arc::default(),
@@ -161,6 +175,14 @@ impl Shared {
                 (log, state)
             })
             .collect();
+        for promise in &config.remembered.promises {
+            promises.handle_promise(*promise);
+        }
+        let start = Instant::default();
+        let mut watermarks = Watermarks::new(config.region, regions(), config.partitions, start);
+        watermarks.handle_fulfilled(start, promises.fulfilled().into_values());
+        watermarks.handle_settled(start, &config.remembered.settled);
+        let marks = watch::Sender::new(Arc::new(watermarks.marks()));
         let state = State {
             puller: Puller::new(
                 config.region,
@@ -170,6 +192,9 @@ impl Shared {
             ),
             held: Held::new(config.region),
             promises,
+            watermarks,
+            agreements: Agreements::new(config.partitions),
+            disagreements: BTreeMap::new(),
             skew: SkewGuard::new(config.max_offset),
             peers: config
                 .members
@@ -178,6 +203,8 @@ impl Shared {
                 .map(|member| (member.id, Peer::new(member.clone())))
                 .collect(),
             seen: BTreeMap::new(),
+            vectors: BTreeMap::new(),
+            promising: BTreeSet::new(),
             jitter: Jitter::new(rng_seed),
             pulls: BTreeMap::new(),
             far_ahead: BTreeSet::new(),
@@ -198,6 +225,7 @@ impl Shared {
             cancel: CancellationToken::new(),
             held: watch::Sender::default(),
             seen: watch::Sender::default(),
+            marks,
             delays: Mutex::new(delays),
             started: tokio::time::Instant::now(),
             state: Mutex::new(state),
@@ -279,6 +307,8 @@ impl Shared {
             known.last_error = Some(reason);
         }
         self.parted(&mut state, peer);
+        state.promises.forget_waiting(peer);
+        state.promising.remove(&peer);
         let actions = state.puller.handle_disconnected(now, peer);
         self.carry_out(&mut state, actions);
     }
@@ -397,10 +427,8 @@ impl Shared {
             .iter()
             .map(|head| (head.log, head.position))
             .collect();
-        if state.seen.get(&peer) != Some(&said) {
-            state.seen.insert(peer, said);
-            self.seen.send_replace(Arc::new(state.seen.clone()));
-        }
+        state.vectors.insert(peer, said);
+        self.publish_seen(&mut state, peer);
         if is_source {
             let actions = state.puller.handle_vector(now, peer, &vector.heads, &ours);
             self.carry_out(&mut state, actions);
@@ -419,15 +447,77 @@ impl Shared {
         }
     }
 
+    // A peer counts as heard once it said what it holds and what it knows to be complete: a node
+    // that lost its memory needs both before it stamps again.
+    fn publish_seen(&self, state: &mut State, peer: RegionId) {
+        if !state.promising.contains(&peer) {
+            return;
+        }
+        let Some(said) = state.vectors.get(&peer) else {
+            return;
+        };
+        if state.seen.get(&peer) != Some(said) {
+            state.seen.insert(peer, said.clone());
+            self.seen.send_replace(Arc::new(state.seen.clone()));
+        }
+    }
+
     /// What we tell who pulls from us to be complete.
     pub(crate) fn heartbeat(&self) -> Heartbeat {
+        Heartbeat {
+            promises: self.settle().promises.fulfilled().into_values().collect(),
+        }
+    }
+
+    /// What we tell who pulls from us of watermarks.
+    pub(crate) fn settled(&self) -> Settled {
+        let mut stable = self.lock().watermarks.said();
+        stable.retain(|stable| stable.through > Timestamp::ZERO);
+        Settled { stable }
+    }
+
+    /// What we tell who pulls from us of what the order came to here.
+    pub(crate) fn agreement(&self) -> Agreement {
+        Agreement {
+            agreed: self.lock().agreements.said(),
+        }
+    }
+
+    /// Promises anew for our own logs, and moves the watermarks.
+    pub(crate) fn settle(&self) -> MutexGuard<'_, State> {
+        // Outside of the lock: a promise is taken under the sequencers' locks.
         let own = (self.own_promises)();
         let mut state = self.lock();
-        for promise in own {
-            state.promises.handle_promise(promise);
+        for promise in &own {
+            state.promises.handle_promise(*promise);
         }
-        Heartbeat {
-            promises: state.promises.fulfilled().into_values().collect(),
+        self.fulfilled(&mut state, own.iter().map(|promise| promise.log));
+        state
+    }
+
+    // The newest fulfilled promises of `logs` may have risen.
+    fn fulfilled(&self, state: &mut State, logs: impl IntoIterator<Item = LogId>) {
+        let State {
+            promises,
+            watermarks,
+            ..
+        } = state;
+        let newest = logs.into_iter().filter_map(|log| promises.get(log));
+        if watermarks.handle_fulfilled(self.now(), newest) {
+            self.publish_marks(state);
+        }
+    }
+
+    fn publish_marks(&self, state: &State) {
+        self.marks.send_replace(Arc::new(state.watermarks.marks()));
+    }
+
+    /// A peer said what it knows to be complete.
+    pub(crate) fn heartbeat_of(&self, peer: RegionId, heartbeat: &Heartbeat) {
+        self.promised(&heartbeat.promises);
+        let mut state = self.lock();
+        if state.promising.insert(peer) {
+            self.publish_seen(&mut state, peer);
         }
     }
 
@@ -435,16 +525,63 @@ impl Shared {
     pub(crate) fn promised(&self, promises: &[Promise]) {
         let mut state = self.lock();
         for promise in promises {
-            // Nobody else makes promises for our own logs, and what its origin promises of its copy
-            // says nothing of one that differs.
-            if promise.log.origin != self.config.region
-                && self.logs.contains_key(&promise.log)
-                && !state.puller.is_stopped(promise.log)
-            {
+            if !self.logs.contains_key(&promise.log) {
+                continue;
+            }
+            if promise.log.origin == self.config.region {
+                // We made it ourselves. If our disk was lost since, this is how we learn of it, and
+                // what was promised binds us all the same (`promised`).
+                if !state.puller.writes_own() {
+                    self.hlc.start_above(promise.timestamp);
+                }
+            } else if !state.puller.is_stopped(promise.log) {
+                // What its origin promises of its copy says nothing of one that differs.
                 self.merge_clock(&mut state, promise.log.origin, promise.timestamp);
                 state.promises.handle_promise(*promise);
             }
         }
+        let others = promises.iter().map(|promise| promise.log);
+        let others = others.filter(|log| log.origin != self.config.region);
+        self.fulfilled(&mut state, others);
+    }
+
+    /// A peer said how far it and others have settled the order.
+    pub(crate) fn settled_elsewhere(&self, settled: &Settled) {
+        let mut state = self.lock();
+        let now = self.now();
+        if state.watermarks.handle_settled(now, &settled.stable) {
+            self.publish_marks(&state);
+        }
+    }
+
+    /// We have chained the settled order of a partition up to a cut.
+    pub(crate) fn agreed_here(&self, agreed: Agreed) {
+        let mut state = self.lock();
+        let found = state.agreements.handle_own(agreed);
+        for disagreement in found {
+            self.disagreed(&mut state, disagreement);
+        }
+    }
+
+    /// A peer said what it came to.
+    pub(crate) fn agreed_elsewhere(&self, peer: RegionId, agreement: &Agreement) {
+        let mut state = self.lock();
+        for agreed in &agreement.agreed {
+            if let Some(disagreement) = state.agreements.handle_peer(peer, *agreed) {
+                self.disagreed(&mut state, disagreement);
+            }
+        }
+    }
+
+    fn disagreed(&self, state: &mut State, disagreement: Disagreement) {
+        let partition = disagreement.ours.partition;
+        let at = (disagreement.peer, partition);
+        if state.disagreements.contains_key(&at) {
+            return;
+        }
+        tracing::error!(peer = %disagreement.peer, %partition, "same-order: {disagreement}");
+        state.watermarks.stop(partition, disagreement.to_string());
+        state.disagreements.insert(at, disagreement);
     }
 
     /// A block of `origin` came, stamped `timestamp`.
@@ -562,13 +699,19 @@ impl Shared {
                 *known = head;
                 moves
             }) {
-                moved.push((head.log, head.position));
+                moved.push(head);
             }
         }
         let mut state = self.lock();
-        for (log, position) in moved {
-            state.promises.handle_durable(log, position);
+        for head in &moved {
+            state.promises.handle_durable(head.log, head.position);
+            // What a copy holds is itself a promise, so that watermarks move with a log that is
+            // being caught up on, and not only at its end.
+            if !state.puller.is_stopped(head.log) {
+                state.promises.handle_promise(head.promise());
+            }
         }
+        self.fulfilled(&mut state, moved.iter().map(|head| head.log));
     }
 
     /// Blocks of `origin` became durable here this long after their stamps.

@@ -7,8 +7,8 @@ use meridian_clock::{
 use meridian_event::Chain;
 use meridian_event::frame::{self, FrameError};
 use meridian_replication::frame::{
-    Ack, Blocks, ClockEcho, Fetch, Head, Heartbeat, Hello, Holding, Lane, Message, NotServed,
-    Refusal, Subscribe, Subscribed, Vector,
+    Ack, Agreed, Agreement, Blocks, ClockEcho, Fetch, Head, Heartbeat, Hello, Holding, Lane,
+    Message, NotServed, Refusal, Settled, Stable, Subscribe, Subscribed, Vector,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -34,6 +34,8 @@ const GOLDEN: &[(&str, &[u8])] = golden![
     "blocks",
     "ack",
     "fetch",
+    "settled",
+    "agreement",
 ];
 
 fn hello(lane: Lane) -> Hello {
@@ -188,6 +190,21 @@ fn messages(name: &str) -> Vec<Message> {
             after: Position(41),
             until: Position(97),
         })],
+        "settled" => vec![Message::Settled(Settled {
+            stable: vec![Stable {
+                region: B,
+                partition: PartitionId(5),
+                through: Timestamp(0x0102_0304_0506_0708),
+            }],
+        })],
+        "agreement" => vec![Message::Agreement(Agreement {
+            agreed: vec![Agreed {
+                partition: PartitionId(5),
+                through: Timestamp(0x0102_0304_ffff_ffff),
+                events: 70_000,
+                chain: Chain([0xc4; 32]),
+            }],
+        })],
         other => panic!("no messages are called {other}"),
     }
 }
@@ -227,10 +244,10 @@ fn the_golden_bytes_still_mean_what_they_meant() {
 fn there_is_a_golden_file_for_every_kind_of_message() {
     let all = GOLDEN.iter().map(|(name, _)| messages(name));
     let kinds: Vec<u8> = all.map(|messages| messages[0].kind()).collect();
-    assert_eq!(kinds, (1..=11).collect::<Vec<_>>());
+    assert_eq!(kinds, (1..=13).collect::<Vec<_>>());
     assert_eq!(
-        Message::decode(12, &Bytes::new()),
-        Err(FrameError::UnknownKind { kind: 12 })
+        Message::decode(14, &Bytes::new()),
+        Err(FrameError::UnknownKind { kind: 14 })
     );
 }
 

@@ -9,7 +9,7 @@ use meridian_clock::{Epoch, Position, RegionId, Timestamp};
 use meridian_event::Chain;
 use meridian_event::frame::{FRAME_HEADER_BYTES, FrameHeader};
 use meridian_replication::frame::{
-    Head, Heartbeat, Hello, LINK_VERSION, Lane, Message, Subscribed, Vector,
+    Head, Heartbeat, Hello, LINK_VERSION_MIN, Lane, Message, Subscribed, Vector,
 };
 use quinn::{Connection, RecvStream, SendStream};
 
@@ -48,8 +48,8 @@ impl Fault {
 
 pub fn hello(region: RegionId, name: &str) -> Hello {
     Hello {
-        version_min: LINK_VERSION,
-        version_max: LINK_VERSION,
+        version_min: LINK_VERSION_MIN,
+        version_max: LINK_VERSION_MIN,
         federation: FEDERATION,
         region,
         name: name.to_owned(),
