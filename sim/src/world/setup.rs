@@ -1,0 +1,81 @@
+//! What each host is given, from the plan.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use meridian_client::Limits;
+use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_node::config::{MemberConfig, NodeConfig};
+
+use super::certificates::Certificates;
+use super::network::{Road, SimNetwork};
+use super::trace::Trace;
+use super::{FEDERATION, HTTP_PORT, QUIC_PORT, client_ip, node_ip, region_id};
+use crate::load::SHARED;
+use crate::plan::Plan;
+use crate::rng::Rng;
+
+pub(super) fn network(
+    plan: &Plan,
+    index: usize,
+    here: IpAddr,
+    part: &str,
+    trace: &Trace,
+    calm: &Arc<AtomicBool>,
+) -> SimNetwork {
+    let mut roads = BTreeMap::new();
+    for link in &plan.links {
+        let other = match (link.a == index, link.b == index) {
+            (true, _) => link.b,
+            (_, true) => link.a,
+            _ => continue,
+        };
+        let road = Road {
+            loss_ppm: link.loss_ppm,
+            duplicate_ppm: link.duplicate_ppm,
+            reorder_ppm: link.reorder_ppm,
+            hold_ms: link.latency_ms * 2,
+        };
+        roads.insert(node_ip(other), road);
+        roads.insert(client_ip(other), road);
+    }
+    let rng = Rng::part(plan.seed, &format!("network {part} {index}"));
+    SimNetwork {
+        here,
+        roads: Arc::new(roads),
+        rng: Arc::new(Mutex::new(rng)),
+        trace: trace.clone(),
+        calm: Arc::clone(calm),
+    }
+}
+
+pub(super) fn node_config(
+    plan: &Plan,
+    index: usize,
+    members: &[MemberConfig],
+    certificates: &Certificates,
+) -> NodeConfig {
+    let any = Ipv4Addr::UNSPECIFIED;
+    let shared = CategoryPolicy {
+        mode: Mode::Lww,
+        home: HomeRule::Hash,
+    };
+    NodeConfig {
+        federation: FEDERATION,
+        region: region_id(index),
+        partitions: plan.partitions,
+        members: members.to_vec(),
+        data: "data".into(),
+        listen_http: SocketAddr::new(any.into(), HTTP_PORT),
+        listen_quic: SocketAddr::new(any.into(), QUIC_PORT),
+        certificates: certificates.of_region(&plan.regions[index].name),
+        categories: BTreeMap::from([(SHARED.to_owned(), shared)]),
+        limits: Limits::default(),
+        append_timeout: Duration::from_secs(10),
+        max_offset: Duration::from_millis(500),
+        segment_bytes: plan.segment_kib << 10,
+    }
+}

@@ -1,0 +1,190 @@
+//! The one who watches: what can only be seen while it lasts, whether all is well again, and what
+//! every node holds in the end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use meridian_clock::Position;
+use meridian_store::{Health, ReadError};
+
+use super::World;
+use super::clock::EPOCH;
+use super::host::Machine;
+use crate::invariants::{self, Copy, Evidence};
+
+impl World {
+    // Notes what can only be seen while it lasts, and restarts what has failed.
+    pub(super) fn look(&mut self) {
+        let now = self.sim.elapsed();
+        for index in 0..self.machines.len() {
+            let machine = Arc::clone(&self.machines[index]);
+            let Some(node) = machine.node() else {
+                // One that stopped in order after everything was healed.
+                let healed = self.over.load(Ordering::Relaxed);
+                if healed && machine.stopped.load(Ordering::Relaxed) && !self.down[index] {
+                    self.kill(index, false, 100);
+                }
+                if machine.start_error().is_some() && !self.down[index] {
+                    self.rare("a node that did not start was started again");
+                    self.kill(index, false, 1_000);
+                }
+                continue;
+            };
+            for head in node.store().heads() {
+                self.committed.insert((index, head.log), head.position);
+            }
+            if let Err(reason) = node.ready() {
+                let kind = if reason.contains("peers") {
+                    Some("a node waited for its peers before it gave out positions")
+                } else if reason.contains("clock") {
+                    Some("a node refused because of its clock")
+                } else {
+                    None
+                };
+                if let Some(kind) = kind {
+                    self.rare(kind);
+                }
+            }
+            if !node.store().damaged().is_empty() {
+                self.rare("damage was known");
+            }
+            let failed = matches!(node.store().health(), Health::Failed { .. });
+            drop(node);
+            match (failed, self.failing_since[index]) {
+                (true, None) => self.failing_since[index] = Some(now),
+                (true, Some(since)) if now - since > self.patience[index] => {
+                    self.rare("a failed log was restarted");
+                    self.kill(index, false, 100);
+                }
+                (true, Some(_)) => {}
+                (false, _) => self.failing_since[index] = None,
+            }
+        }
+    }
+
+    // Runs until all is well; what is not, if time is up first.
+    pub(super) fn settle(&mut self, within: Duration, idle: usize) -> anyhow::Result<Vec<String>> {
+        let deadline = self.sim.elapsed() + within;
+        let mut why = Vec::new();
+        loop {
+            // Looked at now and then: looking reads all logs.
+            for _ in 0..200 {
+                self.step()?;
+            }
+            if self.clients.idle.load(Ordering::Relaxed) >= idle {
+                why = self.unsettled();
+                if why.is_empty() {
+                    return Ok(why);
+                }
+            }
+            if self.sim.elapsed() >= deadline {
+                if why.is_empty() {
+                    why.push("clients still wait for answers".to_owned());
+                }
+                return Ok(why);
+            }
+        }
+    }
+
+    fn unsettled(&self) -> Vec<String> {
+        let mut why = Vec::new();
+        let mut digests = Vec::new();
+        for machine in &self.machines {
+            let Some(node) = machine.node() else {
+                let error = machine.start_error();
+                why.push(format!(
+                    "{} does not run: {}",
+                    machine.name,
+                    error.unwrap_or_default()
+                ));
+                continue;
+            };
+            if let Err(reason) = node.ready() {
+                why.push(format!("{} is not ready: {reason}", machine.name));
+            }
+            for damage in node.store().damaged() {
+                why.push(format!("{} has damage: {damage}", machine.name));
+            }
+            digests.push(node.digest());
+        }
+        if digests.windows(2).any(|pair| pair[0] != pair[1]) {
+            why.push(format!("digests differ: {digests:?}"));
+        }
+        if why.is_empty() {
+            for machine in &self.machines {
+                if let Err(error) = copy_of(machine) {
+                    why.push(format!("{}: {error}", machine.name));
+                }
+            }
+        }
+        why
+    }
+
+    pub(super) fn audit(&mut self) {
+        let mut copies = Vec::new();
+        for machine in &self.machines {
+            if machine.node().is_none() {
+                continue;
+            }
+            match copy_of(machine) {
+                Ok(copy) => copies.push(copy),
+                Err(error) => {
+                    self.report
+                        .broken
+                        .push(format!("durable: {} cannot be read: {error}", machine.name));
+                }
+            }
+        }
+        self.report.events = copies.first().map_or(0, |copy| {
+            copy.logs.values().flatten().map(Vec::len).sum::<usize>() as u64
+        });
+        let evidence = Evidence {
+            calls: self.history.calls(),
+            copies,
+            forgiven: std::mem::take(&mut self.forgiven),
+            sane: self.clock_was_off.iter().map(|off| !off).collect(),
+            end: EPOCH + self.sim.elapsed(),
+        };
+        self.report.broken.extend(self.history.seen_broken());
+        self.report.broken.extend(invariants::check(&evidence));
+        self.report.broken.truncate(30);
+    }
+}
+
+fn copy_of(machine: &Machine) -> Result<Copy, ReadError> {
+    const PAGE_BYTES: usize = 1 << 20;
+    let mut logs = BTreeMap::new();
+    let mut blocks_by_log = BTreeMap::new();
+    let Some(node) = machine.node() else {
+        return Ok(Copy {
+            name: machine.name.clone(),
+            logs,
+            blocks: blocks_by_log,
+        });
+    };
+    for head in node.store().heads() {
+        let mut after = Position::ZERO;
+        let mut events = Vec::new();
+        let mut all = Vec::new();
+        while after < head.position {
+            let blocks = node.store().read_log(head.log, after, PAGE_BYTES)?;
+            if blocks.is_empty() {
+                break;
+            }
+            for block in blocks {
+                after = block.header().last_position();
+                events.push(block.to_events().unwrap_or_default());
+                all.push(block);
+            }
+        }
+        logs.insert(head.log, events);
+        blocks_by_log.insert(head.log, all);
+    }
+    Ok(Copy {
+        name: machine.name.clone(),
+        logs,
+        blocks: blocks_by_log,
+    })
+}
