@@ -373,12 +373,24 @@ impl OpenBlock {
 
     /// The events in order, borrowed from the body. Ends after the first error.
     pub fn events(&self) -> Events<'_> {
+        self.events_from(EventPlace::default())
+    }
+
+    /// The events from a place on that [`Events::place`] gave for this block.
+    pub fn events_from(&self, place: EventPlace) -> Events<'_> {
         Events {
             header: &self.header,
-            rest: &self.raw,
-            index: 0,
-            at: self.header.first_timestamp,
+            body: &self.raw,
+            // A place of another block ends in an error, as a body that was cut short does.
+            rest: self.raw.get(place.offset..).unwrap_or_default(),
+            index: place.index,
+            at: place.at.max(self.header.first_timestamp),
         }
+    }
+
+    /// How long the body is, decompressed.
+    pub fn raw_bytes(&self) -> usize {
+        self.raw.len()
     }
 
     /// `event`, which [`OpenBlock::events`] of this block gave, as a value of its own that shares
@@ -438,37 +450,98 @@ struct Record<'a> {
     metadata: &'a [u8],
 }
 
+/// A place between two events of a block, for a reader that goes on later: it borrows nothing. The
+/// default is before the first event.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EventPlace {
+    offset: usize,
+    index: u32,
+    // Of the event before it, so that the check that timestamps do not fall goes on too.
+    at: Timestamp,
+}
+
 /// Iterator over the events of an [`OpenBlock`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Events<'a> {
     header: &'a BlockHeader,
+    body: &'a [u8],
     rest: &'a [u8],
     index: u32,
     at: Timestamp,
 }
 
 impl<'a> Events<'a> {
-    fn next_event(&mut self) -> Result<EventRef<'a>, &'static str> {
+    /// Where the next event begins.
+    pub fn place(&self) -> EventPlace {
+        EventPlace {
+            offset: self.body.len() - self.rest.len(),
+            index: self.index,
+            at: self.at,
+        }
+    }
+
+    /// The position and timestamp of the next event, without decoding the rest of it; `None` after
+    /// the last one. Checks less than [`Iterator::next`] does, which may still find it unreadable.
+    ///
+    /// # Errors
+    /// When not even that can be read.
+    #[inline]
+    pub fn peek(&self) -> Result<Option<(Position, Timestamp)>, BlockError> {
+        if self.index == self.header.count {
+            return Ok(None);
+        }
+        let (record, _) = self.next_record().map_err(body_error)?;
+        let (after_first, _) = postcard::take_from_bytes::<u64>(record)
+            .map_err(|_| body_error("a record does not parse"))?;
+        let position = self.header.first_position.plus(u64::from(self.index));
+        let timestamp = self.timestamp(after_first).map_err(body_error)?;
+        Ok(Some((position, timestamp)))
+    }
+
+    /// Goes past the next event without decoding it.
+    ///
+    /// # Errors
+    /// As [`Events::peek`].
+    pub fn pass(&mut self) -> Result<(), BlockError> {
+        if let Some((_, timestamp)) = self.peek()? {
+            let (_, rest) = self.next_record().map_err(body_error)?;
+            self.rest = rest;
+            self.at = timestamp;
+            self.index += 1;
+        }
+        Ok(())
+    }
+
+    #[inline]
+    fn next_record(&self) -> Result<(&'a [u8], &'a [u8]), &'static str> {
         let (length, rest) = self
             .rest
             .split_first_chunk::<4>()
             .ok_or("a record is missing")?;
         let length = u32::from_le_bytes(*length) as usize;
-        let record = rest.get(..length).ok_or("a record is cut short")?;
-        self.rest = &rest[length..];
+        rest.split_at_checked(length).ok_or("a record is cut short")
+    }
+
+    #[inline]
+    fn timestamp(&self, after_first: u64) -> Result<Timestamp, &'static str> {
+        self.header
+            .first_timestamp
+            .0
+            .checked_add(after_first)
+            .map(Timestamp)
+            .filter(|at| *at >= self.at && *at <= self.header.last_timestamp)
+            .ok_or("timestamps do not rise")
+    }
+
+    fn next_event(&mut self) -> Result<EventRef<'a>, &'static str> {
+        let (record, rest) = self.next_record()?;
+        self.rest = rest;
         let (record, left_over) = postcard::take_from_bytes::<Record<'_>>(record)
             .map_err(|_| "a record does not parse")?;
         if !left_over.is_empty() {
             return Err("a record has bytes left over");
         }
-        let timestamp = self
-            .header
-            .first_timestamp
-            .0
-            .checked_add(record.after_first_timestamp)
-            .map(Timestamp)
-            .filter(|at| *at >= self.at && *at <= self.header.last_timestamp)
-            .ok_or("timestamps do not rise")?;
+        let timestamp = self.timestamp(record.after_first_timestamp)?;
         self.at = timestamp;
         let position = self.header.first_position.plus(u64::from(self.index));
         self.index += 1;
@@ -500,9 +573,13 @@ impl<'a> Iterator for Events<'a> {
         if event.is_err() {
             self.index = self.header.count;
         }
-        Some(event.map_err(|reason| BlockError::Body {
-            reason: reason.to_owned(),
-        }))
+        Some(event.map_err(body_error))
+    }
+}
+
+fn body_error(reason: &'static str) -> BlockError {
+    BlockError::Body {
+        reason: reason.to_owned(),
     }
 }
 
@@ -786,6 +863,22 @@ mod tests {
                 prop_assert_eq!(recorded.id, new.id);
                 prop_assert_eq!(&recorded.data, &new.data);
             }
+        }
+
+        #[test]
+        fn a_reader_goes_on_from_any_place_and_peeks_right(batches in any_batches()) {
+            let open = block_of(&batches).open().expect("it opens");
+            let all: Vec<_> = open.events().map(|event| event.expect("it decodes")).collect();
+            let mut passing = open.events();
+            for (number, event) in all.iter().enumerate() {
+                let from = open.events_from(passing.place());
+                let rest: Vec<_> = from.map(|event| event.expect("it decodes")).collect();
+                prop_assert_eq!(&rest, &all[number..]);
+                let peeked = passing.peek().expect("it decodes");
+                prop_assert_eq!(peeked, Some((event.dot.position, event.timestamp)));
+                passing.pass().expect("it decodes");
+            }
+            prop_assert_eq!(passing.peek(), Ok(None));
         }
 
         #[test]

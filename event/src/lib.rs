@@ -14,7 +14,9 @@ pub mod frame;
 mod names;
 mod recorded;
 
-pub use block::{Block, BlockBuilder, BlockError, BlockHeader, Chain, Codec, EventRef};
+pub use block::{
+    Block, BlockBuilder, BlockError, BlockHeader, Chain, Codec, EventPlace, EventRef, OpenBlock,
+};
 pub use names::{Category, EventId, EventType, NameError, Revision, StreamId, partition_of};
 pub use recorded::{NewEvent, RecordedEvent};
 

@@ -2,7 +2,8 @@
 //!
 //! Blocks of all origin logs, local and remote, lie interleaved in one physical log, so that one
 //! write and one `fdatasync` commit whatever is queued. [`Store::submit`] queues a block;
-//! [`Store::read_log`], [`Store::scan`] and [`Store::read_stream`] read what is committed.
+//! [`Store::read_log`], [`Store::scan`], [`Store::read_stream`] and [`Store::ordered`] read what is
+//! committed.
 //!
 //! Not here: who may write and which position comes next (`node`), moving blocks between regions
 //! (`replication`), what events mean (`conflict`, `projection`). Start reading at `disk`, then
@@ -26,6 +27,7 @@ mod housekeeping;
 mod index;
 mod offset;
 mod options;
+mod ordered;
 mod queue;
 mod read;
 mod recovery;
@@ -44,6 +46,7 @@ pub use disk::{Disk, DiskFile, RealDisk, SimDisk};
 pub use error::{CommitError, OpenError, ReadError, SubmitError};
 pub use offset::LogOffset;
 pub use options::{Lanes, StoreOptions};
+pub use ordered::{OrderedReader, Reached};
 pub use scrub::{ScrubCursor, ScrubStep};
 pub use small::{KeyValue, SmallError, SmallState};
 pub use store::{CommitGroup, Done, Store};

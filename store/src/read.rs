@@ -97,7 +97,13 @@ impl Core {
         }
     }
 
-    fn missing(&self, log: LogId, next: Position, until: Position, segment: &Segment) -> ReadError {
+    pub(crate) fn missing(
+        &self,
+        log: LogId,
+        next: Position,
+        until: Position,
+        segment: &Segment,
+    ) -> ReadError {
         let known = self.damage().covering(log, next).cloned();
         ReadError::Damaged(known.unwrap_or_else(|| DamagedRange {
             log,

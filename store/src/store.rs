@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 
-use meridian_clock::{LogId, Position, RegionId};
+use meridian_clock::{LogId, OrderKey, Position, RegionId};
 use meridian_event::{Block, EventId, RecordedEvent, StreamId};
 use tokio::sync::watch;
 
@@ -18,8 +18,8 @@ use crate::queue::{Group, Stop, Taken};
 use crate::recovery::{UNCERTAIN_PATH, recover};
 use crate::{
     CommitError, DamagedRange, Disk, Found, Health, Lanes, LogHead, LogOffset, OpenError,
-    ReadError, Recovery, RepairError, ScanPage, ScrubCursor, ScrubStep, SmallState, StoreOptions,
-    StoreStats, StreamRange, SubmitError, small,
+    OrderedReader, ReadError, Recovery, RepairError, ScanPage, ScrubCursor, ScrubStep, SmallState,
+    StoreOptions, StoreStats, StreamRange, SubmitError, small,
 };
 
 /// The file whose lock says that a node has the folder open.
@@ -164,6 +164,13 @@ impl Store {
     /// When the disk fails. Damaged blocks are left out and listed.
     pub fn scan(&self, after: LogOffset, bytes_max: usize) -> Result<ScanPage, ReadError> {
         self.core.scan(after, bytes_max)
+    }
+
+    /// A reader of the events of `logs` in the one total order, from the first one beyond `after`
+    /// on; `after` need not be the key of any event. Nothing is read before
+    /// [`OrderedReader::read`]. A log that has no events yet takes part once it has some.
+    pub fn ordered(&self, logs: impl IntoIterator<Item = LogId>, after: OrderKey) -> OrderedReader {
+        OrderedReader::new(&self.core, logs, after)
     }
 
     /// The committed event with this id.

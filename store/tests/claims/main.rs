@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod faults;
 mod golden;
+mod ordered;
 mod reads;
 mod real;
 mod world;
