@@ -1,0 +1,38 @@
+//! The subcommands, one file each, and what they share.
+
+pub(crate) mod hunt;
+pub(crate) mod plan;
+pub(crate) mod run;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use meridian_sim::plan::Plan;
+use meridian_sim::scenarios;
+
+fn exit(ok: bool) -> ExitCode {
+    if ok {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "plans are files of the one who runs them"
+)]
+fn read_plan(path: &Path) -> anyhow::Result<Plan> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    toml::from_str(&text).with_context(|| format!("{} is not a plan", path.display()))
+}
+
+fn scenario_called(name: &str) -> anyhow::Result<Plan> {
+    let mut all = scenarios::all();
+    let names: Vec<_> = all.iter().map(|(name, _)| *name).collect();
+    match all.iter().position(|(it, _)| *it == name) {
+        Some(index) => Ok(all.swap_remove(index).1),
+        None => anyhow::bail!("no scenario {name}; there are {}", names.join(", ")),
+    }
+}

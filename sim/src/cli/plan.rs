@@ -1,0 +1,21 @@
+//! `meridian-sim plan`.
+
+use std::process::ExitCode;
+
+use clap::Args;
+use meridian_sim::plan::Plan;
+
+/// Prints the plan of a seed, to be saved, edited and run.
+#[derive(Args)]
+pub(crate) struct Print {
+    /// The seed.
+    #[arg(long)]
+    seed: u64,
+}
+
+impl Print {
+    pub(crate) fn carry_out(self) -> anyhow::Result<ExitCode> {
+        print!("{}", toml::to_string(&Plan::draw(self.seed))?);
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,81 @@
+//! `meridian-sim run`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use meridian_sim::hunt::run_alone;
+use meridian_sim::plan::Plan;
+use meridian_sim::world::Ran;
+
+use super::{exit, read_plan, scenario_called};
+
+/// Runs one seed or plan.
+#[derive(Args)]
+pub(crate) struct Run {
+    /// The seed that the plan is drawn from.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A plan in a file, in place of a seed.
+    #[arg(long)]
+    plan: Option<PathBuf>,
+    /// A scenario by its name, in place of a seed.
+    #[arg(long, conflicts_with = "plan")]
+    scenario: Option<String>,
+    /// Prints every step.
+    #[arg(long)]
+    trace: bool,
+    /// Prints the report as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Prints what the nodes log, filtered as with RUST_LOG.
+    #[arg(long)]
+    log: Option<String>,
+}
+
+impl Run {
+    pub(crate) fn carry_out(self) -> anyhow::Result<ExitCode> {
+        if let Some(log) = self.log {
+            tracing_subscriber::fmt()
+                .with_env_filter(log)
+                .without_time()
+                .with_ansi(false)
+                .init();
+        }
+        let plan = match (self.plan, self.scenario) {
+            (Some(path), _) => read_plan(&path)?,
+            (None, Some(name)) => scenario_called(&name)?,
+            (None, None) => Plan::draw(self.seed),
+        };
+        let ran = run_alone(&plan, self.trace);
+        for line in &ran.lines {
+            println!("{line}");
+        }
+        print_report(&ran, self.json)?;
+        Ok(exit(ran.report.ok))
+    }
+}
+
+fn print_report(ran: &Ran, json: bool) -> anyhow::Result<()> {
+    let report = &ran.report;
+    if json {
+        println!("{}", serde_json::to_string(report)?);
+        return Ok(());
+    }
+    println!(
+        "seed {} {}: {} events, {:.1} virtual seconds, {} steps, trace {}",
+        report.seed,
+        if report.ok { "green" } else { "RED" },
+        report.events,
+        report.virtual_s,
+        report.steps,
+        report.trace
+    );
+    println!("    answers: {:?}", report.answers);
+    println!("    faults: {:?}", report.faults);
+    println!("    rare: {:?}", report.rare);
+    for what in &report.broken {
+        println!("    broken: {what}");
+    }
+    Ok(())
+}
