@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meridian_client::{Appended, Durability, Expected};
-use meridian_event::{EventId, StreamId};
+use meridian_event::{EventId, Revision, StreamId};
 
 /// One append, from the first attempt to the last answer.
 #[derive(Clone, Debug)]
@@ -40,7 +40,22 @@ pub enum Outcome {
         code: &'static str,
         /// What the client was told, in full.
         why: String,
+        /// The stream's last revision, if it was refused for that.
+        found: Option<Option<Revision>>,
     },
+}
+
+/// Where a stream ended when its home was asked.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// The stream.
+    pub stream: StreamId,
+    /// When it was asked.
+    pub invoked: Duration,
+    /// When it was answered.
+    pub returned: Duration,
+    /// The last event, if there was one.
+    pub last: Option<(Revision, EventId)>,
 }
 
 /// The calls of one run. Clones are the same history.
@@ -50,6 +65,7 @@ pub struct History(Arc<Mutex<Inner>>);
 #[derive(Default)]
 struct Inner {
     calls: Vec<Call>,
+    reads: Vec<Read>,
     broken: Vec<String>,
 }
 
@@ -71,6 +87,16 @@ impl History {
             call.returned = Some(at);
             call.outcome = outcome;
         }
+    }
+
+    /// Notes what the home of a stream was seen to hold.
+    pub fn read(&self, read: Read) {
+        self.lock().reads.push(read);
+    }
+
+    /// All reads at homes.
+    pub fn reads(&self) -> Vec<Read> {
+        self.lock().reads.clone()
     }
 
     /// Notes that a client saw something that must never be.

@@ -12,5 +12,6 @@ pub mod invariants;
 pub mod load;
 pub mod plan;
 pub mod rng;
+pub mod same;
 pub mod scenarios;
 pub mod world;

@@ -12,10 +12,11 @@ use meridian_client::{
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
 use tokio::time::sleep;
 
-use crate::history::{Call, History, Outcome};
+use crate::history::{Call, History, Outcome, Read};
 use crate::plan::LoadPlan;
 use crate::rng::Rng;
 use crate::world::clock::elapsed;
+use crate::world::story::{Answer, What};
 use crate::world::trace::Trace;
 
 /// The category of streams that every region may write.
@@ -106,16 +107,28 @@ impl Writer {
 
     async fn write_once(&mut self) {
         let request = self.draw();
+        let asked = elapsed();
         let call = self.history.begin(Call {
             client: self.client,
             stream: request.stream.clone(),
             expected: request.expected,
             durability: request.durability,
             ids: request.events.iter().map(|event| event.id).collect(),
-            invoked: elapsed(),
+            invoked: asked,
             returned: None,
             outcome: Outcome::Unknown,
         });
+        self.trace.note(
+            asked,
+            format_args!(
+                "client {} call {call} asks {} {} {} for {} events",
+                self.client,
+                request.stream,
+                request.expected,
+                request.durability,
+                request.events.len()
+            ),
+        );
         let mut in_doubt = false;
         let outcome = loop {
             match self.federation.append(request.clone()).await {
@@ -129,16 +142,17 @@ impl Writer {
                 // A refusal of a later attempt says nothing about an earlier one.
                 Err(_) if in_doubt => break Outcome::Unknown,
                 Err(error) => {
-                    if let AppendError::WrongExpectedRevision {
-                        actual: Some(actual),
-                        ..
-                    } = &error
-                    {
-                        self.learn(&request.stream, *actual);
+                    let found = match &error {
+                        AppendError::WrongExpectedRevision { actual, .. } => Some(*actual),
+                        _ => None,
+                    };
+                    if let Some(Some(actual)) = found {
+                        self.learn(&request.stream, actual);
                     }
                     break Outcome::Refused {
                         code: error.code(),
                         why: error.to_string(),
+                        found,
                     };
                 }
             }
@@ -152,6 +166,17 @@ impl Writer {
             elapsed(),
             format_args!("client {} call {call} {word}", self.client),
         );
+        let answer = match &outcome {
+            Outcome::Unknown => Answer::Unknown,
+            Outcome::Written(_) => Answer::Written,
+            Outcome::Refused { .. } => Answer::Refused,
+        };
+        let answered = What::Answered {
+            client: self.client,
+            asked,
+            answer,
+        };
+        self.trace.tell(elapsed(), answered);
         self.history.end(call, elapsed(), outcome.clone());
         let Outcome::Written(first) = outcome else {
             return;
@@ -187,6 +212,9 @@ impl Writer {
     async fn read_once(&mut self) {
         let number = self.rng.below(self.plan.streams);
         let stream = StreamId::new(&format!("{HOMED}-{number}")).expect("a sound name");
+        if self.rng.percent(50) {
+            return self.read_the_end(stream).await;
+        }
         let from = self.rng.below(20);
         let read = StreamRead {
             stream: stream.clone(),
@@ -206,5 +234,26 @@ impl Writer {
                 return;
             }
         }
+    }
+
+    // Where a stream ends is known at its home, at once.
+    async fn read_the_end(&mut self, stream: StreamId) {
+        let invoked = elapsed();
+        let read = StreamRead {
+            stream: stream.clone(),
+            from: StreamRead::LAST,
+            direction: Direction::Backwards,
+            limit: 1,
+        };
+        let Ok(page) = self.federation.read_stream(read, ReadAt::Home).await else {
+            return;
+        };
+        let last = page.events.first();
+        self.history.read(Read {
+            stream,
+            invoked,
+            returned: elapsed(),
+            last: last.map(|event| (event.revision, event.id)),
+        });
     }
 }

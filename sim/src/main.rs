@@ -21,6 +21,7 @@ enum Command {
     Run(cli::run::Run),
     Plan(cli::plan::Print),
     Hunt(cli::hunt::Hunt),
+    Same(cli::same::Same),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -31,5 +32,6 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Run(run) => run.carry_out(),
         Command::Plan(print) => print.carry_out(),
         Command::Hunt(hunt) => hunt.carry_out(),
+        Command::Same(same) => same.carry_out(),
     }
 }

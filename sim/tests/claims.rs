@@ -3,6 +3,7 @@
 use meridian_sim::hunt::run_alone;
 use meridian_sim::plan::Plan;
 use meridian_sim::scenarios;
+use meridian_sim::world::trace::Keep;
 
 // Only with this flag does turmoil seed tokio's own choices; see `.cargo/config.toml` beside us.
 #[cfg(tokio_unstable)]
@@ -10,7 +11,22 @@ use meridian_sim::scenarios;
 fn the_same_plan_runs_the_same_way_twice() {
     for seed in 0..2 {
         let plan = Plan::draw(seed);
-        let (first, second) = (run_alone(&plan, true), run_alone(&plan, true));
+        let (first, second) = (
+            run_alone(
+                &plan,
+                Keep {
+                    lines: true,
+                    story: true,
+                },
+            ),
+            run_alone(
+                &plan,
+                Keep {
+                    lines: true,
+                    story: true,
+                },
+            ),
+        );
         let differ = first.lines.iter().zip(&second.lines).find(|(a, b)| a != b);
         assert_eq!(differ, None, "the first step at which seed {seed} differs");
         assert_eq!(first.report.trace, second.report.trace, "seed {seed}");
@@ -30,7 +46,7 @@ fn a_plan_survives_being_written_down() {
 #[test]
 fn scenarios_break_nothing() {
     for (name, plan) in scenarios::all() {
-        let report = run_alone(&plan, false).report;
+        let report = run_alone(&plan, Keep::default()).report;
         assert!(report.broken.is_empty(), "{name}: {:?}", report.broken);
         assert!(report.events > 50, "{name} wrote {} events", report.events);
     }
@@ -39,7 +55,7 @@ fn scenarios_break_nothing() {
 #[test]
 fn a_few_seeds_break_nothing() {
     for seed in 10..14 {
-        let report = run_alone(&Plan::draw(seed), false).report;
+        let report = run_alone(&Plan::draw(seed), Keep::default()).report;
         assert!(report.broken.is_empty(), "seed {seed}: {:?}", report.broken);
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use meridian_sim::hunt::{hunt, run_alone, silence_panics};
+use meridian_sim::hunt::{hunt, silence_panics};
 
-use super::exit;
+use super::progress::Progress;
+use super::{exit, lock};
 
 /// Runs many seeds, and stops at the first that breaks something.
 #[derive(Args)]
@@ -25,9 +26,6 @@ pub(crate) struct Hunt {
     /// Goes on after a failure.
     #[arg(long)]
     keep_going: bool,
-    /// Runs every seed twice, and fails if the two differ.
-    #[arg(long)]
-    twice: bool,
     /// Succeeds only if some seed fails: for builds with a planted bug.
     #[arg(long)]
     expect_red: bool,
@@ -36,44 +34,32 @@ pub(crate) struct Hunt {
 impl Hunt {
     pub(crate) fn carry_out(self) -> anyhow::Result<ExitCode> {
         silence_panics();
-        let (done, red) = (AtomicU64::new(0), AtomicBool::new(false));
+        let progress = Progress::new("seeds", self.seeds);
+        let red = AtomicBool::new(false);
         let seconds = Mutex::new(0.0);
         let rare = Mutex::new(BTreeMap::<String, u64>::new());
         hunt(self.from, self.seeds, self.jobs, |plan, ran| {
-            let count = done.fetch_add(1, Ordering::Relaxed) + 1;
+            progress.step();
             *lock(&seconds) += ran.report.virtual_s;
             for state in ran.report.rare.keys() {
                 *lock(&rare).entry(state.clone()).or_default() += 1;
             }
-            let mut broken = ran.report.broken.clone();
-            if self.twice {
-                let again = run_alone(plan, false);
-                if again.report.trace != ran.report.trace {
-                    broken.push(format!(
-                        "the same plan ran differently: {} and {} after {} and {} steps",
-                        ran.report.trace, again.report.trace, ran.report.steps, again.report.steps
-                    ));
-                }
-            }
-            if count.is_multiple_of(20) {
-                eprintln!("{count} seeds, {:.0} virtual seconds", *lock(&seconds));
-            }
-            if broken.is_empty() {
+            if ran.report.ok {
                 return true;
             }
             red.store(true, Ordering::Relaxed);
-            println!(
-                "seed {} is red; meridian-sim run --seed {}",
-                plan.seed, plan.seed
-            );
-            for what in broken {
+            progress.say(&format!("seed {} is red", plan.seed));
+            println!("meridian-sim run --seed {}", plan.seed);
+            for what in &ran.report.broken {
                 println!("    {}", what.chars().take(600).collect::<String>());
             }
             self.keep_going
         });
+        progress.finish();
         println!(
-            "{} seeds, {:.0} virtual seconds",
-            done.load(Ordering::Relaxed),
+            "{} seeds, {}, {:.0} virtual seconds",
+            progress.done(),
+            progress.speed(),
             *lock(&seconds)
         );
         for (state, count) in &*lock(&rare) {
@@ -81,8 +67,4 @@ impl Hunt {
         }
         Ok(exit(red.load(Ordering::Relaxed) == self.expect_red))
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -2,14 +2,21 @@
 
 pub(crate) mod hunt;
 pub(crate) mod plan;
+mod progress;
 pub(crate) mod run;
+pub(crate) mod same;
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use meridian_sim::plan::Plan;
 use meridian_sim::scenarios;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn exit(ok: bool) -> ExitCode {
     if ok {

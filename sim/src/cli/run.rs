@@ -7,6 +7,7 @@ use clap::Args;
 use meridian_sim::hunt::run_alone;
 use meridian_sim::plan::Plan;
 use meridian_sim::world::Ran;
+use meridian_sim::world::trace::Keep;
 
 use super::{exit, read_plan, scenario_called};
 
@@ -47,7 +48,13 @@ impl Run {
             (None, Some(name)) => scenario_called(&name)?,
             (None, None) => Plan::draw(self.seed),
         };
-        let ran = run_alone(&plan, self.trace);
+        let ran = run_alone(
+            &plan,
+            Keep {
+                lines: self.trace,
+                story: false,
+            },
+        );
         for line in &ran.lines {
             println!("{line}");
         }

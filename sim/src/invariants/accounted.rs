@@ -11,7 +11,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let mut asked = BTreeMap::new();
     for (number, call) in evidence.calls.iter().enumerate() {
         let there = call.ids.iter().filter(|id| found.contains_key(id)).count();
-        if let Outcome::Refused { code, why } = &call.outcome
+        if let Outcome::Refused { code, why, .. } = &call.outcome
             && there > 0
         {
             broken.push(format!(

@@ -9,6 +9,7 @@ mod dense;
 mod durable;
 mod idempotent;
 mod identical;
+mod linearizable;
 mod revisions;
 mod rising;
 
@@ -18,7 +19,7 @@ use std::time::Duration;
 use meridian_clock::{LogId, Position};
 use meridian_event::{Block, EventId, RecordedEvent};
 
-use crate::history::Call;
+use crate::history::{Call, Read};
 
 /// What one node holds in the end.
 pub struct Copy {
@@ -45,6 +46,8 @@ pub struct Forgiven {
 pub struct Evidence {
     /// What clients did and were told.
     pub calls: Vec<Call>,
+    /// What homes were seen to hold.
+    pub reads: Vec<Read>,
     /// What each node holds.
     pub copies: Vec<Copy>,
     /// What may be missing.
@@ -71,13 +74,14 @@ impl Evidence {
 /// Everything that is broken, each with the name of the invariant in front.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     type Check = fn(&Evidence) -> Vec<String>;
-    let all: [(&str, Check); 8] = [
+    let all: [(&str, Check); 9] = [
         ("dense", dense::check),
         ("identical", identical::check),
         ("durable", durable::check),
         ("accounted", accounted::check),
         ("rising", rising::check),
         ("revisions", revisions::check),
+        ("revisions", linearizable::check),
         ("idempotent", idempotent::check),
         ("contained", contained::check),
     ];

@@ -9,6 +9,7 @@ use meridian_store::{Disk, LogOffset};
 use super::{World, client_ip, node_ip, region_id};
 use crate::invariants::Forgiven;
 use crate::plan::FaultKind;
+use crate::world::story::What;
 
 /// Something to do at a moment.
 #[derive(Clone, Debug)]
@@ -44,11 +45,21 @@ impl World {
             Act::Begin(kind) => {
                 let count = self.report.faults.entry(kind.name().to_owned());
                 *count.or_default() += 1;
+                self.trace.tell(at, What::Fault(kind.clone()));
                 self.begin(kind);
             }
-            Act::Cut(a, b) => self.each(a, b, |sim, a, b| sim.partition(a, b)),
-            Act::Repair(a, b) => self.each(a, b, |sim, a, b| sim.repair(a, b)),
-            Act::RepairOneWay(a, b) => self.each(a, b, |sim, a, b| sim.repair_oneway(a, b)),
+            Act::Cut(a, b) => {
+                self.tell_both(a, b, What::Cut);
+                self.each(a, b, |sim, a, b| sim.partition(a, b));
+            }
+            Act::Repair(a, b) => {
+                self.tell_both(a, b, What::Repaired);
+                self.each(a, b, |sim, a, b| sim.repair(a, b));
+            }
+            Act::RepairOneWay(a, b) => {
+                self.trace.tell(at, What::Repaired(a, b));
+                self.each(a, b, |sim, a, b| sim.repair_oneway(a, b));
+            }
             Act::Release(a, b) => self.each(a, b, |sim, a, b| sim.release(a, b)),
             Act::Start(region) => self.start(region),
             Act::Stopped(region, down_ms) => {
@@ -78,6 +89,15 @@ impl World {
         }
     }
 
+    fn tell_both(&self, a: usize, b: usize, what: impl Fn(usize, usize) -> What) {
+        if a == b {
+            return;
+        }
+        let at = self.sim.elapsed();
+        self.trace.tell(at, what(a, b));
+        self.trace.tell(at, what(b, a));
+    }
+
     // Between the machines of two regions, clients included.
     fn each(
         &mut self,
@@ -102,6 +122,7 @@ impl World {
                 self.after(for_ms, Act::Repair(a, b));
             }
             FaultKind::CutOneWay { from, to, for_ms } => {
+                self.trace.tell(self.sim.elapsed(), What::Cut(from, to));
                 self.each(from, to, |sim, from, to| sim.partition_oneway(from, to));
                 self.after(for_ms, Act::RepairOneWay(from, to));
             }
@@ -118,7 +139,7 @@ impl World {
             }
             FaultKind::Isolate { region, for_ms } => {
                 for other in 0..self.machines.len() {
-                    self.each(region, other, |sim, a, b| sim.partition(a, b));
+                    self.act(Act::Cut(region, other));
                     self.after(for_ms, Act::Repair(region, other));
                 }
             }
@@ -201,6 +222,7 @@ impl World {
             machine.disk().crash();
         }
         self.sim.crash(machine.ip);
+        self.trace.tell(self.sim.elapsed(), What::Ends(region));
         self.after(down_ms, Act::Start(region));
     }
 
@@ -274,6 +296,7 @@ impl World {
         self.acts.clear();
         self.calm.store(true, Ordering::Relaxed);
         self.trace.note(self.sim.elapsed(), format_args!("heal"));
+        self.trace.tell(self.sim.elapsed(), What::Healed);
         for a in 0..self.machines.len() {
             for b in 0..self.machines.len() {
                 self.each(a, b, |sim, a, b| {

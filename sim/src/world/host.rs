@@ -14,11 +14,14 @@ use tokio::time::sleep;
 
 use super::clock::{SkewedClock, elapsed};
 use super::network::SimNetwork;
+use super::story::What;
 use super::trace::Trace;
 use crate::rng::Rng;
 
 /// A machine and what is wrong with it now.
 pub struct Machine {
+    /// Its region, as an index into the plan's.
+    pub index: usize,
     /// Its region's name.
     pub name: String,
     /// Where it is.
@@ -49,14 +52,24 @@ struct Changing {
     start_error: Option<String>,
 }
 
-struct SeededRandom(Mutex<Rng>);
+struct SeededRandom {
+    name: String,
+    rng: Mutex<Rng>,
+    trace: Trace,
+}
 
 impl Random for SeededRandom {
     fn fill(&self, bytes: &mut [u8]) {
-        self.0
+        self.rng
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .fill(bytes);
+        // A draw more or less is where two runs part, long before it shows on the network.
+        let first = bytes.first().copied().unwrap_or_default();
+        self.trace.note(
+            elapsed(),
+            format_args!("{} draws {} bytes, {first:02x}", self.name, bytes.len()),
+        );
     }
 }
 
@@ -76,9 +89,10 @@ pub struct Parts {
 
 impl Machine {
     /// A machine with an empty disk.
-    pub fn new(seed: u64, name: &str, ip: IpAddr, parts: Parts) -> Self {
+    pub fn new(seed: u64, index: usize, name: &str, ip: IpAddr, parts: Parts) -> Self {
         let mut rng = Rng::part(seed, &format!("machine {name}"));
         Self {
+            index,
             name: name.to_owned(),
             ip,
             clock: parts.clock,
@@ -140,7 +154,11 @@ impl Machine {
         let seams = Seams {
             disk: Arc::new(self.disk()),
             clock: Arc::new(self.clock.clone()),
-            random: Arc::new(SeededRandom(Mutex::new(self.part()))),
+            random: Arc::new(SeededRandom {
+                name: self.name.clone(),
+                rng: Mutex::new(self.part()),
+                trace: self.trace.clone(),
+            }),
             network: Arc::clone(&self.network) as Arc<dyn Network>,
             lanes: Lanes::Driven,
         };
@@ -160,6 +178,7 @@ impl Machine {
         };
         self.trace
             .note(elapsed(), format_args!("{} runs", self.name));
+        self.trace.tell(elapsed(), What::Runs(self.index));
         self.changing().node = Arc::downgrade(&node);
         let driver = tokio::spawn(drive(
             Arc::clone(node.store()),
@@ -173,6 +192,7 @@ impl Machine {
         self.stopped.store(true, Ordering::Relaxed);
         self.trace
             .note(elapsed(), format_args!("{} has stopped", self.name));
+        self.trace.tell(elapsed(), What::Ends(self.index));
         std::future::pending().await
     }
 }
@@ -192,6 +212,7 @@ async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
                 machine
                     .trace
                     .note(elapsed(), format_args!("{} commits", machine.name));
+                machine.trace.tell(elapsed(), What::Commits(machine.index));
             });
             continue;
         }

@@ -10,6 +10,7 @@ mod faults;
 pub mod host;
 pub mod network;
 mod setup;
+pub mod story;
 pub mod trace;
 mod watch;
 
@@ -31,7 +32,8 @@ use self::certificates::Certificates;
 use self::clock::{EPOCH, SkewedClock};
 use self::faults::Act;
 use self::host::{Machine, Parts};
-use self::trace::Trace;
+use self::story::{Happened, What};
+use self::trace::{Keep, Trace};
 use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
 use crate::plan::Plan;
@@ -52,18 +54,18 @@ pub struct Report {
     pub ok: bool,
     /// The hash of all that happened.
     pub trace: String,
-    /// How many steps that hash is over.
-    pub steps: u64,
     /// How much virtual time went by.
     pub virtual_s: f64,
     /// How many events the logs hold in the end.
     pub events: u64,
-    /// How clients were answered, by kind.
-    pub answers: BTreeMap<String, u64>,
     /// What went wrong, by kind.
     pub faults: BTreeMap<String, u64>,
     /// Rare states that were reached.
     pub rare: BTreeMap<String, u64>,
+    /// How many steps the hash is over.
+    pub steps: u64,
+    /// How clients were answered, by kind.
+    pub answers: BTreeMap<String, u64>,
     /// What must never be, and was.
     pub broken: Vec<String>,
 }
@@ -74,15 +76,13 @@ pub struct Ran {
     pub report: Report,
     /// Its steps, if they were asked for.
     pub lines: Vec<String>,
+    /// Its story, if it was asked for.
+    pub story: Vec<Happened>,
 }
 
 /// Carries out `plan`. A panic in any task is a broken invariant like any other.
-pub fn run(plan: &Plan, keep_lines: bool) -> Ran {
-    let trace = if keep_lines {
-        Trace::keeping()
-    } else {
-        Trace::default()
-    };
+pub fn run(plan: &Plan, keep: Keep) -> Ran {
+    let trace = Trace::keeping(keep);
     let outcome = catch_unwind(AssertUnwindSafe(|| World::new(plan, trace.clone())?.play()));
     let mut report = match outcome {
         Ok(Ok(report)) => report,
@@ -102,6 +102,7 @@ pub fn run(plan: &Plan, keep_lines: bool) -> Ran {
     Ran {
         report,
         lines: trace.lines(),
+        story: trace.story(),
     }
 }
 
@@ -120,6 +121,14 @@ fn ip(group: u8, index: usize) -> IpAddr {
 /// Where the node of a region is.
 fn node_ip(index: usize) -> IpAddr {
     ip(1, index)
+}
+
+// Which region's node is there, if one is.
+fn node_at(ip: IpAddr) -> Option<usize> {
+    match ip {
+        IpAddr::V4(ip) if ip.octets()[2] == 1 => usize::from(ip.octets()[3]).checked_sub(1),
+        _ => None,
+    }
 }
 
 /// Where the client of a region is.
@@ -196,7 +205,13 @@ impl World {
                 network: Arc::new(network),
                 config: setup::node_config(plan, index, &members, &certificates),
             };
-            let machine = Arc::new(Machine::new(plan.seed, &region.name, node_ip(index), parts));
+            let machine = Arc::new(Machine::new(
+                plan.seed,
+                index,
+                &region.name,
+                node_ip(index),
+                parts,
+            ));
             machines.push(Arc::clone(&machine));
             sim.host(node_ip(index), move || {
                 let machine = Arc::clone(&machine);
@@ -290,6 +305,7 @@ impl World {
         }
         self.audit();
         self.report.virtual_s = self.sim.elapsed().as_secs_f64();
+        self.trace.tell(self.sim.elapsed(), What::Over);
         for call in self.history.calls() {
             let kind = match call.outcome {
                 Outcome::Unknown => "unknown".to_owned(),

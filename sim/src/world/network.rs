@@ -15,6 +15,8 @@ use meridian_node::seams::{BoxFuture, Network, TcpListener, TcpStream};
 use quinn::udp::{RecvMeta, Transmit};
 
 use super::clock::elapsed;
+use super::node_at;
+use super::story::What;
 use super::trace::Trace;
 use crate::rng::Rng;
 
@@ -146,6 +148,9 @@ impl SimSocket {
                 self.here
             ),
         );
+        if let (Some(from), Some(to)) = (node_at(self.here), node_at(to.ip())) {
+            self.trace.tell(elapsed(), What::Sent { from, to, lost });
+        }
         if lost {
             return;
         }

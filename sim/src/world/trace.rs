@@ -1,8 +1,13 @@
 //! What happened in a run, as a hash: two runs of a plan are the same when their hashes are.
+//!
+//! Beside it, for those who ask, the steps themselves and a story that can be drawn. Neither has a part
+//! in the hash, so a run is the same whatever is kept of it.
 
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use super::story::{Happened, What};
 
 /// Takes note of every step. Clones are the same trace.
 #[derive(Clone, Default)]
@@ -14,13 +19,24 @@ struct Inner {
     steps: u64,
     line: String,
     kept: Option<Vec<String>>,
+    story: Option<Vec<Happened>>,
+}
+
+/// What is kept of a run beside its report.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Keep {
+    /// Every step, as a line of text.
+    pub lines: bool,
+    /// What happened, to be drawn.
+    pub story: bool,
 }
 
 impl Trace {
-    /// A trace that keeps its lines as well as their hash.
-    pub fn keeping() -> Self {
+    /// A trace that keeps more than its hash.
+    pub fn keeping(keep: Keep) -> Self {
         let inner = Inner {
-            kept: Some(Vec::new()),
+            kept: keep.lines.then(Vec::new),
+            story: keep.story.then(Vec::new),
             ..Inner::default()
         };
         Self(Arc::new(Mutex::new(inner)))
@@ -40,6 +56,20 @@ impl Trace {
         if let Some(kept) = &mut inner.kept {
             kept.push(inner.line.clone());
         }
+    }
+
+    /// Tells the story on, if anyone listens.
+    pub fn tell(&self, at: Duration, what: What) {
+        let mut inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(story) = &mut inner.story {
+            story.push(Happened { at, what });
+        }
+    }
+
+    /// The story so far; empty if it was not asked for.
+    pub fn story(&self) -> Vec<Happened> {
+        let inner = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.story.clone().unwrap_or_default()
     }
 
     /// The hash of all steps, in hex.

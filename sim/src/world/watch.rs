@@ -12,6 +12,7 @@ use meridian_store::{Health, ReadError};
 use super::World;
 use super::clock::EPOCH;
 use super::host::Machine;
+use super::story::What;
 use crate::invariants::{self, Copy, Evidence};
 
 impl World {
@@ -32,9 +33,12 @@ impl World {
                 }
                 continue;
             };
+            let mut held = 0;
             for head in node.store().heads() {
+                held += head.position.0;
                 self.committed.insert((index, head.log), head.position);
             }
+            self.trace.tell(now, What::Holds(index, held));
             if let Err(reason) = node.ready() {
                 let kind = if reason.contains("peers") {
                     Some("a node waited for its peers before it gave out positions")
@@ -142,6 +146,7 @@ impl World {
         });
         let evidence = Evidence {
             calls: self.history.calls(),
+            reads: self.history.reads(),
             copies,
             forgiven: std::mem::take(&mut self.forgiven),
             sane: self.clock_was_off.iter().map(|off| !off).collect(),

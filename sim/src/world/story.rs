@@ -1,0 +1,66 @@
+//! What happened in a run, for a picture of it: fewer words than the trace, and not part of its hash.
+
+use std::time::Duration;
+
+use crate::plan::FaultKind;
+
+/// Something worth drawing, and when.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happened {
+    /// The virtual time since the start.
+    pub at: Duration,
+    /// What.
+    pub what: What,
+}
+
+/// The things worth drawing. Regions are indexes into the plan's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum What {
+    /// A node runs from now on.
+    Runs(usize),
+    /// A node does not any more, or could not begin to.
+    Ends(usize),
+    /// A node made a group of writes durable.
+    Commits(usize),
+    /// How many events a node holds, of all logs.
+    Holds(usize, u64),
+    /// Nothing passes from the first to the second any more.
+    Cut(usize, usize),
+    /// Datagrams from the first to the second pass again.
+    Repaired(usize, usize),
+    /// A fault was done.
+    Fault(FaultKind),
+    /// A node sent a datagram to another's node.
+    Sent {
+        /// The sender.
+        from: usize,
+        /// The one it is meant for.
+        to: usize,
+        /// Whether the network loses it.
+        lost: bool,
+    },
+    /// A client's append ended.
+    Answered {
+        /// The client's region.
+        client: usize,
+        /// When it was asked.
+        asked: Duration,
+        /// How it ended.
+        answer: Answer,
+    },
+    /// Everything was healed.
+    Healed,
+    /// The run is over.
+    Over,
+}
+
+/// How an append ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// It was acknowledged.
+    Written,
+    /// It was refused.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
