@@ -9,9 +9,12 @@
 pub mod history;
 pub mod hunt;
 pub mod invariants;
+pub mod kept;
 pub mod load;
+pub mod picture;
 pub mod plan;
 pub mod rng;
 pub mod same;
 pub mod scenarios;
+pub mod shrink;
 pub mod world;

@@ -22,6 +22,9 @@ enum Command {
     Plan(cli::plan::Print),
     Hunt(cli::hunt::Hunt),
     Same(cli::same::Same),
+    Shrink(cli::shrink::Shrink),
+    Show(cli::show::Show),
+    Replay(cli::replay::Replay),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -33,5 +36,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Plan(print) => print.carry_out(),
         Command::Hunt(hunt) => hunt.carry_out(),
         Command::Same(same) => same.carry_out(),
+        Command::Shrink(shrink) => shrink.carry_out(),
+        Command::Show(show) => show.carry_out(),
+        Command::Replay(replay) => replay.carry_out(),
     }
 }

@@ -2,8 +2,8 @@
 
 use meridian_sim::hunt::run_alone;
 use meridian_sim::plan::Plan;
-use meridian_sim::scenarios;
 use meridian_sim::world::trace::Keep;
+use meridian_sim::{kept, scenarios};
 
 // Only with this flag does turmoil seed tokio's own choices; see `.cargo/config.toml` beside us.
 #[cfg(tokio_unstable)]
@@ -49,6 +49,16 @@ fn scenarios_break_nothing() {
         let report = run_alone(&plan, Keep::default()).report;
         assert!(report.broken.is_empty(), "{name}: {:?}", report.broken);
         assert!(report.events > 50, "{name} wrote {} events", report.events);
+    }
+}
+
+#[test]
+fn the_bugs_of_kept_plans_do_not_come_back() {
+    let plans = kept::all().expect("every kept plan can be read");
+    assert!(!plans.is_empty());
+    for (name, plan) in plans {
+        let report = run_alone(&plan, Keep::default()).report;
+        assert!(report.broken.is_empty(), "{name}: {:?}", report.broken);
     }
 }
 

@@ -3,8 +3,11 @@
 pub(crate) mod hunt;
 pub(crate) mod plan;
 mod progress;
+pub(crate) mod replay;
 pub(crate) mod run;
 pub(crate) mod same;
+pub(crate) mod show;
+pub(crate) mod shrink;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -12,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Context;
 use meridian_sim::plan::Plan;
-use meridian_sim::scenarios;
+use meridian_sim::{kept, scenarios};
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -32,7 +35,15 @@ fn exit(ok: bool) -> ExitCode {
 )]
 fn read_plan(path: &Path) -> anyhow::Result<Plan> {
     let text = std::fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{} is not a plan", path.display()))
+    kept::parse(&text).with_context(|| format!("{} is not a plan", path.display()))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is written is a file of the one who asks for it"
+)]
+fn write_file(path: &Path, text: &str) -> anyhow::Result<()> {
+    std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
 }
 
 fn scenario_called(name: &str) -> anyhow::Result<Plan> {

@@ -25,9 +25,12 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
                 });
             if !may_be_lost {
                 broken.push(format!(
-                    "call {number} on {} was acknowledged at {} (asked for {}) as {dot:?}, and {id} \
-                     is gone",
-                    call.stream, appended.durability, call.durability
+                    "call {number} on {}, answered at {:?}, was acknowledged at {} (asked for {}) as \
+                     {dot:?}, and {id} is gone",
+                    call.stream,
+                    call.returned.unwrap_or_default(),
+                    appended.durability,
+                    call.durability
                 ));
             }
         }

@@ -1,7 +1,8 @@
 //! Plans written by hand, each about one thing; to write another one, copy the nearest.
+//!
+//! A plan that a hunt found and that showed a bug is kept in `plans/` instead, as it is.
 
 mod cut_home;
-mod doubtful_sync;
 mod far_future;
 mod lost_disk;
 mod power_cut;
@@ -12,7 +13,6 @@ use crate::plan::Plan;
 pub fn all() -> Vec<(&'static str, Plan)> {
     vec![
         ("cut-home", cut_home::plan()),
-        ("doubtful-sync", doubtful_sync::plan()),
         ("far-future", far_future::plan()),
         ("lost-disk", lost_disk::plan()),
         ("power-cut", power_cut::plan()),

@@ -64,3 +64,27 @@ pub enum Answer {
     /// Nobody knows.
     Unknown,
 }
+
+/// The regions that a fault is about.
+pub fn regions(kind: &FaultKind) -> Vec<usize> {
+    let table = toml::Table::try_from(kind).unwrap_or_default();
+    // Read from how it is written, so that a new kind of fault needs no line here.
+    let mut regions: Vec<usize> = ["region", "a", "b", "from", "to"]
+        .iter()
+        .filter_map(|key| table.get(*key)?.as_integer())
+        .filter_map(|index| usize::try_from(index).ok())
+        .collect();
+    regions.dedup();
+    regions
+}
+
+/// What else there is to say about a fault, for people.
+pub fn detail(kind: &FaultKind) -> String {
+    let table = toml::Table::try_from(kind).unwrap_or_default();
+    let rest: Vec<_> = table
+        .iter()
+        .filter(|(key, _)| !["what", "region", "a", "b", "from", "to"].contains(&key.as_str()))
+        .map(|(key, value)| format!("{} {value}", key.replace('_', " ")))
+        .collect();
+    rest.join(", ")
+}
