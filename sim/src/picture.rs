@@ -78,14 +78,14 @@ pub fn page(plan: &Plan, ran: &Ran) -> String {
     );
     if !report.broken.is_empty() {
         html.push_str("<div class=\"broken\">");
-        for what in report.broken.iter().take(6) {
-            let text: String = what.chars().take(400).collect();
+        for what in report.broken.iter().take(4) {
+            let text: String = what.chars().take(260).collect();
             put(&mut html, format_args!("<p>{}</p>", escape(&text)));
         }
-        if report.broken.len() > 6 {
+        if report.broken.len() > 4 {
             put(
                 &mut html,
-                format_args!("<p>and {} more</p>", report.broken.len() - 6),
+                format_args!("<p>and {} more</p>", report.broken.len() - 4),
             );
         }
         html.push_str("</div>\n");
