@@ -19,7 +19,8 @@ use crate::tls::Identity;
 use crate::wire::{Hello, Request, Response};
 use crate::{
     AppendError, AppendRequest, Appended, ConnectError, Limits, LivePage, LiveRead, LiveReader,
-    ReadError, Resolver, StreamPage, StreamRead, StreamReader, Topology,
+    ReadError, Resolver, SettledPage, SettledRead, SettledReader, StreamPage, StreamRead,
+    StreamReader, Topology,
 };
 
 /// A node to begin with.
@@ -328,6 +329,27 @@ impl Client {
         }
     }
 
+    /// Follows the one order: the same events in the same sequence, whichever region answers. Asks
+    /// `at`, or the nearest region that can be reached, and goes on in another one when it cannot.
+    pub fn settled(&self, read: SettledRead, at: Option<RegionId>) -> SettledReader {
+        SettledReader::new(self.clone(), read, at)
+    }
+
+    /// One page for a [`SettledReader`].
+    pub(crate) async fn read_settled(
+        &self,
+        read: &SettledRead,
+        only: Option<RegionId>,
+    ) -> Result<SettledPage, ReadError> {
+        let wait = Duration::from_millis(u64::from(read.wait_ms));
+        let request = Request::Settled(read.clone());
+        let deadline = Instant::now() + self.inner.request_timeout + wait;
+        match self.read_until(&request, only, deadline).await? {
+            (_, Response::Settled(page)) => page,
+            (region, _) => Err(not_an_answer(region)),
+        }
+    }
+
     /// Asks `only`, or the nearest region that can answer, until there is an answer.
     async fn read_until(
         &self,
@@ -411,7 +433,9 @@ impl Client {
 /// The error in `response`, when another region or a later time may have a better answer.
 fn unavailable(response: &Response) -> Option<(&ReadError, Duration)> {
     let error = match response {
-        Response::ReadStream(Err(error)) | Response::Live(Err(error)) => error,
+        Response::ReadStream(Err(error))
+        | Response::Live(Err(error))
+        | Response::Settled(Err(error)) => error,
         _ => return None,
     };
     match error {

@@ -35,9 +35,10 @@ pub use connect_error::ConnectError;
 pub use connection::Connection;
 pub use pending::RequestError;
 pub use read::{
-    Direction, EventFilter, LiveCursor, LivePage, LiveRead, ReadError, StreamPage, StreamRead,
+    Direction, EventFilter, LiveCursor, LivePage, LiveRead, ReadError, SettledPage, SettledRead,
+    SettledTier, StreamPage, StreamRead,
 };
-pub use readers::{LiveReader, StreamReader};
+pub use readers::{LiveReader, SettledReader, StreamReader};
 pub use request::{AppendError, AppendRequest, Appended, Durability, Expected, Limits};
 pub use resolve::Resolver;
 pub use topology::{Member, Topology};

@@ -1,6 +1,8 @@
 //! What a reader asks, and what it is told.
 
-use meridian_clock::RegionId;
+use std::fmt;
+
+use meridian_clock::{OrderKey, RegionId, Timestamp};
 use meridian_event::{Category, EventType, RecordedEvent, StreamId};
 use serde::{Deserialize, Serialize};
 
@@ -92,6 +94,56 @@ pub struct LivePage {
     pub events: Vec<RecordedEvent>,
     /// Where to read on. It moves even when the filter wanted nothing.
     pub cursor: LiveCursor,
+    /// Whether there was nothing more when it was read.
+    pub at_end: bool,
+}
+
+/// How settled events must be before they are read in the one order.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum SettledTier {
+    /// Nothing can still come before them in this region: the same order in every region.
+    #[default]
+    Stable,
+    /// Every member region has come as far: for what cannot be taken back.
+    Final,
+}
+
+impl fmt::Display for SettledTier {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(match self {
+            Self::Stable => "stable",
+            Self::Final => "final",
+        })
+    }
+}
+
+/// A page of the one order. Its cursor is an order key and good in every region.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledRead {
+    /// How settled the events must be.
+    pub tier: SettledTier,
+    /// Read on after this; [`OrderKey::ZERO`] stands before the first event.
+    pub after: OrderKey,
+    /// Which events are wanted.
+    pub filter: EventFilter,
+    /// The most events wanted; a page may hold fewer.
+    pub limit: u32,
+    /// How long to wait for an event when none is settled yet.
+    pub wait_ms: u32,
+}
+
+/// A page of events in the one order.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledPage {
+    /// The events, possibly none.
+    pub events: Vec<RecordedEvent>,
+    /// Where to read on, in whichever region. It moves even when the filter wanted nothing.
+    pub cursor: OrderKey,
+    /// Up to here the tier was settled when it was read.
+    pub watermark: Timestamp,
     /// Whether there was nothing more when it was read.
     pub at_end: bool,
 }

@@ -1,8 +1,11 @@
 //! Reading on and on: a stream to its end, a region's events without end.
 
-use meridian_clock::RegionId;
+use meridian_clock::{OrderKey, RegionId};
 
-use crate::{Client, LiveCursor, LivePage, LiveRead, ReadAt, ReadError, StreamPage, StreamRead};
+use crate::{
+    Client, LiveCursor, LivePage, LiveRead, ReadAt, ReadError, SettledPage, SettledRead,
+    StreamPage, StreamRead,
+};
 
 /// Reads a stream page by page.
 pub struct StreamReader {
@@ -103,5 +106,48 @@ impl LiveReader {
     /// The region that is followed, once it is known.
     pub fn region(&self) -> Option<RegionId> {
         self.at
+    }
+}
+
+/// Follows the one order, across reconnects and regions.
+pub struct SettledReader {
+    client: Client,
+    read: SettledRead,
+    at: Option<RegionId>,
+}
+
+impl SettledReader {
+    pub(crate) fn new(client: Client, read: SettledRead, at: Option<RegionId>) -> Self {
+        let wait_ms = if read.wait_ms == 0 {
+            WAIT_MS
+        } else {
+            read.wait_ms
+        };
+        Self {
+            client,
+            read: SettledRead { wait_ms, ..read },
+            at,
+        }
+    }
+
+    /// The next page that holds an event; waits for one to be settled, for as long as a member that
+    /// is away holds the watermark back.
+    ///
+    /// # Errors
+    /// When no region could be reached for as long as a request may take. Asking again goes on where
+    /// it stopped.
+    pub async fn next_page(&mut self) -> Result<SettledPage, ReadError> {
+        loop {
+            let page = self.client.read_settled(&self.read, self.at).await?;
+            self.read.after = page.cursor;
+            if !page.events.is_empty() {
+                return Ok(page);
+            }
+        }
+    }
+
+    /// Where to go on from, in whichever region, for a reader that is made later.
+    pub fn cursor(&self) -> OrderKey {
+        self.read.after
     }
 }

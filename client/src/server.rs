@@ -232,7 +232,7 @@ impl Class {
     fn of(request: &Request) -> Self {
         match request {
             Request::ReadStream(_) => Self::Read,
-            Request::Live(_) => Self::Live,
+            Request::Live(_) | Request::Settled(_) => Self::Live,
             Request::Append { .. } | Request::Topology => Self::Other,
         }
     }
@@ -431,6 +431,7 @@ fn elsewhere(request: &Request) -> Response {
         })),
         Request::ReadStream(_) => Response::ReadStream(Err(read())),
         Request::Live(_) => Response::Live(Err(read())),
+        Request::Settled(_) => Response::Settled(Err(read())),
         Request::Topology => Response::NotUnderstood { reason: reason() },
     }
 }

@@ -22,8 +22,8 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    AppendError, AppendRequest, Appended, LivePage, LiveRead, ReadError, StreamPage, StreamRead,
-    Topology,
+    AppendError, AppendRequest, Appended, LivePage, LiveRead, ReadError, SettledPage, SettledRead,
+    StreamPage, StreamRead, Topology,
 };
 
 /// The newest version of this protocol that this build speaks.
@@ -105,6 +105,8 @@ pub enum Request {
     ReadStream(StreamRead),
     /// Read a page of everything, in order of arrival, or wait for some.
     Live(LiveRead),
+    /// Read a page of the one order, or wait for some.
+    Settled(SettledRead),
 }
 
 /// What a node answers, one variant for each [`Request`].
@@ -123,6 +125,8 @@ pub enum Response {
         /// What it could not read.
         reason: String,
     },
+    /// To [`Request::Settled`].
+    Settled(Result<SettledPage, ReadError>),
 }
 
 /// The frame kinds of this protocol. Those of replication are below.
@@ -242,6 +246,7 @@ impl Response {
             })),
             Self::ReadStream(_) => Self::ReadStream(Err(unreadable())),
             Self::Live(_) => Self::Live(Err(unreadable())),
+            Self::Settled(_) => Self::Settled(Err(unreadable())),
             Self::Topology(_) | Self::NotUnderstood { .. } => Self::NotUnderstood {
                 reason: reason.to_owned(),
             },

@@ -61,6 +61,13 @@ impl Service for Door {
                         retry_after_ms: 1000,
                     }),
                 }),
+                Request::Settled(read) => Response::Settled(match node {
+                    Some(node) => node.read_settled(&read).await,
+                    None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
             }
         }
         .boxed()

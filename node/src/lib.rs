@@ -9,11 +9,13 @@
 //! Always true (`durable`): nothing is acknowledged before it is durable at the level it was asked
 //! for.
 
+mod agreement;
 mod append;
 pub mod certificates;
 pub mod config;
 mod cursor;
 mod door;
+mod feed;
 pub mod files;
 mod gate;
 pub mod http;
@@ -21,6 +23,7 @@ mod identity;
 mod live;
 pub mod metrics;
 mod node;
+mod reads;
 mod remembered;
 pub mod seams;
 mod sequencer;
@@ -29,4 +32,6 @@ mod time;
 
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
-pub use status::{DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus};
+pub use status::{
+    DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus, PartitionWatermarks, Watermarks,
+};

@@ -37,7 +37,7 @@ impl Page {
 }
 
 // As `EventFilter::wants`, on names that were not copied out of their block.
-fn wants(filter: &EventFilter, stream: &str, event_type: &str) -> bool {
+pub(crate) fn wants(filter: &EventFilter, stream: &str, event_type: &str) -> bool {
     let category = stream
         .split_once('-')
         .map_or(stream, |(category, _)| category);

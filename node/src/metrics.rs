@@ -93,6 +93,25 @@ pub enum Direction {
     outbound,
 }
 
+/// How settled the order is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label's values")]
+pub enum Tier {
+    /// Nothing can still come before it here.
+    stable,
+    /// Every member region has come as far. (`final` is a word of Rust's own.)
+    finals,
+}
+
+/// Labels: one watermark of one partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Settling {
+    /// Which watermark.
+    pub tier: Tier,
+    /// The partition.
+    pub partition: u16,
+}
+
 /// Labels: one of the two links with a peer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Link {
@@ -197,6 +216,8 @@ pub struct Metrics {
     pub replication_lag_events: Family<Log, Gauge>,
     /// How long ago an origin log was last known complete here.
     pub replication_lag_seconds: Family<Log, Level>,
+    /// How far a watermark is behind this node's clock.
+    pub watermark_lag_seconds: Family<Settling, Level>,
     /// From an event's timestamp to its durability here.
     pub replication_delay_seconds: Family<Origin, Histogram, Latencies>,
     /// Events of this region's own logs that a peer has not made durable yet.
@@ -295,6 +316,10 @@ impl Metrics {
             replication_lag_events: list.add(
                 "replication_lag_events",
                 "Positions that an origin log is known to be ahead of what is durable here",
+            ),
+            watermark_lag_seconds: list.in_seconds(
+                "watermark_lag",
+                "How far the watermark of a partition, stable or final, is behind this node's clock",
             ),
             replication_lag_seconds: list.in_seconds(
                 "replication_lag",

@@ -9,20 +9,17 @@ use std::time::Duration;
 
 use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError};
 use meridian_client::wire::{PROTOCOL_VERSION, Welcome};
-use meridian_client::{
-    AppendError, AppendRequest, Appended, Direction, LivePage, LiveRead, ReadError, StreamPage,
-    StreamRead, Topology, server,
-};
+use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
 use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, Timestamp, VersionVector};
 use meridian_conflict::{Policies, PolicyError, Route};
-use meridian_event::{Revision, StreamId};
+use meridian_event::StreamId;
+use meridian_replication::link::Marks;
 use meridian_replication::quic::{DelayObserver, EndpointError};
 use meridian_replication::{
     Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, Remembered,
 };
 use meridian_store::{
-    Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions, StreamRange,
-    checked_file::CheckedFileError,
+    Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions, checked_file::CheckedFileError,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -32,11 +29,11 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::{MemberConfig, NodeConfig};
-use crate::cursor::{CursorSeal, LiveCursor};
+use crate::cursor::CursorSeal;
 use crate::door::Door;
+use crate::feed::Feeds;
 use crate::gate::{Gate, Memory, Verdict};
 use crate::identity::{FirstWrite, Identity, IdentityError};
-use crate::live;
 use crate::metrics::{Metrics, Origin};
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
@@ -53,12 +50,6 @@ const SCRUB_EVERY: Duration = Duration::from_millis(50);
 const SCRUB_ROUND_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How long a stopping node waits for what is in flight.
 const DRAIN_FOR: Duration = Duration::from_secs(10);
-/// The largest page of events that is read at once.
-const PAGE_EVENTS_MAX: usize = 4096;
-const PAGE_BYTES_MAX: usize = 8 << 20;
-/// The longest that a live read waits for something to read.
-const LIVE_WAIT_MAX: Duration = Duration::from_secs(30);
-
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -121,6 +112,7 @@ pub struct Node {
     policies: Arc<Policies>,
     random: Arc<dyn Random>,
     cursors: CursorSeal,
+    feeds: Feeds,
     store: Arc<Store>,
     hlc: Arc<Hlc>,
     links: Arc<Links>,
@@ -291,11 +283,16 @@ impl Node {
             room: Semaphore::new(WAITING_KIB_MAX as usize),
             metrics: Arc::clone(&metrics),
         };
+        let logs = config.members.iter().flat_map(|member| {
+            (0..config.partitions).map(|partition| LogId::new(member.id, PartitionId(partition)))
+        });
+        let logs: Vec<_> = logs.collect();
         let node = Arc::new(Self {
             names,
             policies,
             random: Arc::clone(&seams.random),
             cursors: CursorSeal::new(&own.name, &stable),
+            feeds: Feeds::new(Arc::clone(&store), logs),
             store,
             hlc,
             links,
@@ -316,6 +313,15 @@ impl Node {
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
             .spawn(remember.instrument(info_span!("remember")));
+        let members = node.config.members.iter().map(|member| member.id);
+        let agree = crate::agreement::run(
+            Arc::clone(&node.store),
+            Arc::clone(&node.links),
+            members.collect(),
+            node.config.partitions,
+            node.tasks.clone(),
+        );
+        node.tracker.spawn(agree.instrument(info_span!("agree")));
         node.spawn_scrub();
         node.spawn_accept();
         let serve = crate::http::serve(
@@ -501,90 +507,18 @@ impl Node {
         self.appends.append(request, hops, Some(deadline)).await
     }
 
-    /// Reads a page of one stream as it is held here.
-    ///
-    /// # Errors
-    /// When the log cannot be read there.
-    pub fn read_stream(&self, read: &StreamRead) -> Result<StreamPage, ReadError> {
-        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
-        let direction = match read.direction {
-            Direction::Forwards => meridian_store::Direction::Forwards,
-            Direction::Backwards => meridian_store::Direction::Backwards,
-        };
-        let from = Revision(read.from);
-        // One more than asked tells whether there is more.
-        let range = StreamRange {
-            from,
-            direction,
-            limit: limit + 1,
-            bytes_max: PAGE_BYTES_MAX,
-        };
-        let mut events = self
-            .store
-            .read_stream(&read.stream, range)
-            .map_err(unreadable)?;
-        // A page cut short by its bytes may claim more than there is; the next one is then empty.
-        let cut_at = PAGE_BYTES_MAX.saturating_sub(self.config.limits.event_bytes_max);
-        let more = events.len() > limit || bytes_of(&events) > cut_at;
-        events.truncate(limit);
-        let shared = self.policies.route(&read.stream) == Route::Anywhere;
-        let (first, count) = (read.from, events.len() as u64);
-        let next = match (read.direction, events.last()) {
-            // Forwards there is always a next one, be it not written yet.
-            (Direction::Forwards, None) => Some(first),
-            // Streams of several writers are counted, not numbered.
-            (Direction::Forwards, Some(_)) if shared => Some(first + count),
-            (Direction::Forwards, Some(last)) => Some(last.revision.0 + 1),
-            (Direction::Backwards, Some(_)) if more && shared => first.checked_sub(count),
-            (Direction::Backwards, Some(last)) if more => last.revision.0.checked_sub(1),
-            (Direction::Backwards, _) => None,
-        };
-        Ok(StreamPage {
-            end: !more || next.is_none(),
-            events,
-            next,
-        })
+    pub(crate) fn feeds(&self) -> &Feeds {
+        &self.feeds
     }
 
-    /// Reads a page of the live tier; waits up to `read.wait_ms` when there is nothing yet.
-    ///
-    /// # Errors
-    /// When the cursor is not one of ours, or the log cannot be read.
-    pub async fn read_live(&self, read: &LiveRead) -> Result<LivePage, ReadError> {
-        let mut after = self.read_cursor(&read.after)?;
-        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
-        let wait = Duration::from_millis(u64::from(read.wait_ms)).min(LIVE_WAIT_MAX);
-        let deadline = Instant::now() + wait;
-        let mut committed = self.store.committed();
-        loop {
-            committed.borrow_and_update();
-            let page =
-                live::read_live(&self.store, after, &read.filter, limit).map_err(unreadable)?;
-            if !page.events.is_empty() || !page.at_end {
-                return Ok(page.sealed(&self.cursors));
-            }
-            after = page.cursor;
-            let more = tokio::select! {
-                biased;
-                () = self.doors.cancelled() => false,
-                changed = tokio::time::timeout_at(deadline, committed.changed()) => {
-                    matches!(changed, Ok(Ok(())))
-                }
-            };
-            if !more {
-                return Ok(page.sealed(&self.cursors));
-            }
-        }
+    /// Ends when the doors close.
+    pub(crate) fn doors(&self) -> &CancellationToken {
+        &self.doors
     }
 
-    pub(crate) fn read_cursor(
-        &self,
-        cursor: &meridian_client::LiveCursor,
-    ) -> Result<LiveCursor, ReadError> {
-        let place = self.cursors.read(&cursor.0);
-        place.map_err(|error| ReadError::Invalid {
-            reason: error.to_string(),
-        })
+    /// How far the order is settled; changes whenever a watermark rises.
+    pub fn marks(&self) -> watch::Receiver<Arc<Marks>> {
+        self.links.marks()
     }
 
     pub(crate) fn cursors(&self) -> &CursorSeal {
@@ -844,18 +778,4 @@ fn random_array<const N: usize>(random: &dyn Random) -> [u8; N] {
     let mut bytes = [0; N];
     random.fill(&mut bytes);
     bytes
-}
-
-fn bytes_of(events: &[meridian_event::RecordedEvent]) -> usize {
-    events
-        .iter()
-        .map(|event| event.data.len() + event.metadata.len())
-        .sum()
-}
-
-pub(crate) fn unreadable(error: meridian_store::ReadError) -> ReadError {
-    ReadError::Unavailable {
-        reason: error.to_string(),
-        retry_after_ms: 1000,
-    }
 }

@@ -1,14 +1,16 @@
 //! What a node says about itself and its federation.
 
-use meridian_clock::RegionId;
-use meridian_replication::link::AlarmKind;
+use std::time::Duration;
+
+use meridian_clock::{RegionId, Timestamp};
+use meridian_replication::link::{AlarmKind, PartitionMarks};
 use meridian_store::Health;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::Node;
 use crate::append::behind;
-use crate::metrics::{Alarm, Direction, Link, Log, Partition, Peer};
+use crate::metrics::{Alarm, Direction, Link, Log, Partition, Peer, Settling, Tier};
 
 /// A region of the federation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -59,6 +61,48 @@ pub struct LinkStatus {
     pub alarm: Option<String>,
 }
 
+/// How far one partition's order is settled here, and who holds it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PartitionWatermarks {
+    /// The partition.
+    pub partition: u16,
+    /// Nothing at or below this timestamp can still arrive here, decimal.
+    pub stable: String,
+    /// How far that is behind this node's clock.
+    pub stable_lag_ms: u64,
+    /// The region whose promise is the lowest.
+    pub stable_held_by: String,
+    /// How long ago that promise last rose.
+    pub stable_held_for_ms: u64,
+    /// Every member region has settled the order up to this timestamp, decimal.
+    #[serde(rename = "final")]
+    pub finals: String,
+    /// How far that is behind this node's clock.
+    pub final_lag_ms: u64,
+    /// The region whose own `stable` is the lowest.
+    pub final_held_by: String,
+    /// How long ago that was last heard to rise.
+    pub final_held_for_ms: u64,
+    /// Why neither rises any more, if somebody must look.
+    pub stopped: Option<String>,
+}
+
+/// How far the one order is settled here: as far as in the slowest partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Watermarks {
+    /// Nothing at or below this timestamp can still arrive here, decimal.
+    pub stable: String,
+    /// How far that is behind this node's clock.
+    pub stable_lag_ms: u64,
+    /// Every member region has settled the order up to this timestamp, decimal.
+    #[serde(rename = "final")]
+    pub finals: String,
+    /// How far that is behind this node's clock.
+    pub final_lag_ms: u64,
+    /// The partitions one by one.
+    pub partitions: Vec<PartitionWatermarks>,
+}
+
 /// The answer of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeStatus {
@@ -76,6 +120,8 @@ pub struct NodeStatus {
     pub links: Vec<LinkStatus>,
     /// Every origin log held here.
     pub logs: Vec<LogStatus>,
+    /// How far the one order is settled here.
+    pub watermarks: Watermarks,
     /// How many events are durable here.
     pub events: u64,
     /// Why appends are refused now, if they are.
@@ -129,9 +175,7 @@ pub(crate) fn of(node: &Node) -> NodeStatus {
         region: names.of(peer.region),
         receiving: peer.connected_out,
         sending: peer.connected_in,
-        last_heard_ms: peer
-            .last_heard
-            .map(|ago| u64::try_from(ago.as_millis()).unwrap_or(u64::MAX)),
+        last_heard_ms: peer.last_heard.map(millis),
         rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
         clock_offset_ms: peer.clock_offset_nanos.map(|nanos| nanos as f64 / 1e6),
         lag_events: peer.lag_positions,
@@ -151,6 +195,7 @@ pub(crate) fn of(node: &Node) -> NodeStatus {
         members: members.collect(),
         links: links.collect(),
         logs: logs.collect(),
+        watermarks: watermarks(node),
         events: node.store().stats().events,
         refusing: node.ready().err(),
         damaged: node
@@ -160,6 +205,42 @@ pub(crate) fn of(node: &Node) -> NodeStatus {
             .map(ToString::to_string)
             .collect(),
     }
+}
+
+/// How far the order is settled at `node` now.
+fn watermarks(node: &Node) -> Watermarks {
+    let names = node.names();
+    let now = node.hlc().physical_now();
+    let lag_ms = |mark: Timestamp| millis(now.after(mark));
+    let partitions = node.links().watermarks();
+    let lowest = |of: fn(&PartitionMarks) -> Timestamp| partitions.iter().map(of).min();
+    let stable = lowest(|marks| marks.stable).unwrap_or_default();
+    let finals = lowest(|marks| marks.finals).unwrap_or_default();
+    Watermarks {
+        stable: stable.to_string(),
+        stable_lag_ms: lag_ms(stable),
+        finals: finals.to_string(),
+        final_lag_ms: lag_ms(finals),
+        partitions: partitions
+            .into_iter()
+            .map(|marks| PartitionWatermarks {
+                partition: marks.partition.0,
+                stable: marks.stable.to_string(),
+                stable_lag_ms: lag_ms(marks.stable),
+                stable_held_by: names.of(marks.stable_held_by.region),
+                stable_held_for_ms: millis(marks.stable_held_by.silent_for),
+                finals: marks.finals.to_string(),
+                final_lag_ms: lag_ms(marks.finals),
+                final_held_by: names.of(marks.finals_held_by.region),
+                final_held_for_ms: millis(marks.finals_held_by.silent_for),
+                stopped: marks.stopped,
+            })
+            .collect(),
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Brings `node`'s gauges up to date.
@@ -261,7 +342,26 @@ pub(crate) fn refresh_metrics(node: &Node) {
                 .set(seconds);
         }
     }
+    let now = node.hlc().physical_now();
+    for marks in node.links().watermarks() {
+        for (tier, mark) in [(Tier::stable, marks.stable), (Tier::finals, marks.finals)] {
+            let label = Settling {
+                tier,
+                partition: marks.partition.0,
+            };
+            metrics
+                .watermark_lag_seconds
+                .get_or_create(&label)
+                .set(now.after(mark).as_secs_f64());
+        }
+    }
     metrics.alarms.clear();
+    for _ in node.links().disagreements() {
+        let label = Alarm {
+            alarm: "disagreed".to_owned(),
+        };
+        metrics.alarms.get_or_create(&label).inc();
+    }
     for alarm in node.links().alarms() {
         let label = Alarm {
             alarm: alarm_name(&alarm.kind).to_owned(),

@@ -1,31 +1,85 @@
 //! What the HTTP door needs of the node behind it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use meridian_client::{
-    AppendError, AppendRequest, Appended, EventFilter, Limits, LiveCursor, ReadError, StreamPage,
-    StreamRead,
+    AppendError, AppendRequest, Appended, EventFilter, Limits, LiveCursor, ReadError, SettledTier,
+    StreamPage, StreamRead,
 };
-use meridian_clock::{Epoch, RegionId, Timestamp};
+use meridian_clock::{Epoch, OrderKey, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, Route};
 use meridian_event::{EventId, RecordedEvent, StreamId};
+use meridian_replication::link::Marks;
 use tokio::sync::watch;
 
 use crate::live;
 use crate::metrics::Metrics;
-use crate::node::unreadable;
+use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::{DigestEntry, Node, NodeStatus};
 
-/// A page of everything that is held here, in the order it arrived.
+/// How settled the events are that a reader sees.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tier {
+    /// All that is held here, in the order it arrived.
+    #[default]
+    Live,
+    /// The one order, as far as it is settled.
+    Settled(SettledTier),
+}
+
+/// A page of events that is asked for.
 #[derive(Clone, Debug, Default)]
-pub struct LiveEvents {
+pub struct EventsRead {
+    /// How settled they must be.
+    pub tier: Tier,
+    /// Read on after this cursor of the same tier; from the beginning when it is empty.
+    pub after: String,
+    /// Which events are wanted.
+    pub filter: EventFilter,
+    /// The most events wanted.
+    pub limit: u32,
+}
+
+/// A page of events.
+#[derive(Clone, Debug, Default)]
+pub struct Events {
     /// The events, possibly none, each with the cursor that stands right after it.
-    pub events: Vec<(LiveCursor, RecordedEvent)>,
+    pub events: Vec<(String, RecordedEvent)>,
     /// Where to read on. It moves even when the filter wanted nothing.
-    pub cursor: LiveCursor,
+    pub cursor: String,
+    /// Up to where the tier was settled; `None` for the live tier.
+    pub watermark: Option<Timestamp>,
     /// Whether there was nothing more when it was read.
     pub at_end: bool,
+}
+
+/// Tells when there may be more to read in a tier.
+#[derive(Clone, Debug)]
+pub enum Changes {
+    /// Something became durable.
+    Committed(watch::Receiver<u64>),
+    /// A watermark rose.
+    Settled(watch::Receiver<Arc<Marks>>),
+}
+
+impl Changes {
+    /// What happened so far is known.
+    pub fn seen(&mut self) {
+        match self {
+            Self::Committed(changes) => drop(changes.borrow_and_update()),
+            Self::Settled(changes) => drop(changes.borrow_and_update()),
+        }
+    }
+
+    /// Waits for the next change; false when there will be none.
+    pub async fn changed(&mut self) -> bool {
+        match self {
+            Self::Committed(changes) => changes.changed().await.is_ok(),
+            Self::Settled(changes) => changes.changed().await.is_ok(),
+        }
+    }
 }
 
 /// The node, as the HTTP door sees it; tests put their own in its place.
@@ -36,16 +90,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Reads a page of one stream, from what is held here.
     fn read_stream(&self, read: StreamRead) -> BoxFuture<'_, Result<StreamPage, ReadError>>;
 
-    /// Reads a page of everything that is held here, without waiting for more.
-    fn read_live(
-        &self,
-        after: LiveCursor,
-        filter: EventFilter,
-        limit: u32,
-    ) -> BoxFuture<'_, Result<LiveEvents, ReadError>>;
+    /// Reads a page of a tier, without waiting for more.
+    fn read_events(&self, read: EventsRead) -> BoxFuture<'_, Result<Events, ReadError>>;
 
-    /// Changes whenever something more can be read.
-    fn committed(&self) -> watch::Receiver<u64>;
+    /// Changes whenever something more can be read in a tier.
+    fn changes(&self, tier: Tier) -> Changes;
 
     /// What this node knows of itself and its federation.
     fn status(&self) -> NodeStatus;
@@ -96,31 +145,49 @@ impl Backend for Node {
         Box::pin(async move { Self::read_stream(self, &read) })
     }
 
-    fn read_live(
-        &self,
-        after: LiveCursor,
-        filter: EventFilter,
-        limit: u32,
-    ) -> BoxFuture<'_, Result<LiveEvents, ReadError>> {
+    fn read_events(&self, read: EventsRead) -> BoxFuture<'_, Result<Events, ReadError>> {
         Box::pin(async move {
-            let after = self.read_cursor(&after)?;
-            let page = live::read_live(self.store(), after, &filter, limit as usize)
-                .map_err(unreadable)?;
-            let written = |cursor| LiveCursor(self.cursors().write(cursor));
-            Ok(LiveEvents {
-                events: page
-                    .events
-                    .into_iter()
-                    .map(|(cursor, event)| (written(cursor), event))
-                    .collect(),
-                cursor: written(page.cursor),
-                at_end: page.at_end,
-            })
+            let limit = read.limit as usize;
+            match read.tier {
+                Tier::Live => {
+                    let after = self.read_cursor(&LiveCursor(read.after))?;
+                    let page = live::read_live(self.store(), after, &read.filter, limit)
+                        .map_err(unreadable)?;
+                    let written = |cursor| self.cursors().write(cursor);
+                    let events = page.events.into_iter();
+                    Ok(Events {
+                        events: events
+                            .map(|(cursor, event)| (written(cursor), event))
+                            .collect(),
+                        cursor: written(page.cursor),
+                        watermark: None,
+                        at_end: page.at_end,
+                    })
+                }
+                Tier::Settled(tier) => {
+                    let after = order_key(&read.after)?;
+                    let until = self.watermark(tier);
+                    let page = self.feeds().read(after, until, &read.filter, limit)?;
+                    let cursor = |event: &RecordedEvent| {
+                        OrderKey::new(event.timestamp, event.dot).to_string()
+                    };
+                    let events = page.events.into_iter();
+                    Ok(Events {
+                        events: events.map(|event| (cursor(&event), event)).collect(),
+                        cursor: page.cursor.to_string(),
+                        watermark: Some(page.watermark),
+                        at_end: page.at_end,
+                    })
+                }
+            }
         })
     }
 
-    fn committed(&self) -> watch::Receiver<u64> {
-        Self::committed(self)
+    fn changes(&self, tier: Tier) -> Changes {
+        match tier {
+            Tier::Live => Changes::Committed(self.committed()),
+            Tier::Settled(_) => Changes::Settled(self.marks()),
+        }
     }
 
     fn status(&self) -> NodeStatus {
@@ -173,4 +240,17 @@ impl Backend for Node {
     fn wall_clock(&self) -> Timestamp {
         self.hlc().physical_now()
     }
+}
+
+// A place in the one order; the beginning when there is none.
+fn order_key(text: &str) -> Result<OrderKey, ReadError> {
+    if text.is_empty() {
+        return Ok(OrderKey::ZERO);
+    }
+    text.parse::<OrderKey>().map_err(|_| ReadError::Invalid {
+        reason: format!(
+            "{text:?} is not a cursor of the tiers stable and final; use one that was given with \
+             these tiers, by whichever region, or none to begin at the beginning"
+        ),
+    })
 }

@@ -8,16 +8,16 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use meridian_client::{EventFilter, LiveCursor};
+use meridian_client::{EventFilter, SettledTier};
 use meridian_event::{Category, EventType};
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
 use super::params::{Params, check_limit};
 use super::problem::Problem;
 use super::views::{EventView, EventsPageView};
-use super::{Backend, Door, sse};
+use super::{Backend, Changes, Door, EventsRead, Tier, sse};
 
 /// How many events a follower is sent in one go.
 const FOLLOW_PAGE_EVENTS: u32 = 256;
@@ -27,11 +27,12 @@ const FOLLOW_PAGE_EVENTS: u32 = 256;
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct EventsParams {
-    /// How settled the events must be; `live` by default, and the only tier for now.
+    /// How settled the events must be; `live` by default.
     #[serde(default)]
     #[param(inline)]
     tier: TierParam,
-    /// Read on after this `cursor`; from the beginning by default. The header `Last-Event-ID` goes
+    /// Read on after this `cursor`; from the beginning by default. One of `live` is good in the region
+    /// that gave it, one of `stable` and `final` in every region. The header `Last-Event-ID` goes
     /// before it.
     after: Option<String>,
     /// The most events: of a page (100 by default), or of an event stream (no end by default).
@@ -60,9 +61,20 @@ enum TierParam {
     Final,
 }
 
-/// Reads everything that this region holds
+impl From<TierParam> for Tier {
+    fn from(tier: TierParam) -> Self {
+        match tier {
+            TierParam::Live => Self::Live,
+            TierParam::Stable => Self::Settled(SettledTier::Stable),
+            TierParam::Final => Self::Settled(SettledTier::Final),
+        }
+    }
+}
+
+/// Reads the events of all streams
 ///
-/// In the order it arrived here, a page at a time. With `Accept: text/event-stream` the answer goes
+/// A page at a time: in tier `live` all that this region holds, in the order it arrived here; in
+/// `stable` and `final` the one order that is the same in every region, as far as it is settled. With `Accept: text/event-stream` the answer goes
 /// on with what comes, one message per event with its cursor as `id`; `Last-Event-ID` resumes. A
 /// message named `error` holds a problem and ends the stream.
 #[utoipa::path(
@@ -88,11 +100,6 @@ pub(super) async fn read(
     headers: HeaderMap,
     Params(params): Params<EventsParams>,
 ) -> Result<Response, Problem> {
-    if params.tier != TierParam::Live {
-        return Err(Problem::invalid(
-            "this build serves tier=live only; stable and final are not available yet",
-        ));
-    }
     let after = match headers.get("last-event-id") {
         Some(id) => Some(
             id.to_str()
@@ -101,21 +108,25 @@ pub(super) async fn read(
         ),
         None => params.after,
     };
-    let after = LiveCursor(after.unwrap_or_default());
-    let filter = EventFilter {
-        category: params.category,
-        event_type: params.event_type,
+    let mut read = EventsRead {
+        tier: params.tier.into(),
+        after: after.unwrap_or_default(),
+        filter: EventFilter {
+            category: params.category,
+            event_type: params.event_type,
+        },
+        limit: 0,
     };
     let limit = params.limit.map(|limit| check_limit(Some(limit)));
     if wants_event_stream(&headers) {
         let remaining = limit.transpose()?;
-        return follow(door, after, filter, remaining).await;
+        return follow(door, read, remaining).await;
     }
 
-    let limit = limit.unwrap_or_else(|| check_limit(None))?;
+    read.limit = limit.unwrap_or_else(|| check_limit(None))?;
     let page = door
         .backend
-        .read_live(after, filter, limit)
+        .read_events(read)
         .await
         .map_err(|error| Problem::of_read(&error))?;
     Ok(Json(EventsPageView {
@@ -124,8 +135,8 @@ pub(super) async fn read(
             .iter()
             .map(|(_, event)| EventView::new(event, &door))
             .collect(),
-        cursor: page.cursor.0,
-        watermark: None,
+        cursor: page.cursor,
+        watermark: page.watermark.map(|at| at.to_string()),
         end: page.at_end,
     })
     .into_response())
@@ -148,9 +159,8 @@ fn wants_event_stream(headers: &HeaderMap) -> bool {
 /// one before, so a slow client costs a page, and one far behind reads from disk at its own pace.
 struct Follower {
     door: Door,
-    committed: watch::Receiver<u64>,
-    cursor: LiveCursor,
-    filter: EventFilter,
+    changes: Changes,
+    read: EventsRead,
     remaining: Option<u32>,
     // Cleared once the stream is over.
     going: bool,
@@ -159,12 +169,7 @@ struct Follower {
 
 /// Answers with an event stream. The first page is read before the answer begins, so that a wrong
 /// cursor is a plain problem.
-async fn follow(
-    door: Door,
-    after: LiveCursor,
-    filter: EventFilter,
-    remaining: Option<u32>,
-) -> Result<Response, Problem> {
+async fn follow(door: Door, read: EventsRead, remaining: Option<u32>) -> Result<Response, Problem> {
     let Ok(place) = door.followers.clone().try_acquire_owned() else {
         return Err(Problem::unavailable(
             format!(
@@ -176,10 +181,9 @@ async fn follow(
     };
     let counted = Counted::new(&door, place);
     let mut follower = Follower {
-        committed: door.backend.committed(),
+        changes: door.backend.changes(read.tier),
         door,
-        cursor: after,
-        filter,
+        read,
         remaining,
         going: true,
         _counted: counted,
@@ -235,12 +239,12 @@ impl Follower {
             tokio::select! {
                 biased;
                 () = draining.cancelled() => break,
-                changed = self.committed.changed() => {
-                    // The store is gone, so nothing more will come.
-                    self.going = changed.is_ok();
+                changed = self.changes.changed() => {
+                    // The node is gone, so nothing more will come.
+                    self.going = changed;
                 }
                 () = heartbeat.as_mut() => {
-                    sse::write_heartbeat(&mut out, &self.cursor.0);
+                    sse::write_heartbeat(&mut out, &self.read.after);
                     break;
                 }
             }
@@ -251,22 +255,22 @@ impl Follower {
     /// Writes the next page to `out`. Returns whether there was nothing more.
     async fn read(&mut self, out: &mut Vec<u8>) -> Result<bool, Problem> {
         // Before reading: what is committed while we read wakes us again.
-        self.committed.borrow_and_update();
-        let limit = self
+        self.changes.seen();
+        self.read.limit = self
             .remaining
             .map_or(FOLLOW_PAGE_EVENTS, |left| left.min(FOLLOW_PAGE_EVENTS));
         let page = self
             .door
             .backend
-            .read_live(self.cursor.clone(), self.filter.clone(), limit)
+            .read_events(self.read.clone())
             .await
             .map_err(|error| Problem::of_read(&error))?;
         for (cursor, event) in &page.events {
             let json = serde_json::to_vec(&EventView::new(event, &self.door))
                 .map_err(|error| Problem::internal(format!("an event cannot be shown: {error}")))?;
-            sse::write_message(out, None, Some(&cursor.0), &json);
+            sse::write_message(out, None, Some(cursor), &json);
         }
-        self.cursor = page.cursor;
+        self.read.after = page.cursor;
         if let Some(left) = &mut self.remaining {
             *left = left.saturating_sub(u32::try_from(page.events.len()).unwrap_or(u32::MAX));
             self.going = *left > 0;

@@ -39,7 +39,7 @@ use meridian_clock::RegionId;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use backend::{Backend, LiveEvents};
+pub use backend::{Backend, Changes, Events, EventsRead, Tier};
 pub use openapi::openapi;
 pub use server::{ServeOptions, serve};
 

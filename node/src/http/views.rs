@@ -177,13 +177,14 @@ pub(super) struct StreamPageView {
     pub(super) end: bool,
 }
 
-/// A page of everything that is held here, in the order it arrived.
+/// A page of the events of all streams.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = EventsPage)]
 pub(super) struct EventsPageView {
     /// The events, possibly none although there are more: the filter wanted none of a long stretch.
     pub(super) events: Vec<EventView>,
-    /// The next page's `after`. Opaque, and good only at the region that gave it.
+    /// The next page's `after`. In tier `live` good only at the region that gave it; in `stable` and
+    /// `final` an order key, `timestamp.region.partition.position`, and good in every region.
     pub(super) cursor: String,
     /// The timestamp up to which the tier is complete; null in tier `live`, which has none.
     pub(super) watermark: Option<String>,

@@ -7,16 +7,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meridian_client::{
-    AppendError, AppendRequest, Appended, Direction, Durability, EventFilter, Limits, LiveCursor,
-    ReadError, StreamPage, StreamRead,
+    AppendError, AppendRequest, Appended, Direction, Durability, Limits, ReadError, StreamPage,
+    StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode, Route};
 use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
-use meridian_node::http::{Backend, LiveEvents, ServeOptions, serve};
+use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
-use meridian_node::{DigestEntry, NodeStatus};
+use meridian_node::{DigestEntry, NodeStatus, Watermarks};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -151,22 +151,22 @@ impl Fake {
         })
     }
 
-    fn page(&self, after: &LiveCursor, filter: &EventFilter, limit: u32) -> LiveEvents {
+    fn page(&self, read: &EventsRead) -> Events {
         let events = self.events.lock().unwrap();
-        let mut at = after.0.parse::<usize>().unwrap_or(0);
-        let mut page = LiveEvents::default();
+        let mut at = read.after.parse::<usize>().unwrap_or(0);
+        let mut page = Events::default();
         // A page covers a bounded stretch, as the node's own do.
         for event in events.iter().skip(at).take(1000) {
-            if page.events.len() == limit as usize {
+            if page.events.len() == read.limit as usize {
                 break;
             }
             at += 1;
-            if filter.wants(&event.stream, &event.event_type) {
-                page.events
-                    .push((LiveCursor(at.to_string()), event.clone()));
+            if read.filter.wants(&event.stream, &event.event_type) {
+                page.events.push((at.to_string(), event.clone()));
             }
         }
-        page.cursor = LiveCursor(at.to_string());
+        page.cursor = at.to_string();
+        page.watermark = (read.tier != Tier::Live).then(|| Timestamp::from_unix(NOON));
         page.at_end = at == events.len();
         page
     }
@@ -213,28 +213,23 @@ impl Backend for Fake {
         })
     }
 
-    fn read_live(
-        &self,
-        after: LiveCursor,
-        filter: EventFilter,
-        limit: u32,
-    ) -> BoxFuture<'_, Result<LiveEvents, ReadError>> {
+    fn read_events(&self, read: EventsRead) -> BoxFuture<'_, Result<Events, ReadError>> {
         Box::pin(async move {
             self.reads.fetch_add(1, Ordering::Relaxed);
             if let Some(error) = self.unreadable.lock().unwrap().clone() {
                 return Err(error);
             }
-            if !after.0.is_empty() && after.0.parse::<usize>().is_err() {
+            if !read.after.is_empty() && read.after.parse::<usize>().is_err() {
                 return Err(ReadError::Invalid {
-                    reason: format!("{:?} is not a cursor of this node", after.0),
+                    reason: format!("{:?} is not a cursor of this node", read.after),
                 });
             }
-            Ok(self.page(&after, &filter, limit))
+            Ok(self.page(&read))
         })
     }
 
-    fn committed(&self) -> watch::Receiver<u64> {
-        self.committed.subscribe()
+    fn changes(&self, _: Tier) -> Changes {
+        Changes::Committed(self.committed.subscribe())
     }
 
     fn status(&self) -> NodeStatus {
@@ -246,6 +241,13 @@ impl Backend for Fake {
             members: Vec::new(),
             links: Vec::new(),
             logs: Vec::new(),
+            watermarks: Watermarks {
+                stable: "0".to_owned(),
+                stable_lag_ms: 0,
+                finals: "0".to_owned(),
+                final_lag_ms: 0,
+                partitions: Vec::new(),
+            },
             events: self.events.lock().unwrap().len() as u64,
             refusing: None,
             damaged: Vec::new(),

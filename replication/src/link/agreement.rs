@@ -101,6 +101,16 @@ impl Agreements {
             .collect()
     }
 
+    /// An earlier life of this node had come to `earlier`; what lies before that is not compared any
+    /// more, but for its being part of the chain.
+    pub fn resume(&mut self, earlier: Agreed) {
+        if let Some(partition) = self.partitions.get_mut(&earlier.partition) {
+            partition.through = earlier.through;
+            partition.cuts = [earlier].into();
+            partition.dropped = true;
+        }
+    }
+
     /// A peer said what it came to. What lies ahead of us is kept until we get there.
     pub fn handle_peer(&mut self, peer: RegionId, theirs: Agreed) -> Option<Disagreement> {
         let partition = self.partitions.get_mut(&theirs.partition)?;
@@ -200,6 +210,17 @@ mod tests {
         }
         assert_eq!(agreements.handle_own(cut(99, 99, 3)), []);
         assert_eq!(agreements.handle_own(cut(100, 101, 3)).len(), 1);
+    }
+
+    #[test]
+    fn after_a_restart_only_what_comes_then_is_compared() {
+        let mut agreements = Agreements::new(1);
+        agreements.resume(cut(50, 7, 3));
+        assert_eq!(agreements.handle_peer(B, cut(49, 2, 9)), None);
+        assert_eq!(agreements.handle_peer(B, cut(50, 7, 3)), None);
+        assert!(agreements.handle_peer(B, cut(50, 7, 4)).is_some());
+        assert_eq!(agreements.handle_own(cut(60, 8, 5)), []);
+        assert!(agreements.handle_peer(B, cut(60, 8, 6)).is_some());
     }
 
     #[test]

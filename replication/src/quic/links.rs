@@ -208,6 +208,11 @@ impl Links {
         self.0.agreed_here(agreed);
     }
 
+    /// What an earlier life of this node had come to; to be said before anything else is.
+    pub fn agreed_before(&self, earlier: Agreed) {
+        self.0.lock().agreements.resume(earlier);
+    }
+
     /// Where regions settled different events, as far as is known.
     pub fn disagreements(&self) -> Vec<Disagreement> {
         self.0.lock().disagreements.values().copied().collect()
