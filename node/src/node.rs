@@ -10,7 +10,9 @@ use std::time::Duration;
 use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError};
 use meridian_client::wire::{PROTOCOL_VERSION, Welcome};
 use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
-use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, Timestamp, VersionVector};
+use meridian_clock::{
+    Hlc, HlcStart, LogId, PartitionId, Promise, RegionId, Timestamp, VersionVector,
+};
 use meridian_conflict::{Policies, PolicyError, Route};
 use meridian_event::StreamId;
 use meridian_replication::link::Marks;
@@ -519,6 +521,11 @@ impl Node {
     /// How far the order is settled; changes whenever a watermark rises.
     pub fn marks(&self) -> watch::Receiver<Arc<Marks>> {
         self.links.marks()
+    }
+
+    /// The newest promise of each log whose prefix is durable here.
+    pub fn promises(&self) -> BTreeMap<LogId, Promise> {
+        self.links.promises()
     }
 
     pub(crate) fn cursors(&self) -> &CursorSeal {

@@ -114,27 +114,37 @@ impl Node {
     /// # Errors
     /// When the log cannot be read there.
     pub async fn read_settled(&self, read: &SettledRead) -> Result<SettledPage, ReadError> {
-        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
         let wait = Duration::from_millis(u64::from(read.wait_ms)).min(LIVE_WAIT_MAX);
         let deadline = Instant::now() + wait;
         let mut marks = self.marks();
-        let mut after = read.after;
+        let mut read = read.clone();
         loop {
-            let until = settled(&marks.borrow_and_update(), read.tier);
-            let page = self.feeds().read(after, until, &read.filter, limit)?;
+            marks.borrow_and_update();
+            let page = self.read_settled_now(&read)?;
             if !page.events.is_empty() || !page.at_end {
-                return Ok(page.into());
+                return Ok(page);
             }
-            after = page.cursor;
+            read.after = page.cursor;
             let more = tokio::select! {
                 biased;
                 () = self.doors().cancelled() => false,
                 changed = timeout_at(deadline, marks.changed()) => matches!(changed, Ok(Ok(()))),
             };
             if !more {
-                return Ok(page.into());
+                return Ok(page);
             }
         }
+    }
+
+    /// As [`Node::read_settled`], without waiting.
+    ///
+    /// # Errors
+    /// When the log cannot be read there.
+    pub fn read_settled_now(&self, read: &SettledRead) -> Result<SettledPage, ReadError> {
+        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
+        let until = self.watermark(read.tier);
+        let page = self.feeds().read(read.after, until, &read.filter, limit)?;
+        Ok(page.into())
     }
 
     /// Up to where a tier is settled now.

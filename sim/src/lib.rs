@@ -16,5 +16,6 @@ pub mod plan;
 pub mod rng;
 pub mod same;
 pub mod scenarios;
+pub mod settled;
 pub mod shrink;
 pub mod world;

@@ -10,8 +10,11 @@ mod durable;
 mod idempotent;
 mod identical;
 mod linearizable;
+mod promised;
 mod revisions;
 mod rising;
+mod same_order;
+mod watermark;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,6 +23,7 @@ use meridian_clock::{LogId, Position};
 use meridian_event::{Block, EventId, RecordedEvent};
 
 use crate::history::{Call, Read};
+use crate::settled::Settled;
 
 /// What one node holds in the end.
 pub struct Copy {
@@ -56,6 +60,8 @@ pub struct Evidence {
     pub sane: Vec<bool>,
     /// True time at the end.
     pub end: Duration,
+    /// What readers of the one order saw.
+    pub settled: Settled,
 }
 
 impl Evidence {
@@ -74,7 +80,7 @@ impl Evidence {
 /// Everything that is broken, each with the name of the invariant in front.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     type Check = fn(&Evidence) -> Vec<String>;
-    let all: [(&str, Check); 9] = [
+    let all: [(&str, Check); 12] = [
         ("dense", dense::check),
         ("identical", identical::check),
         ("durable", durable::check),
@@ -84,6 +90,9 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         ("revisions", linearizable::check),
         ("idempotent", idempotent::check),
         ("contained", contained::check),
+        ("promised", promised::check),
+        ("same-order", same_order::check),
+        ("watermark", watermark::check),
     ];
     all.into_iter()
         .flat_map(|(name, check)| {

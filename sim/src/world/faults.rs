@@ -202,6 +202,7 @@ impl World {
             }
             FaultKind::Wipe { region, down_ms } => {
                 self.forgive(region);
+                self.settled.lost(region);
                 self.kill(region, true, down_ms);
                 self.machines[region].replace_disk();
             }
@@ -214,6 +215,7 @@ impl World {
             return;
         }
         self.down[region] = true;
+        self.settled.ended(region);
         self.failing_since[region] = None;
         let machine = Arc::clone(&self.machines[region]);
         machine.stopped.store(false, Ordering::Relaxed);
@@ -294,6 +296,7 @@ impl World {
     /// Undoes everything that went wrong.
     pub(super) fn heal_all(&mut self) {
         self.acts.clear();
+        self.healed_at = Some(self.sim.elapsed());
         self.calm.store(true, Ordering::Relaxed);
         self.trace.note(self.sim.elapsed(), format_args!("heal"));
         self.trace.tell(self.sim.elapsed(), What::Healed);

@@ -38,6 +38,7 @@ use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
 use crate::plan::Plan;
 use crate::rng::Rng;
+use crate::settled::Settled;
 
 const QUIC_PORT: u16 = 7000;
 const HTTP_PORT: u16 = 8000;
@@ -159,6 +160,8 @@ struct World {
     /// Positions of a lost machine's own logs that nobody else held.
     forgiven: Vec<Forgiven>,
     committed: BTreeMap<(usize, LogId), Position>,
+    settled: Settled,
+    healed_at: Option<Duration>,
     down: Vec<bool>,
     clock_was_off: Vec<bool>,
     failing_since: Vec<Option<Duration>>,
@@ -270,6 +273,8 @@ impl World {
             report: Report::default(),
             forgiven: Vec::new(),
             committed: BTreeMap::new(),
+            settled: Settled::default(),
+            healed_at: None,
             down: vec![false; count],
             clock_was_off: vec![false; count],
             failing_since: vec![None; count],

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use meridian_clock::Position;
-use meridian_store::{Health, ReadError};
+use meridian_client::SettledTier;
+use meridian_clock::{Position, Timestamp};
+use meridian_node::Node;
+use meridian_store::{Disk, Health, ReadError};
 
 use super::World;
 use super::clock::EPOCH;
@@ -29,7 +31,9 @@ impl World {
                 }
                 if machine.start_error().is_some() && !self.down[index] {
                     self.rare("a node that did not start was started again");
-                    self.kill(index, false, 1_000);
+                    // The power may have gone while it started.
+                    let dead = machine.disk().exists("lock").is_err();
+                    self.kill(index, dead, 1_000);
                 }
                 continue;
             };
@@ -55,6 +59,7 @@ impl World {
                 self.rare("damage was known");
             }
             let failed = matches!(node.store().health(), Health::Failed { .. });
+            self.settled.look(index, &machine.name, &node, now);
             drop(node);
             match (failed, self.failing_since[index]) {
                 (true, None) => self.failing_since[index] = Some(now),
@@ -92,6 +97,27 @@ impl World {
         }
     }
 
+    // Once all is healed everyone promises again, and everyone hears of it.
+    fn held_back(&self, name: &str, node: &Node) -> Option<String> {
+        let healed = Timestamp::from_unix(EPOCH + self.healed_at.unwrap_or_default());
+        let finals = node.watermark(SettledTier::Final);
+        (finals < healed).then(|| {
+            let stable = node.watermark(SettledTier::Stable);
+            let partitions = node.status().watermarks.partitions;
+            let held = partitions.iter().map(|it| {
+                format!(
+                    "{}: stable by {}, final by {}",
+                    it.partition, it.stable_held_by, it.final_held_by
+                )
+            });
+            format!(
+                "{name} has settled the order only to {stable}, finally to {finals}, and all was \
+                 healed at {healed}; held back in {:?}",
+                held.collect::<Vec<_>>()
+            )
+        })
+    }
+
     fn unsettled(&self) -> Vec<String> {
         let mut why = Vec::new();
         let mut digests = Vec::new();
@@ -112,6 +138,7 @@ impl World {
                 why.push(format!("{} has damage: {damage}", machine.name));
             }
             digests.push(node.digest());
+            why.extend(self.held_back(&machine.name, &node));
         }
         if digests.windows(2).any(|pair| pair[0] != pair[1]) {
             why.push(format!("digests differ: {digests:?}"));
@@ -151,6 +178,7 @@ impl World {
             forgiven: std::mem::take(&mut self.forgiven),
             sane: self.clock_was_off.iter().map(|off| !off).collect(),
             end: EPOCH + self.sim.elapsed(),
+            settled: std::mem::take(&mut self.settled),
         };
         self.report.broken.extend(self.history.seen_broken());
         self.report.broken.extend(invariants::check(&evidence));

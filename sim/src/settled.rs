@@ -1,0 +1,131 @@
+//! What readers of the one order saw in each region, while it happened.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meridian_client::{EventFilter, SettledRead, SettledTier};
+use meridian_clock::{LogId, OrderKey, Position, Timestamp};
+use meridian_event::EventId;
+use meridian_node::Node;
+
+/// How many events are read at once; a reader that is behind catches up over several looks.
+const PAGE_EVENTS: u32 = 500;
+
+/// One tier as it was read in one region, from the beginning on, across restarts.
+#[derive(Clone, Debug, Default)]
+pub struct Feed {
+    /// Where the reader stands.
+    pub cursor: OrderKey,
+    /// What it was given.
+    pub events: Vec<(OrderKey, EventId)>,
+}
+
+/// One region's readers and what its node said of itself.
+#[derive(Clone, Debug, Default)]
+struct Region {
+    stable: Feed,
+    finals: Feed,
+    // In this life of the node.
+    marks: Option<Marks>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Marks {
+    stable: Vec<Timestamp>,
+    finals: Vec<Timestamp>,
+}
+
+/// What was seen of the settled order in all regions.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    regions: BTreeMap<usize, Region>,
+    /// For each log and position, the highest timestamp that was believed to be complete with it.
+    promised: BTreeMap<LogId, BTreeMap<Position, Timestamp>>,
+    broken: Vec<String>,
+}
+
+impl Settled {
+    /// Looks at a running node: reads on, and takes note of its promises and watermarks.
+    pub fn look(&mut self, index: usize, name: &str, node: &Node, at: Duration) {
+        let region = self.regions.entry(index).or_default();
+        // Promises first: what is believed now must bear out whatever comes.
+        for (log, promise) in node.promises() {
+            let complete = self.promised.entry(log).or_default();
+            let through = complete.entry(promise.position).or_default();
+            *through = promise.timestamp.max(*through);
+        }
+        let marks = node.marks().borrow().clone();
+        let marks = Marks {
+            stable: marks.stable.clone(),
+            finals: marks.finals.clone(),
+        };
+        for (stable, finals) in marks.stable.iter().zip(&marks.finals) {
+            if finals > stable {
+                self.broken.push(format!(
+                    "{name} at {at:?}: final {finals} is ahead of stable {stable}"
+                ));
+            }
+        }
+        if let Some(before) = &region.marks {
+            let earlier = before.stable.iter().chain(&before.finals);
+            let later = marks.stable.iter().chain(&marks.finals);
+            if let Some((earlier, later)) = earlier.zip(later).find(|(a, b)| a > b) {
+                self.broken.push(format!(
+                    "{name} at {at:?}: a watermark went back from {earlier} to {later}"
+                ));
+            }
+        }
+        region.marks = Some(marks);
+        for tier in [SettledTier::Stable, SettledTier::Final] {
+            let feed = match tier {
+                SettledTier::Stable => &mut region.stable,
+                SettledTier::Final => &mut region.finals,
+            };
+            let read = SettledRead {
+                tier,
+                after: feed.cursor,
+                filter: EventFilter::default(),
+                limit: PAGE_EVENTS,
+                wait_ms: 0,
+            };
+            // A log that is damaged, or a failing disk, is read again at the next look.
+            let Ok(page) = node.read_settled_now(&read) else {
+                continue;
+            };
+            feed.cursor = page.cursor;
+            let events = page.events.iter();
+            feed.events
+                .extend(events.map(|it| (OrderKey::new(it.timestamp, it.dot), it.id)));
+        }
+    }
+
+    /// The node of a region ended; the next one may know less at first.
+    pub fn ended(&mut self, index: usize) {
+        self.regions.entry(index).or_default().marks = None;
+    }
+
+    /// A region lost its disk. What was settled there only is gone with it, so its reader of `stable`
+    /// begins anew; what was final everywhere must not change.
+    pub fn lost(&mut self, index: usize) {
+        self.regions.entry(index).or_default().stable = Feed::default();
+    }
+
+    /// What was read in each region of one tier, by index.
+    pub fn feeds(&self, tier: SettledTier) -> impl Iterator<Item = (usize, &Feed)> {
+        self.regions.iter().map(move |(index, region)| match tier {
+            SettledTier::Stable => (*index, &region.stable),
+            SettledTier::Final => (*index, &region.finals),
+        })
+    }
+
+    /// For each log and position, the highest timestamp up to which some node took the log to be
+    /// complete when it ended there.
+    pub fn promised(&self) -> &BTreeMap<LogId, BTreeMap<Position, Timestamp>> {
+        &self.promised
+    }
+
+    /// What was seen of watermarks that must never be.
+    pub fn broken(&self) -> &[String] {
+        &self.broken
+    }
+}
