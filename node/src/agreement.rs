@@ -172,7 +172,11 @@ impl Chaining {
             ControlFlow::Continue(())
         })?;
         if reached == Reached::Bound {
-            close(second, kept);
+            // The second's own cut comes first: others may have cut between it and ours.
+            if second.is_some() {
+                close(second, kept);
+                links.agreed(kept.agreed(*partition));
+            }
             kept.through = cut;
             links.agreed(kept.agreed(*partition));
         }

@@ -71,8 +71,9 @@ impl Agreements {
         }
     }
 
-    /// We have chained everything of the partition up to `ours.through`, which is a cut. Returns
-    /// who said otherwise before us.
+    /// We have chained everything of the partition up to `ours.through`, which is a cut. Every second
+    /// that had events must be told of by itself, or a peer's cut between two of ours would be
+    /// compared with the earlier one. Returns who said otherwise before us.
     pub fn handle_own(&mut self, ours: Agreed) -> Vec<Disagreement> {
         let Some(partition) = self.partitions.get_mut(&ours.partition) else {
             return Vec::new();
