@@ -136,6 +136,7 @@ fn obliging(region: RegionId, _: usize, request: &Request) -> Deed {
         },
         Request::ReadStream(read) => Response::ReadStream(Ok(page(read))),
         Request::Live(_) => Response::Live(Ok(LivePage::default())),
+        Request::Settled(_) => Response::Settled(Ok(meridian_client::SettledPage::default())),
     })
 }
 

@@ -35,6 +35,7 @@ fn do_it(request: &Request) -> Response {
         Request::Append { request, .. } => Response::Append(Ok(done(EAST, request))),
         Request::ReadStream(_) => Response::ReadStream(Ok(StreamPage::default())),
         Request::Live(_) => Response::Live(Ok(LivePage::default())),
+        Request::Settled(_) => Response::Settled(Ok(meridian_client::SettledPage::default())),
         Request::Topology => Response::Topology(meridian_client::Topology::default()),
     }
 }
