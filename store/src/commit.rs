@@ -177,13 +177,18 @@ impl Core {
             self.fail_waiting();
             return self.queue();
         }
-        tracing::error!(
-            reason,
-            "the disk is full; appends are refused until there is room"
-        );
         assert!(
             queue.in_flight.is_empty(),
             "a segment is left while some of it is in flight"
+        );
+        if queue.waiting.is_empty() {
+            // Only a repair wanted the segment, and it asks again.
+            queue.roll_wanted = false;
+            return queue;
+        }
+        tracing::error!(
+            reason,
+            "the disk is full; appends are refused until there is room"
         );
         queue.disk_full = Some(reason.clone());
         queue.submitted = self.view().heads.clone();

@@ -93,7 +93,7 @@ pub enum RepairError {
     },
     /// The damage lies in the segment that is being written. It has been asked to be sealed; offer
     /// the block again after the next commit.
-    #[error("segment {segment} is still being written; offer the block again after a commit")]
+    #[error("segment {segment} is still being written; offer the block again in a moment")]
     SegmentOpen {
         /// The open segment.
         segment: u64,

@@ -186,9 +186,15 @@ impl Queue {
 
     /// Whether a lane would find something to do now.
     pub(crate) fn has_work(&self, core: &Core) -> bool {
-        !self.waiting.is_empty()
+        (!self.waiting.is_empty() || self.rolls_idle())
             && self.in_flight.len() < IN_FLIGHT_MAX
             && !matches!(self.ready(core), Ready::Wait)
+    }
+
+    // The open segment is to be repaired, and nothing comes that would make us leave it.
+    fn rolls_idle(&self) -> bool {
+        let is_empty = self.open.tail == SEGMENT_HEADER_BYTES;
+        self.roll_wanted && !is_empty && self.waiting.is_empty()
     }
 
     pub(crate) fn admit(&self, block: &Block, bytes_max: usize) -> Result<(), SubmitError> {
@@ -243,7 +249,15 @@ impl Queue {
     // Whether the front block can be placed now, and what is needed first if not.
     pub(crate) fn ready(&self, core: &Core) -> Ready {
         let Some(front) = self.waiting.front() else {
-            return Ready::Wait;
+            let is_behind = self.to_seal.len() >= UNSEALED_MAX;
+            let can_roll = !self.preparing && self.in_flight.is_empty() && !is_behind;
+            return match self.rolls_idle() && can_roll {
+                true => Ready::Prepare {
+                    number: self.open.number + 1,
+                    len: core.options.segment_bytes,
+                },
+                false => Ready::Wait,
+            };
         };
         if self.preparing {
             return Ready::Wait;

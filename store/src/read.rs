@@ -117,9 +117,15 @@ impl Core {
 
     /// Reads the block of an index row and checks that it is that block.
     pub(crate) fn read_row(&self, segment: &Segment, row: &BlockRow) -> Result<Block, ReadError> {
-        let read = self
-            .read_entry(segment.number, row.offset, row.bytes as usize)
-            .map_err(|source| self.read_error(segment.number, source))?;
+        let read = || {
+            self.read_entry(segment.number, row.offset, row.bytes as usize)
+                .map_err(|source| self.read_error(segment.number, source))
+        };
+        // A bit may have flipped on its way from the disk: what is sound at a second look is sound.
+        let read = match read()? {
+            Ok(block) => Ok(block),
+            Err(_) => read()?,
+        };
         let reason = match read {
             Ok(block) => {
                 let header = block.header();
@@ -202,6 +208,7 @@ impl Core {
                 let mut window = Window::new(&*file).map_err(failed)?;
                 window.limit(limit);
                 window.in_pieces(bytes_max.saturating_sub(bytes).max(4096));
+                let mut doubted = None;
                 while at < limit {
                     if bytes >= bytes_max {
                         page.next = LogOffset::new(*number, at);
@@ -215,6 +222,13 @@ impl Core {
                                 page.blocks.push((LogOffset::new(*number, at), block));
                             }
                             at = end;
+                        }
+                        // As in `read_row`: damage is what a second look shows as well.
+                        Err(_) if doubted != Some(at) => {
+                            doubted = Some(at);
+                            window = Window::new(&*file).map_err(failed)?;
+                            window.limit(limit);
+                            window.in_pieces(bytes_max.saturating_sub(bytes).max(4096));
                         }
                         Err(mut bad) => {
                             self.find_end(&mut window, *number, &mut bad, limit)

@@ -78,6 +78,10 @@ impl Core {
         let mut queue = self.queue();
         if queue.open.number == range.segment {
             queue.roll_wanted = true;
+            drop(queue);
+            // Without a commit to come, somebody has to be told.
+            self.work.notify_all();
+            self.driver.notify_one();
             return Err(RepairError::SegmentOpen {
                 segment: range.segment,
             });

@@ -72,6 +72,7 @@ impl Core {
         let mut window = Window::new(&*file)?;
         window.limit(end);
         let mut at = cursor.at.offset.max(SEGMENT_HEADER_BYTES);
+        let mut doubted = None;
         while at < end {
             if step.bytes >= bytes_max {
                 cursor.at = LogOffset::new(number, at);
@@ -100,6 +101,13 @@ impl Core {
                         reason: reason.to_owned(),
                         envelope: Some(Box::new(entry.envelope)),
                     }
+                }
+                // As in `Core::read_row`: damage is what a second look shows as well.
+                Err(_) if doubted != Some(at) => {
+                    doubted = Some(at);
+                    window = Window::new(&*file)?;
+                    window.limit(end);
+                    continue;
                 }
                 Err(bad) => bad,
             };

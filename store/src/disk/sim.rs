@@ -41,6 +41,7 @@ struct State {
     crashed: bool,
     fail_write: bool,
     fail_sync: bool,
+    misreads: u64,
     syncs: u64,
 }
 
@@ -91,6 +92,7 @@ impl SimDisk {
                 crashed: false,
                 fail_write: false,
                 fail_sync: false,
+                misreads: 0,
                 syncs: 0,
             })),
         }
@@ -128,6 +130,7 @@ impl SimDisk {
         state.crashed = false;
         state.fail_write = false;
         state.fail_sync = false;
+        state.misreads = 0;
     }
 
     /// Lets `count` more operations that change something succeed; the next one and everything
@@ -144,6 +147,11 @@ impl SimDisk {
     /// The next sync fails, and what it should have made durable may never be.
     pub fn fail_next_sync(&self) {
         self.lock_state().fail_sync = true;
+    }
+
+    /// Each of the next `count` reads of at least a sector gets one bit wrong; the medium is sound.
+    pub fn misread(&self, count: u64) {
+        self.lock_state().misreads = count;
     }
 
     /// Leaves room for `bytes` more; `None` for no limit.
@@ -460,7 +468,15 @@ impl SimFile {
 
 impl DiskFile for SimFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.with(|state| Ok(state.file(self.id)?.seen.read(buf, offset)))
+        self.with(|state| {
+            let read = state.file(self.id)?.seen.read(buf, offset);
+            if state.misreads > 0 && read as u64 >= SECTOR_BYTES {
+                state.misreads -= 1;
+                let bit = below(&mut state.random, read as u64 * 8);
+                buf[(bit / 8) as usize] ^= 1 << (bit % 8);
+            }
+            Ok(read)
+        })
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

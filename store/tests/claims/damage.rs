@@ -441,3 +441,44 @@ fn bytes_whose_checksums_are_right_and_whose_chain_is_not_are_damage() {
         assert_eq!(verified(&disk).damage, []);
     }
 }
+
+#[test]
+fn damage_in_the_open_segment_is_put_back_without_another_commit() {
+    let disk = SimDisk::new(11);
+    let (store, _) = open(&disk);
+    let mut writer = Writer::default();
+    let block = writer.block(&store, log(1), &[("order-1", 3)], 40);
+    commit(&store, block.clone());
+    let place = store
+        .scan(LogOffset::default(), 1 << 20)
+        .expect("readable")
+        .blocks[0]
+        .0;
+    disk.flip("log/00000001.seg", place.offset + 100, 1);
+    assert!(store.read_log(log(1), Position::ZERO, 1 << 20).is_err());
+
+    assert!(store.repair(block.clone()).is_err(), "its segment is open");
+    settle(&store);
+    assert!(store.repair(block.clone()).expect("its segment is left"));
+    let read = store.read_log(log(1), Position::ZERO, 1 << 20);
+    assert_eq!(read.expect("it is back")[0].bytes(), block.bytes());
+    assert!(store.damaged().is_empty());
+}
+
+#[test]
+fn a_bit_that_flips_on_its_way_from_the_disk_is_no_damage() {
+    let disk = SimDisk::new(12);
+    let (store, _) = open(&disk);
+    let mut writer = Writer::default();
+    let block = writer.block(&store, log(1), &[("order-1", 30)], 40);
+    commit(&store, block);
+    for _ in 0..20 {
+        disk.misread(1);
+        let read = store.read_log(log(1), Position::ZERO, 1 << 20);
+        assert_eq!(read.expect("it is sound").len(), 1);
+        disk.misread(1);
+        let page = store.scan(LogOffset::default(), 1 << 20);
+        assert_eq!(page.expect("it is sound").blocks.len(), 1);
+    }
+    assert!(store.damaged().is_empty());
+}
