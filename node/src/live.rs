@@ -2,7 +2,7 @@
 
 use meridian_client::{EventFilter, LivePage};
 use meridian_event::RecordedEvent;
-use meridian_store::{ReadError, Store};
+use meridian_store::{LogOffset, ReadError, Store};
 
 use crate::cursor::{CursorSeal, LiveCursor};
 
@@ -70,7 +70,17 @@ pub(crate) fn read_live(
     let mut page_bytes = 0;
     for _ in 0..SCANS_MAX {
         let scanned = store.scan(page.cursor.block, SCAN_BYTES_MAX)?;
+        // Damage is fetched again from a peer and put back in its place: a reader that went past it
+        // would never see what was there. So it waits, and is told why.
+        let damage = scanned.skipped.into_iter().next();
+        let damaged_at = damage.as_ref().map(|range| LogOffset {
+            segment: range.segment,
+            offset: range.offset,
+        });
         for (start, block) in scanned.blocks {
+            if damaged_at.is_some_and(|damaged_at| start >= damaged_at) {
+                break;
+            }
             let skip = if start == page.cursor.block {
                 page.cursor.events_read
             } else {
@@ -111,6 +121,12 @@ pub(crate) fn read_live(
                     }
                 }
             }
+        }
+        if let Some(damage) = damage {
+            return match page.cursor == after {
+                true => Err(ReadError::Damaged(damage)),
+                false => Ok(page),
+            };
         }
         page.cursor = LiveCursor {
             block: scanned.next,
