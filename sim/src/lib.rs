@@ -7,6 +7,7 @@
 //! that happened, in any process and build.
 
 pub mod history;
+pub mod http;
 pub mod hunt;
 pub mod invariants;
 pub mod kept;

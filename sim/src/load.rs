@@ -1,4 +1,9 @@
-//! What clients do: appends of all kinds through the real client, reads of what they wrote.
+//! What clients do: appends of all kinds through the real client, reads of what they wrote; and
+//! beside it the same through the HTTP door, imports, and followers of all that is written.
+
+pub mod door;
+pub mod follow;
+pub mod import;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +29,7 @@ pub const SHARED: &str = "note";
 const HOMED: &str = "order";
 
 /// One writer of one client.
+#[derive(Clone)]
 pub struct Writer {
     /// Which client it belongs to.
     pub client: usize,

@@ -91,6 +91,16 @@ pub struct LoadPlan {
     pub repeat_percent: u32,
     /// How long a client tries, in milliseconds.
     pub timeout_ms: u64,
+    /// How many appends each region keeps in flight through its HTTP door.
+    #[serde(default)]
+    pub http_writers: usize,
+    /// How many applications follow each region's events, as an event stream over HTTP.
+    #[serde(default)]
+    pub followers: usize,
+    /// How many batches each region's import keeps in flight; each is repeated until it is
+    /// acknowledged.
+    #[serde(default)]
+    pub import_lanes: usize,
 }
 
 /// One thing that goes wrong.
@@ -228,6 +238,92 @@ pub enum FaultKind {
         /// How long it stays wrong.
         for_ms: u64,
     },
+    /// Small datagrams pass between two regions and large ones do not: who asks whether the other
+    /// is there is told yes, and nothing that matters arrives.
+    Gray {
+        /// One region.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// The largest datagram that passes.
+        bytes_max: usize,
+        /// How long.
+        for_ms: u64,
+    },
+    /// Little passes between two regions at a time; what does not fit in a short queue is lost.
+    Narrow {
+        /// One region.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// How much passes, in KiB per second and direction.
+        kib_per_s: u64,
+        /// How long.
+        for_ms: u64,
+    },
+    /// Datagrams from one region to another take longer; those that come back do not.
+    Detour {
+        /// From here.
+        from: usize,
+        /// To there.
+        to: usize,
+        /// How much longer.
+        by_ms: u64,
+        /// How long that lasts.
+        for_ms: u64,
+    },
+    /// The machine stands still: nothing goes in or out, nothing is committed; then all at once.
+    ///
+    /// What it cannot do is stop the node's own timers: these go on.
+    Pause {
+        /// The region.
+        region: usize,
+        /// How long.
+        for_ms: u64,
+    },
+    /// Two machines lose power at the same moment.
+    PowerCutBoth {
+        /// One region.
+        a: usize,
+        /// The other.
+        b: usize,
+        /// How long they stay down.
+        down_ms: u64,
+    },
+    /// A wall clock runs at another speed, from here on and until all is healed.
+    ClockDrift {
+        /// The region.
+        region: usize,
+        /// How much faster than true time, in millionths.
+        ppm: i64,
+    },
+    /// A wall clock stands still, and is right again afterwards.
+    ClockFreeze {
+        /// The region.
+        region: usize,
+        /// How long it stands.
+        for_ms: u64,
+    },
+    /// Bits flip on their way from the disk, which itself is sound: each of the next reads of the
+    /// log is wrong in one bit, once.
+    MisRead {
+        /// The region.
+        region: usize,
+        /// How many reads.
+        reads: u64,
+    },
+    /// A region's certificate has expired: nobody new talks to it until there is another one.
+    CertificateExpires {
+        /// The region.
+        region: usize,
+        /// How long until an operator notices.
+        for_ms: u64,
+    },
+    /// A region's certificate and key are replaced while it runs.
+    CertificateReplaced {
+        /// The region.
+        region: usize,
+    },
     /// The machine is lost with its disk; a new one takes its place.
     Wipe {
         /// The region.
@@ -256,6 +352,16 @@ impl FaultKind {
             Self::BitRot { .. } => "bit-rot",
             Self::SlowDisk { .. } => "slow-disk",
             Self::ClockJump { .. } => "clock-jump",
+            Self::Gray { .. } => "gray",
+            Self::Narrow { .. } => "narrow",
+            Self::Detour { .. } => "detour",
+            Self::Pause { .. } => "pause",
+            Self::PowerCutBoth { .. } => "power-cut-both",
+            Self::ClockDrift { .. } => "clock-drift",
+            Self::ClockFreeze { .. } => "clock-freeze",
+            Self::MisRead { .. } => "mis-read",
+            Self::CertificateExpires { .. } => "certificate-expires",
+            Self::CertificateReplaced { .. } => "certificate-replaced",
             Self::Wipe { .. } => "wipe",
         }
     }
@@ -265,29 +371,14 @@ impl Plan {
     /// Three regions on a good network, with a moderate load and nothing going wrong: what
     /// scenarios begin with.
     pub fn calm(seed: u64) -> Self {
-        let names = ["us-east", "eu-west", "ap-south"];
-        let region = |name: &str| RegionPlan {
-            name: name.to_owned(),
-            skew_ms: 0,
-            drift_ppm: 0,
-            commit_us: (500, 2000),
-        };
-        let link = |(a, b)| LinkPlan {
-            a,
-            b,
-            latency_ms: 20,
-            loss_ppm: 0,
-            duplicate_ppm: 0,
-            reorder_ppm: 0,
-        };
         Self {
             seed,
             chaos_ms: 10_000,
             heal_ms: 60_000,
             partitions: 2,
             segment_kib: 256,
-            regions: names.into_iter().map(region).collect(),
-            links: [(0, 1), (0, 2), (1, 2)].into_iter().map(link).collect(),
+            regions: Vec::new(),
+            links: Vec::new(),
             load: LoadPlan {
                 writers: 3,
                 streams: 12,
@@ -301,15 +392,90 @@ impl Plan {
                 all_percent: 5,
                 repeat_percent: 10,
                 timeout_ms: 5_000,
+                http_writers: 1,
+                followers: 1,
+                import_lanes: 0,
             },
             faults: Vec::new(),
         }
+        .among(3)
+    }
+
+    /// The same among `count` regions, two to five, with a good network between each two.
+    #[must_use]
+    pub fn among(mut self, count: usize) -> Self {
+        let names = ["us-east", "eu-west", "ap-south", "sa-east", "af-south"];
+        let names = names.into_iter().take(count.max(2));
+        self.regions = names
+            .map(|name| RegionPlan {
+                name: name.to_owned(),
+                skew_ms: 0,
+                drift_ppm: 0,
+                commit_us: (500, 2000),
+            })
+            .collect();
+        let pairs = (0..self.regions.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
+        self.links = pairs
+            .map(|(a, b)| LinkPlan {
+                a,
+                b,
+                latency_ms: 20,
+                loss_ppm: 0,
+                duplicate_ppm: 0,
+                reorder_ppm: 0,
+            })
+            .collect();
+        self
+    }
+
+    /// What speed is measured with: three regions, a few thousand events and one fault of each kind
+    /// that a network and machines have every day, in about 60 virtual seconds.
+    pub fn standard(seed: u64) -> Self {
+        let mut rng = Rng::part(seed, "standard");
+        let mut plan = Self::calm(seed);
+        plan.chaos_ms = 55_000;
+        plan.load.writers = 2;
+        plan.load.pause_ms = 250;
+        for link in &mut plan.links {
+            link.latency_ms = *rng.pick(&[5, 15, 40]);
+            link.loss_ppm = *rng.pick(&[0, 1_000, 10_000]);
+        }
+        let [a, b, c] = *rng.pick(&[[0, 1, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]]);
+        let kinds = [
+            FaultKind::Isolate {
+                region: a,
+                for_ms: 4_000,
+            },
+            FaultKind::PowerCut {
+                region: b,
+                down_ms: 2_000,
+            },
+            FaultKind::Cut {
+                a,
+                b: c,
+                for_ms: 3_000,
+            },
+            FaultKind::Kill {
+                region: c,
+                down_ms: 700,
+            },
+            FaultKind::SlowDisk {
+                region: a,
+                factor: 10,
+                for_ms: 4_000,
+            },
+        ];
+        for (number, kind) in (1..).zip(kinds) {
+            let at_ms = number * 9_000 + rng.below(3_000);
+            plan.faults.push(Fault { at_ms, kind });
+        }
+        plan
     }
 
     /// A plan with every knob drawn from `seed`.
     pub fn draw(seed: u64) -> Self {
         let mut rng = Rng::part(seed, "plan");
-        let mut plan = Self::calm(seed);
+        let mut plan = Self::calm(seed).among(*rng.pick(&[3, 3, 3, 3, 3, 2, 4, 5]));
         plan.chaos_ms = rng.between(8_000, 30_000);
         plan.partitions = *rng.pick(&[1, 1, 2, 4]);
         plan.segment_kib = *rng.pick(&[64, 64, 256, 1024]);
@@ -338,18 +504,29 @@ impl Plan {
         load.all_percent = *rng.pick(&[0, 5, 20]);
         load.repeat_percent = *rng.pick(&[0, 5, 30]);
         load.timeout_ms = *rng.pick(&[1_500, 4_000, 10_000]);
+        load.http_writers = *rng.pick(&[0, 1, 1, 2]);
+        load.followers = *rng.pick(&[0, 1, 1, 2]);
+        load.import_lanes = *rng.pick(&[0, 0, 0, 2, 6]);
 
         let count = rng.below(9);
         let mut wiped = false;
+        let mut rotten = 0;
         for _ in 0..count {
             let at_ms = rng.between(1_500, plan.chaos_ms);
-            let mut kind = Self::draw_fault(&mut rng);
-            if let FaultKind::Wipe { region, down_ms } = kind {
-                // Two regions without their disks may have lost what was acknowledged.
-                if wiped {
+            let mut kind = Self::draw_fault(&mut rng, plan.regions.len());
+            // One lost disk, or damage on one fewer than there are copies: beyond that, what was
+            // acknowledged may be gone.
+            let copies = plan.regions.len() - usize::from(wiped);
+            match kind {
+                FaultKind::Wipe { region, down_ms } if wiped || rotten + 2 > plan.regions.len() => {
                     kind = FaultKind::PowerCut { region, down_ms };
                 }
-                wiped = true;
+                FaultKind::Wipe { .. } => wiped = true,
+                FaultKind::BitRot { region } if rotten + 2 > copies => {
+                    kind = FaultKind::MisRead { region, reads: 1 };
+                }
+                FaultKind::BitRot { .. } => rotten += 1,
+                _ => {}
             }
             plan.faults.push(Fault { at_ms, kind });
         }
@@ -357,13 +534,14 @@ impl Plan {
         plan
     }
 
-    fn draw_fault(rng: &mut Rng) -> FaultKind {
-        let region = usize::try_from(rng.below(3)).unwrap_or(0);
-        let other = (region + usize::try_from(rng.between(1, 2)).unwrap_or(1)) % 3;
+    fn draw_fault(rng: &mut Rng, regions: usize) -> FaultKind {
+        let index = |number: u64| usize::try_from(number).unwrap_or(0);
+        let region = index(rng.below(regions as u64));
+        let other = (region + index(rng.between(1, regions as u64 - 1))) % regions;
         let for_ms = *rng.pick(&[200, 1_000, 4_000, 10_000]);
         let down_ms = *rng.pick(&[100, 700, 3_000, 8_000]);
         let (a, b) = (region, other);
-        match rng.below(20) {
+        match rng.below(36) {
             0 => FaultKind::Cut { a, b, for_ms },
             1 | 2 => FaultKind::CutOneWay {
                 from: a,
@@ -411,10 +589,52 @@ impl Plan {
             },
             18 => FaultKind::ClockJump {
                 region,
-                by_ms: *rng.pick(&[-3_600_000, -2_000, -300, 300, 2_000, 3_600_000]),
+                by_ms: *rng.pick(&[
+                    -3_600_000,
+                    -2_000,
+                    -300,
+                    300,
+                    2_000,
+                    3_600_000,
+                    10 * 365 * 86_400_000,
+                ]),
                 for_ms,
             },
-            _ => FaultKind::Wipe { region, down_ms },
+            19 | 20 => FaultKind::Wipe { region, down_ms },
+            21 | 22 => FaultKind::Gray {
+                a,
+                b,
+                bytes_max: *rng.pick(&[80, 200, 600]),
+                for_ms,
+            },
+            23 | 24 => FaultKind::Narrow {
+                a,
+                b,
+                kib_per_s: *rng.pick(&[4, 30, 200]),
+                for_ms,
+            },
+            25 => FaultKind::Detour {
+                from: a,
+                to: b,
+                by_ms: *rng.pick(&[20, 150, 600]),
+                for_ms,
+            },
+            26..=28 => FaultKind::Pause {
+                region,
+                for_ms: *rng.pick(&[300, 1_500, 5_000, 12_000]),
+            },
+            29 => FaultKind::PowerCutBoth { a, b, down_ms },
+            30 => FaultKind::ClockDrift {
+                region,
+                ppm: *rng.pick(&[-100_000, -2_000, 2_000, 100_000]),
+            },
+            31 => FaultKind::ClockFreeze { region, for_ms },
+            32 | 33 => FaultKind::MisRead {
+                region,
+                reads: rng.between(1, 4),
+            },
+            34 => FaultKind::CertificateExpires { region, for_ms },
+            _ => FaultKind::CertificateReplaced { region },
         }
     }
 }

@@ -6,6 +6,7 @@ mod cut_home;
 mod far_future;
 mod lost_disk;
 mod power_cut;
+mod wrong_reads;
 
 use crate::plan::Plan;
 
@@ -16,5 +17,6 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("far-future", far_future::plan()),
         ("lost-disk", lost_disk::plan()),
         ("power-cut", power_cut::plan()),
+        ("wrong-reads", wrong_reads::plan()),
     ]
 }

@@ -14,9 +14,12 @@ use tokio::time::sleep;
 use super::clock::elapsed;
 use super::network::SimNetwork;
 use super::trace::Trace;
-use super::{FEDERATION, QUIC_PORT, node_ip};
+use super::{FEDERATION, QUIC_PORT, node_ip, region_id};
 use crate::history::{Call, History, Outcome};
 use crate::load::Writer;
+use crate::load::door::HttpWriter;
+use crate::load::follow::{Follower, Seen, Source};
+use crate::load::import::ImportLane;
 use crate::plan::Plan;
 use crate::rng::Rng;
 
@@ -34,6 +37,8 @@ pub(super) struct Application {
     pub(super) over: Arc<AtomicBool>,
     pub(super) probe: Arc<AtomicBool>,
     pub(super) idle: Arc<AtomicUsize>,
+    pub(super) source: Source,
+    pub(super) followed: Vec<Seen>,
     pub(super) known: Arc<Mutex<BTreeMap<StreamId, Revision>>>,
 }
 
@@ -76,19 +81,44 @@ impl Application {
                 }
             }
         };
-        let mut writers = Vec::new();
-        for _ in 0..self.plan.load.writers {
-            let writer = Writer {
-                client: self.index,
-                plan: self.plan.load.clone(),
+        for seen in &self.followed {
+            let follower = Follower {
+                source: self.source.clone(),
+                seen: seen.clone(),
                 rng: Rng::new(rng.next_u64()),
-                federation: client.clone(),
                 history: self.history.clone(),
                 trace: self.trace.clone(),
-                over: Arc::clone(&self.over),
-                known: Arc::clone(&self.known),
             };
-            writers.push(tokio::spawn(writer.run()));
+            tokio::spawn(follower.run());
+        }
+        let mut writer = || Writer {
+            client: self.index,
+            plan: self.plan.load.clone(),
+            rng: Rng::new(rng.next_u64()),
+            federation: client.clone(),
+            history: self.history.clone(),
+            trace: self.trace.clone(),
+            over: Arc::clone(&self.over),
+            known: Arc::clone(&self.known),
+        };
+        let mut writers = Vec::new();
+        for _ in 0..self.plan.load.writers {
+            writers.push(tokio::spawn(writer().run()));
+        }
+        for _ in 0..self.plan.load.import_lanes {
+            writers.push(tokio::spawn(ImportLane(writer()).run()));
+        }
+        let regions = self.plan.regions.iter().enumerate();
+        let names: Vec<_> = regions
+            .map(|(index, region)| (region.name.clone(), region_id(index)))
+            .collect();
+        for _ in 0..self.plan.load.http_writers {
+            let http = HttpWriter {
+                writer: writer(),
+                source: self.source.clone(),
+                names: names.clone(),
+            };
+            writers.push(tokio::spawn(http.run()));
         }
         for writer in writers {
             writer.await.expect("a writer ends in order");

@@ -1,6 +1,6 @@
 //! Certificates that are the same in every run: what differs in length would differ in datagrams.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use meridian_client::tls::{Identity, PeerName};
 use meridian_node::config::CertificatePaths;
@@ -18,6 +18,7 @@ const PKCS8_ED25519: [u8; 16] = [
 /// The files of a whole federation, in a folder that goes with this value.
 pub struct Certificates {
     folder: tempfile::TempDir,
+    issuer: Issuer<'static, KeyPair>,
     authority: String,
     clients: Vec<(String, String, String)>,
 }
@@ -50,29 +51,31 @@ impl Certificates {
                 PeerName::Region((*name).to_owned()),
                 PeerName::Client((*name).to_owned()),
             ] {
-                let key = key_of(&peer.dns_name())?;
-                let mut params = dated(CertificateParams::default());
-                params.subject_alt_names = vec![SanType::DnsName(peer.dns_name().try_into()?)];
-                params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-                params.extended_key_usages = vec![
-                    ExtendedKeyUsagePurpose::ServerAuth,
-                    ExtendedKeyUsagePurpose::ClientAuth,
-                ];
-                let certificate = params.signed_by(&key, &issuer)?.pem();
+                let (certificate, key) = sign(&issuer, &peer, 0, false)?;
                 if matches!(peer, PeerName::Region(_)) {
-                    std::fs::write(folder.path().join(format!("{name}.pem")), certificate)?;
-                    let path = folder.path().join(format!("{name}.key"));
-                    std::fs::write(path, key.serialize_pem())?;
+                    write_pair(folder.path(), name, &certificate, &key)?;
                 } else {
-                    clients.push(((*name).to_owned(), certificate, key.serialize_pem()));
+                    clients.push(((*name).to_owned(), certificate, key));
                 }
             }
         }
         Ok(Self {
             folder,
+            issuer,
             authority,
             clients,
         })
+    }
+
+    /// Gives the region `name` another certificate and key, its `serial`th; an expired one if so
+    /// asked.
+    ///
+    /// # Errors
+    /// When it cannot be made or written.
+    pub fn replace(&self, name: &str, serial: u64, expired: bool) -> anyhow::Result<()> {
+        let peer = PeerName::Region(name.to_owned());
+        let (certificate, key) = sign(&self.issuer, &peer, serial, expired)?;
+        write_pair(self.folder.path(), name, &certificate, &key)
     }
 
     /// Where the files of the region `name` are.
@@ -98,6 +101,37 @@ impl Certificates {
             key.as_bytes(),
         )?)
     }
+}
+
+fn sign(
+    issuer: &Issuer<'_, KeyPair>,
+    peer: &PeerName,
+    serial: u64,
+    expired: bool,
+) -> anyhow::Result<(String, String)> {
+    let key = key_of(&format!("{} {serial}", peer.dns_name()))?;
+    let mut params = dated(CertificateParams::default());
+    if expired {
+        params.not_after = rcgen::date_time_ymd(2020, 2, 1);
+    }
+    params.subject_alt_names = vec![SanType::DnsName(peer.dns_name().try_into()?)];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![
+        ExtendedKeyUsagePurpose::ServerAuth,
+        ExtendedKeyUsagePurpose::ClientAuth,
+    ];
+    let certificate = params.signed_by(&key, issuer)?.pem();
+    Ok((certificate, key.serialize_pem()))
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "nodes read their certificates from real files"
+)]
+fn write_pair(folder: &Path, name: &str, certificate: &str, key: &str) -> anyhow::Result<()> {
+    std::fs::write(folder.join(format!("{name}.pem")), certificate)?;
+    std::fs::write(folder.join(format!("{name}.key")), key)?;
+    Ok(())
 }
 
 fn key_of(name: &str) -> anyhow::Result<KeyPair> {

@@ -1,7 +1,7 @@
 //! Wall clocks that are wrong.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::{PhysicalClock, Timestamp};
@@ -16,9 +16,30 @@ pub struct SkewedClock(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     skew_ms: AtomicI64,
-    drift_ppm: AtomicI64,
     jump_ms: AtomicI64,
     seen_ns: AtomicU64,
+    drifting: Mutex<Drift>,
+}
+
+// How a clock drifts since when, and how far off it was by then.
+#[derive(Default)]
+struct Drift {
+    ppm: i64,
+    since: Duration,
+    off_ns: i64,
+    frozen_at: Option<Duration>,
+}
+
+impl Drift {
+    fn off_ns(&self, now: Duration) -> i64 {
+        let frozen = self.frozen_at.map(|at| nanos(now.saturating_sub(at)));
+        let drifted = nanos(now.saturating_sub(self.since)) / 1_000 * self.ppm / 1_000;
+        self.off_ns + drifted - frozen.unwrap_or(0)
+    }
+}
+
+fn nanos(duration: Duration) -> i64 {
+    i64::try_from(duration.as_nanos()).unwrap_or(i64::MAX)
 }
 
 /// True time since the start of the run; zero outside of it.
@@ -35,8 +56,40 @@ impl SkewedClock {
     pub fn new(skew_ms: i64, drift_ppm: i64) -> Self {
         let clock = Self::default();
         clock.0.skew_ms.store(skew_ms, Ordering::Relaxed);
-        clock.0.drift_ppm.store(drift_ppm, Ordering::Relaxed);
+        clock.drifting().ppm = drift_ppm;
         clock
+    }
+
+    fn drifting(&self) -> MutexGuard<'_, Drift> {
+        self.0
+            .drifting
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets it run `ppm` fast from the virtual time `now` on, without a jump.
+    pub fn drift(&self, now: Duration, ppm: i64) {
+        let mut drift = self.drifting();
+        drift.off_ns = drift.off_ns(now);
+        drift.since = now;
+        drift.ppm = ppm;
+        if drift.frozen_at.is_some() {
+            drift.frozen_at = Some(now);
+        }
+    }
+
+    /// Stops it at the virtual time `now`.
+    pub fn freeze(&self, now: Duration) {
+        let mut drift = self.drifting();
+        drift.frozen_at = drift.frozen_at.or(Some(now));
+    }
+
+    /// Sets it right: it runs again, as fast as true time, and is off by its skew only.
+    pub fn repair(&self, now: Duration) {
+        *self.drifting() = Drift {
+            since: now,
+            ..Drift::default()
+        };
     }
 
     /// Sets how far off it is beside its skew.
@@ -55,8 +108,7 @@ impl PhysicalClock for SkewedClock {
             .fetch_max(nanos, Ordering::Relaxed)
             .max(nanos);
         let elapsed = Duration::from_nanos(nanos);
-        let drift_ppm = self.0.drift_ppm.load(Ordering::Relaxed);
-        let drift_ns = i64::try_from(elapsed.as_micros()).unwrap_or(0) * drift_ppm / 1000;
+        let drift_ns = self.drifting().off_ns(elapsed);
         let off_ms =
             self.0.skew_ms.load(Ordering::Relaxed) + self.0.jump_ms.load(Ordering::Relaxed);
         let off_ns = off_ms * 1_000_000 + drift_ns;

@@ -1,11 +1,13 @@
 //! How each fault is done to the world, and undone.
 
-use std::sync::Arc;
+use std::net::IpAddr;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use meridian_store::{Disk, LogOffset};
 
+use super::network::Trouble;
 use super::{World, client_ip, node_ip, region_id};
 use crate::invariants::Forgiven;
 use crate::plan::FaultKind;
@@ -25,6 +27,9 @@ pub(super) enum Act {
     Room(usize),
     Fast(usize),
     ClockRight(usize),
+    Clear(usize, usize),
+    Resume(usize),
+    Certify(usize),
 }
 
 impl World {
@@ -85,7 +90,13 @@ impl World {
             }
             Act::Room(region) => self.machines[region].disk().set_room(None),
             Act::Fast(region) => self.machines[region].slow.store(1, Ordering::Relaxed),
-            Act::ClockRight(region) => self.machines[region].clock.jump(0),
+            Act::ClockRight(region) => {
+                self.machines[region].clock.jump(0);
+                self.machines[region].clock.repair(at);
+            }
+            Act::Clear(from, to) => self.trouble(from, to, None, |_| ()),
+            Act::Resume(region) => self.resume(region),
+            Act::Certify(region) => self.certify(region, false),
         }
     }
 
@@ -103,7 +114,7 @@ impl World {
         &mut self,
         a: usize,
         b: usize,
-        act: impl Fn(&mut turmoil::Sim<'static>, std::net::IpAddr, std::net::IpAddr),
+        act: impl Fn(&mut turmoil::Sim<'static>, IpAddr, IpAddr),
     ) {
         if a == b {
             return;
@@ -200,12 +211,126 @@ impl World {
                 self.clock_was_off[region] = true;
                 self.after(for_ms, Act::ClockRight(region));
             }
+            FaultKind::Gray {
+                a,
+                b,
+                bytes_max,
+                for_ms,
+            } => {
+                for (from, to) in [(a, b), (b, a)] {
+                    self.trouble(from, to, Some(for_ms), |it| it.bytes_max = Some(bytes_max));
+                }
+            }
+            FaultKind::Narrow {
+                a,
+                b,
+                kib_per_s,
+                for_ms,
+            } => {
+                for (from, to) in [(a, b), (b, a)] {
+                    self.trouble(from, to, Some(for_ms), |it| {
+                        it.bytes_per_s = Some(kib_per_s << 10);
+                    });
+                }
+            }
+            FaultKind::Detour {
+                from,
+                to,
+                by_ms,
+                for_ms,
+            } => self.trouble(from, to, Some(for_ms), |it| {
+                it.longer = Duration::from_millis(by_ms);
+            }),
+            FaultKind::Pause { region, for_ms } => {
+                self.machines[region].paused.store(true, Ordering::Relaxed);
+                for other in self.all_but(region) {
+                    self.sim.hold(node_ip(region), other);
+                }
+                self.after(for_ms, Act::Resume(region));
+            }
+            FaultKind::PowerCutBoth { a, b, down_ms } => {
+                self.kill(a, true, down_ms);
+                self.kill(b, true, down_ms);
+            }
+            FaultKind::ClockDrift { region, ppm } => {
+                self.machines[region].clock.drift(self.sim.elapsed(), ppm);
+                self.clock_was_off[region] = true;
+            }
+            FaultKind::ClockFreeze { region, for_ms } => {
+                self.machines[region].clock.freeze(self.sim.elapsed());
+                self.clock_was_off[region] = true;
+                self.after(for_ms, Act::ClockRight(region));
+            }
+            FaultKind::MisRead { region, reads } => {
+                self.machines[region].disk().misread(reads);
+            }
+            FaultKind::CertificateExpires { region, for_ms } => {
+                self.certify(region, true);
+                self.after(for_ms, Act::Certify(region));
+            }
+            FaultKind::CertificateReplaced { region } => self.certify(region, false),
             FaultKind::Wipe { region, down_ms } => {
                 self.forgive(region);
                 self.settled.lost(region);
                 self.kill(region, true, down_ms);
                 self.machines[region].replace_disk();
             }
+        }
+    }
+
+    // Changes what is wrong with the way from one region to another, clients included; without a
+    // time to end it, all is well there again.
+    fn trouble(
+        &mut self,
+        from: usize,
+        to: usize,
+        for_ms: Option<u64>,
+        change: impl Fn(&mut Trouble),
+    ) {
+        {
+            let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+            for here in [node_ip(from), client_ip(from)] {
+                for there in [node_ip(to), client_ip(to)] {
+                    if for_ms.is_some() {
+                        change(troubles.entry((here, there)).or_default());
+                    } else {
+                        troubles.remove(&(here, there));
+                    }
+                }
+            }
+        }
+        if let Some(for_ms) = for_ms {
+            self.after(for_ms, Act::Clear(from, to));
+        }
+    }
+
+    // Every address but that of a region's node.
+    fn all_but(&self, region: usize) -> Vec<IpAddr> {
+        (0..self.machines.len())
+            .flat_map(|other| [node_ip(other), client_ip(other)])
+            .filter(|other| *other != node_ip(region))
+            .collect()
+    }
+
+    fn resume(&mut self, region: usize) {
+        let was_paused = self.machines[region].paused.swap(false, Ordering::Relaxed);
+        if was_paused {
+            for other in self.all_but(region) {
+                self.sim.release(node_ip(region), other);
+            }
+        }
+    }
+
+    // Gives a region another certificate, which its node takes up as it runs.
+    fn certify(&mut self, region: usize, expired: bool) {
+        let machine = Arc::clone(&self.machines[region]);
+        self.acts_made += 1;
+        self.certificates
+            .replace(&machine.name, self.acts_made, expired)
+            .expect("the folder of certificates can be written");
+        if let Some(node) = machine.node() {
+            node.reload_certificates()
+                .expect("a certificate of its own is taken, expired or not");
         }
     }
 
@@ -223,6 +348,8 @@ impl World {
             // First the disk: what runs while the process is taken down changes nothing any more.
             machine.disk().crash();
         }
+        // A start that reads wrongly cannot tell the end of its log from damage; not modelled.
+        machine.disk().misread(0);
         self.sim.crash(machine.ip);
         self.trace.tell(self.sim.elapsed(), What::Ends(region));
         self.after(down_ms, Act::Start(region));
@@ -308,12 +435,23 @@ impl World {
                 });
             }
         }
+        self.troubles
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        let expired = self.report.faults.contains_key("certificate-expires");
         for region in 0..self.machines.len() {
+            self.resume(region);
+            if expired {
+                self.certify(region, false);
+            }
             let machine = Arc::clone(&self.machines[region]);
             machine.disk().set_room(None);
+            machine.disk().misread(0);
             machine.disk().crash_after(u64::MAX);
             machine.slow.store(1, Ordering::Relaxed);
             machine.clock.jump(0);
+            machine.clock.repair(self.sim.elapsed());
             let dead = machine.disk().exists("lock").is_err();
             // Damage is looked for after a start.
             let rotten = self.report.faults.contains_key("bit-rot");

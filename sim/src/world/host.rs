@@ -30,6 +30,10 @@ pub struct Machine {
     pub clock: SkewedClock,
     /// How slow its disk is now, as a factor.
     pub slow: AtomicU64,
+    /// Whether it stands still: then nothing is committed.
+    pub paused: AtomicBool,
+    /// How often it was given an empty disk.
+    pub lives: Arc<AtomicU64>,
     /// How long a commit takes, in microseconds.
     pub commit_us: (u64, u64),
     /// Tells the node to stop in order.
@@ -97,6 +101,8 @@ impl Machine {
             ip,
             clock: parts.clock,
             slow: AtomicU64::new(1),
+            paused: AtomicBool::new(false),
+            lives: Arc::default(),
             commit_us: parts.commit_us,
             stop: Notify::new(),
             stopped: AtomicBool::new(false),
@@ -126,6 +132,7 @@ impl Machine {
         let mut changing = self.changing();
         let seed = changing.rng.next_u64();
         changing.disk = SimDisk::new(seed);
+        self.lives.fetch_add(1, Ordering::Relaxed);
     }
 
     /// The node that runs on it, if one does.
@@ -208,6 +215,9 @@ async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
             let (store, machine) = (Arc::clone(&store), Arc::clone(&machine));
             tokio::spawn(async move {
                 sleep(wait).await;
+                while machine.paused.load(Ordering::Relaxed) {
+                    sleep(Duration::from_millis(1)).await;
+                }
                 store.commit_finish(group);
                 machine
                     .trace

@@ -32,10 +32,12 @@ use self::certificates::Certificates;
 use self::clock::{EPOCH, SkewedClock};
 use self::faults::Act;
 use self::host::{Machine, Parts};
+use self::network::Troubles;
 use self::story::{Happened, What};
 use self::trace::{Keep, Trace};
 use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
+use crate::load::follow::{Seen, Source};
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::settled::Settled;
@@ -149,9 +151,12 @@ struct World {
     sim: turmoil::Sim<'static>,
     machines: Vec<Arc<Machine>>,
     history: History,
+    // What the followers of each region were sent.
+    followed: Vec<Vec<Seen>>,
     trace: Trace,
     over: Arc<AtomicBool>,
     calm: Arc<AtomicBool>,
+    troubles: Troubles,
     clients: Phase,
     acts: BTreeMap<(u64, u64), Act>,
     acts_made: u64,
@@ -167,7 +172,7 @@ struct World {
     failing_since: Vec<Option<Duration>>,
     /// How long an operator leaves a failed node alone.
     patience: Vec<Duration>,
-    _certificates: Rc<Certificates>,
+    certificates: Rc<Certificates>,
 }
 
 impl World {
@@ -198,9 +203,18 @@ impl World {
             })
             .collect();
         let calm = Arc::new(AtomicBool::new(false));
+        let troubles = Troubles::default();
         let mut machines = Vec::new();
         for (index, region) in plan.regions.iter().enumerate() {
-            let network = setup::network(plan, index, node_ip(index), "node", &trace, &calm);
+            let network = setup::network(
+                plan,
+                index,
+                node_ip(index),
+                "node",
+                &trace,
+                &calm,
+                &troubles,
+            );
             let parts = Parts {
                 clock: SkewedClock::new(region.skew_ms, region.drift_ppm),
                 commit_us: region.commit_us,
@@ -231,17 +245,33 @@ impl World {
             idle: Arc::new(AtomicUsize::new(0)),
         };
         let known = Arc::new(Mutex::new(BTreeMap::new()));
+        let seen = || (0..plan.load.followers).map(|_| Seen::default()).collect();
+        let followed: Vec<Vec<Seen>> = names.iter().map(|_| seen()).collect();
         for (index, name) in names.iter().enumerate() {
             let application = Application {
                 plan: plan.clone(),
                 index,
                 identity: certificates.of_client(name)?,
-                network: setup::network(plan, index, client_ip(index), "client", &trace, &calm),
+                network: setup::network(
+                    plan,
+                    index,
+                    client_ip(index),
+                    "client",
+                    &trace,
+                    &calm,
+                    &troubles,
+                ),
                 history: history.clone(),
                 trace: trace.clone(),
                 over: Arc::clone(&over),
                 probe: Arc::clone(&clients.probe),
                 idle: Arc::clone(&clients.idle),
+                source: Source {
+                    region: (*name).to_owned(),
+                    addr: SocketAddr::new(node_ip(index), HTTP_PORT),
+                    lives: Arc::clone(&machines[index].lives),
+                },
+                followed: followed[index].clone(),
                 known: Arc::clone(&known),
             };
             sim.client(client_ip(index), async move {
@@ -263,9 +293,11 @@ impl World {
             sim,
             machines,
             history,
+            followed,
             trace,
             over,
             calm,
+            troubles,
             clients,
             acts: BTreeMap::new(),
             acts_made: 0,
@@ -279,7 +311,7 @@ impl World {
             clock_was_off: vec![false; count],
             failing_since: vec![None; count],
             patience: vec![Duration::from_secs(2); count],
-            _certificates: certificates,
+            certificates,
         };
         for fault in &plan.faults {
             world.later(fault.at_ms, Act::Begin(fault.kind.clone()));

@@ -33,12 +33,53 @@ pub struct Road {
     pub hold_ms: u64,
 }
 
+/// What is wrong with the way from one address to another, for now.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trouble {
+    /// The largest datagram that passes, if there is a limit.
+    pub bytes_max: Option<usize>,
+    /// How many bytes pass in a second, if there is a limit.
+    pub bytes_per_s: Option<u64>,
+    /// How much longer everything takes.
+    pub longer: Duration,
+    // When what is on its way will have passed a narrow place.
+    free_at: Duration,
+}
+
+/// How much waits before a narrow place: what takes longer than this to pass is lost.
+const QUEUE: Duration = Duration::from_millis(300);
+
+/// What is wrong with the network, by where a datagram comes from and goes to.
+pub type Troubles = Arc<Mutex<BTreeMap<(IpAddr, IpAddr), Trouble>>>;
+
+impl Trouble {
+    // How much longer a datagram takes; `None` when it is lost.
+    fn passes(&mut self, now: Duration, bytes: usize) -> Option<Duration> {
+        if self.bytes_max.is_some_and(|max| bytes > max) {
+            return None;
+        }
+        let Some(rate) = self.bytes_per_s else {
+            return Some(self.longer);
+        };
+        let micros = bytes as u64 * 1_000_000 / rate.max(1);
+        let free_at = self.free_at.max(now) + Duration::from_micros(micros);
+        let waits = free_at - now;
+        if waits > QUEUE {
+            return None;
+        }
+        self.free_at = free_at;
+        Some(waits + self.longer)
+    }
+}
+
 /// One host's network.
 pub struct SimNetwork {
     /// Where the host is.
     pub here: IpAddr,
     /// Roads by where they lead.
     pub roads: Arc<BTreeMap<IpAddr, Road>>,
+    /// What is wrong with them now.
+    pub troubles: Troubles,
     /// Draws the losses.
     pub rng: Arc<Mutex<Rng>>,
     /// Notes each datagram.
@@ -63,6 +104,7 @@ impl SimNetwork {
             here: self.here,
             socket: Arc::new(socket?),
             roads: Arc::clone(&self.roads),
+            troubles: Arc::clone(&self.troubles),
             rng: Arc::clone(&self.rng),
             trace: self.trace.clone(),
             calm: Arc::clone(&self.calm),
@@ -106,6 +148,7 @@ struct SimSocket {
     here: IpAddr,
     socket: Arc<turmoil::net::UdpSocket>,
     roads: Arc<BTreeMap<IpAddr, Road>>,
+    troubles: Troubles,
     rng: Arc<Mutex<Rng>>,
     trace: Trace,
     calm: Arc<AtomicBool>,
@@ -141,6 +184,20 @@ impl SimSocket {
             (lost, twice, held)
         };
         let length = bytes.len();
+        let passes = {
+            let troubles = self.troubles.lock();
+            let mut troubles = troubles.unwrap_or_else(PoisonError::into_inner);
+            match troubles.get_mut(&(self.here, to.ip())) {
+                Some(trouble) => trouble.passes(elapsed(), length),
+                None => Some(Duration::ZERO),
+            }
+        };
+        let lost = lost || passes.is_none();
+        let longer = passes.filter(|longer| !longer.is_zero());
+        let held = match (held, longer) {
+            (Some(held), Some(longer)) => Some(held + longer),
+            (held, longer) => held.or(longer),
+        };
         self.trace.note(
             elapsed(),
             format_args!(

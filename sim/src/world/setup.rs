@@ -11,7 +11,7 @@ use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
 use meridian_node::config::{MemberConfig, NodeConfig};
 
 use super::certificates::Certificates;
-use super::network::{Road, SimNetwork};
+use super::network::{Road, SimNetwork, Troubles};
 use super::trace::Trace;
 use super::{FEDERATION, HTTP_PORT, QUIC_PORT, client_ip, node_ip, region_id};
 use crate::load::SHARED;
@@ -25,6 +25,7 @@ pub(super) fn network(
     part: &str,
     trace: &Trace,
     calm: &Arc<AtomicBool>,
+    troubles: &Troubles,
 ) -> SimNetwork {
     let mut roads = BTreeMap::new();
     for link in &plan.links {
@@ -46,6 +47,7 @@ pub(super) fn network(
     SimNetwork {
         here,
         roads: Arc::new(roads),
+        troubles: Arc::clone(troubles),
         rng: Arc::new(Mutex::new(rng)),
         trace: trace.clone(),
         calm: Arc::clone(calm),

@@ -144,6 +144,17 @@ impl World {
             why.push(format!("digests differ: {digests:?}"));
         }
         if why.is_empty() {
+            let heads: Vec<_> = digests[0]
+                .iter()
+                .map(|it| ((it.origin.clone(), it.partition), it.position))
+                .collect();
+            for (machine, followers) in self.machines.iter().zip(&self.followed) {
+                for missing in followers.iter().filter_map(|seen| seen.missing(&heads)) {
+                    why.push(format!("a follower of {} misses {missing}", machine.name));
+                }
+            }
+        }
+        if why.is_empty() {
             for machine in &self.machines {
                 if let Err(error) = copy_of(machine) {
                     why.push(format!("{}: {error}", machine.name));
