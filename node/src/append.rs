@@ -12,6 +12,7 @@ use meridian_client::{
 use meridian_clock::{Epoch, Position, RegionId, VersionVector};
 use meridian_conflict::{Policies, Route};
 use meridian_event::{Revision, StreamId};
+use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{Direction, Store, StreamRange};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -21,6 +22,7 @@ use uuid::Uuid;
 use crate::config::MemberConfig;
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
+use crate::odd;
 use crate::sequencer::{Outcome, Sequencer};
 use crate::status::Names;
 
@@ -110,6 +112,17 @@ impl Appends {
                     peer: self.names.of(home),
                 };
                 self.metrics.appends_forwarded.get_or_create(&peer).inc();
+                reached("an append was forwarded to its home");
+                odd::pause("an append is forwarded late").await;
+                if planted(Bug::SecondHome) {
+                    let answer = path.append(request.clone(), hops + 1, deadline).await;
+                    return match answer {
+                        Err(AppendError::Unavailable { .. }) => {
+                            self.append_here(request, deadline).await
+                        }
+                        answer => answer,
+                    };
+                }
                 path.append(request, hops + 1, deadline).await
             }
             Route::Home(_) | Route::Anywhere => self.append_here(request, deadline).await,
@@ -226,7 +239,10 @@ impl Appends {
         durability: Durability,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let wanted = durability.regions(self.members);
+        let mut wanted = durability.regions(self.members);
+        if planted(Bug::OneRegionLess) {
+            wanted -= 1;
+        }
         let Some(last) = appended.dots.last().copied() else {
             return Ok(appended);
         };
@@ -240,6 +256,7 @@ impl Appends {
             if others + 1 >= wanted {
                 break others + 1;
             }
+            reached("an answer waited for other regions");
             if !matches!(timeout_at(deadline, held.changed()).await, Ok(Ok(()))) {
                 return Err(AppendError::Indeterminate {
                     reason: format!(
@@ -379,6 +396,7 @@ impl Home {
                     },
                 });
             }
+            reached("a home was asked once more");
             sleep(RETRY_AFTER).await;
         }
     }
@@ -394,6 +412,11 @@ impl Home {
             .map_err(|_| not_sent("it was not reached in time".to_owned()))?
             .map_err(not_sent)?;
         match connection.request(request, deadline).await {
+            Ok(Response::Append(_)) if buggify("a home's answer is lost") => {
+                Err(RequestError::Unanswered {
+                    reason: "it was lost".to_owned(),
+                })
+            }
             Ok(Response::Append(answer)) => Ok(answer),
             Ok(other) => Ok(Err(AppendError::Unavailable {
                 reason: format!("its home answered something else: {other:?}"),

@@ -10,7 +10,7 @@ use meridian_client::wire::{Request, Response, Welcome};
 use meridian_client::{AppendError, ReadError};
 use uuid::Uuid;
 
-use crate::Node;
+use crate::{Node, odd};
 
 /// Answers requests with the node, for as long as it is there.
 pub(crate) struct Door {
@@ -30,6 +30,7 @@ impl Service for Door {
 
     fn handle<'a>(&'a self, caller: Caller, request: Request) -> BoxFuture<'a, Response> {
         async move {
+            odd::pause("a request waits at the door").await;
             let node = self.node.upgrade();
             let stopping = "the node is stopping".to_owned();
             match request {

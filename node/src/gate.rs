@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meridian_clock::{LogId, RegionId, VersionVector};
+use meridian_points::{Bug, planted, reached};
 
 /// What a node knows of its own memory when it starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,7 @@ impl Gate {
                 .iter()
                 .find(|(log, position)| log.origin == self.region && *position > held.get(*log));
             if let Some((log, position)) = ahead {
+                reached("a peer was ahead in our own log");
                 return Verdict::Shut(behind(*peer, log, position.0, held.get(log).0));
             }
         }
@@ -84,9 +86,14 @@ impl Gate {
             Memory::Fresh => false,
             Memory::Whole => self.asked_for < WHOLE_WAIT,
             Memory::Cut => self.asked_for < CUT_WAIT,
-            Memory::Lost => true,
+            Memory::Lost => !planted(Bug::OpenGate),
         };
         if must_wait && !silent.is_empty() {
+            match self.memory {
+                Memory::Lost => reached("a node without its disk waited for every peer"),
+                Memory::Cut => reached("a node whose tail was cut waited for its peers"),
+                Memory::Fresh | Memory::Whole => {}
+            }
             return Verdict::Shut(format!(
                 "this node may have lost part of its log and must first ask its peers; \
                  no answer yet from region {}",

@@ -23,6 +23,7 @@ mod identity;
 mod live;
 pub mod metrics;
 mod node;
+mod odd;
 mod reads;
 mod remembered;
 pub mod seams;

@@ -15,6 +15,7 @@ use meridian_clock::{
 };
 use meridian_conflict::{Policies, PolicyError, Route};
 use meridian_event::StreamId;
+use meridian_points::{Bug, buggify, planted};
 use meridian_replication::link::Marks;
 use meridian_replication::quic::{DelayObserver, EndpointError};
 use meridian_replication::{
@@ -357,6 +358,9 @@ impl Node {
                 if let Err(error) = time.keep_ahead() {
                     error!(%error, "the clock ceiling cannot be made durable; appends will stop");
                 }
+                if buggify("upkeep leaves out a turn") {
+                    continue;
+                }
                 let seen = Arc::clone(&links.vectors_seen().borrow());
                 // What we hold is read after what peers said, so that only a true loss shows.
                 let held = VersionVector::from_iter(
@@ -555,6 +559,11 @@ impl Node {
             .collect()
     }
 
+    /// How far each other region holds each log, as it or a relay says.
+    pub fn held_elsewhere(&self) -> Arc<BTreeMap<RegionId, VersionVector>> {
+        Arc::clone(&self.links.held().borrow())
+    }
+
     /// The home of `stream`; `None` when every region may write it.
     pub fn home_of(&self, stream: &StreamId) -> Option<RegionId> {
         match self.policies.route(stream) {
@@ -725,7 +734,7 @@ fn clock_over(config: &NodeConfig, store: &Store, ceiling: Timestamp, seams: &Se
     let heads = store.heads();
     let (own, others): (Vec<_>, Vec<_>) = heads
         .into_iter()
-        .partition(|head| head.log.origin == config.region);
+        .partition(|head| head.log.origin == config.region || planted(Bug::FollowFarFuture));
     let last_stamp = own.iter().map(|head| head.timestamp).max();
     let start = HlcStart {
         ceiling,

@@ -20,6 +20,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use meridian_event::Block;
+use meridian_points::{Bug, buggify, planted, reached};
 
 use crate::build::head_after;
 use crate::core::{Core, Segment};
@@ -83,7 +84,11 @@ impl Core {
                 self.work.notify_all();
                 return Taken::Stopped;
             }
-            if !wait && queue.in_flight.len() >= IN_FLIGHT_MAX {
+            let in_flight_max = match buggify("one group is in flight at a time") {
+                true => 1,
+                false => IN_FLIGHT_MAX,
+            };
+            if !wait && queue.in_flight.len() >= in_flight_max {
                 return Taken::Nothing;
             }
             match queue.ready(self) {
@@ -190,6 +195,7 @@ impl Core {
             reason,
             "the disk is full; appends are refused until there is room"
         );
+        reached("the disk was full and what was queued was refused");
         queue.disk_full = Some(reason.clone());
         queue.submitted = self.view().heads.clone();
         let refused = std::mem::take(&mut queue.waiting);
@@ -215,6 +221,7 @@ impl Core {
             queue.in_flight.is_empty(),
             "a segment is left while some of it is in flight"
         );
+        reached("a segment was left for the next one");
         let sealed = queue.open.number;
         queue.open = Open {
             number: next.number,
@@ -287,7 +294,7 @@ impl Core {
         let outcome = match group.written {
             Ok(Some(file)) => {
                 Core::count(&self.counters.fsyncs, 1);
-                file.sync_data()
+                self.sync(&*file)
                     .map_err(|error| format!("sync {}: {error}", segment_path(group.segment)))
             }
             Ok(None) => Err("a group was finished before it was written".to_owned()),
@@ -363,6 +370,17 @@ impl Core {
         drop(queue);
         if failed {
             self.fail_waiting();
+        }
+    }
+
+    fn sync(&self, file: &dyn DiskFile) -> io::Result<()> {
+        let is_covered = planted(Bug::SyncByNeighbour) && self.queue().in_flight.len() > 1;
+        if planted(Bug::SkipSync) || is_covered {
+            return Ok(());
+        }
+        match file.sync_data() {
+            Err(_) if planted(Bug::RetrySync) => file.sync_data(),
+            outcome => outcome,
         }
     }
 

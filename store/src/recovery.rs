@@ -21,6 +21,7 @@ use std::io;
 use std::sync::Arc;
 
 use meridian_clock::Timestamp;
+use meridian_points::reached;
 
 use crate::build::{Built, Heads, build_index};
 use crate::core::{Core, Segment, View, advance_heads, end_told_by_next, note_gaps};
@@ -100,6 +101,9 @@ pub(crate) fn recover(
     }
     damage.take_summary(last.number, &last.index.summary);
     fresh_holes |= !last.index.summary.holes.is_empty();
+    if last.tail_torn {
+        reached("a torn tail was cut at a start");
+    }
     recovery.tail_cut |= last.tail_torn;
     recovery.heads_uncertain |= last.file_was_cut;
     // Written down before the evidence goes: a crash right after the cut must not hide it.
@@ -383,6 +387,7 @@ fn write_again(file: &dyn DiskFile, from: u64, end: u64) -> io::Result<()> {
         if read == 0 {
             return Ok(());
         }
+        reached("what was in doubt was written again at a start");
         file.write_all_at(&piece[..read], at)?;
         at += read as u64;
     }

@@ -12,6 +12,7 @@ use std::io;
 use bytes::Bytes;
 use meridian_event::Block;
 use meridian_event::block::BLOCK_BYTES_MAX;
+use meridian_points::{Bug, planted};
 
 use crate::envelope::{ALIGN_BYTES, ENVELOPE_BYTES, Envelope, Kind, has_magic};
 use crate::segment::SEGMENT_HEADER_BYTES;
@@ -301,7 +302,8 @@ pub(crate) fn walk<E: From<io::Error>>(
     let mut end = at.min(limit);
     let torn = undecided
         .iter()
-        .position(|item| matches!(item, Item::Bad(bad) if bad.offset >= durable));
+        .position(|item| matches!(item, Item::Bad(bad) if bad.offset >= durable))
+        .filter(|_| !planted(Bug::KeepTornTail));
     if let Some(torn) = torn {
         if let Item::Bad(bad) = &undecided[torn] {
             end = bad.offset;

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use meridian_client::{AppendError, AppendRequest, Appended};
 use meridian_clock::{Dot, RegionId, Timestamp};
 use meridian_event::{EventId, Revision, StreamId};
+use meridian_points::{Bug, planted, reached};
 use meridian_store::{CommitError, Store};
 
 use super::{Outcome, Waiting, unavailable};
@@ -74,6 +75,7 @@ impl Held {
             let mut fate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             match &mut *fate {
                 Fate::Open(earlier) => {
+                    reached("an answer waited for a block that held nothing of it");
                     earlier.extend(waiting);
                     return;
                 }
@@ -94,6 +96,7 @@ impl Held {
 
 fn send(waiting: Waiting, failure: Option<&CommitError>) {
     for (answer, outcome) in waiting {
+        let failure = failure.filter(|_| !planted(Bug::AnswerFailed));
         let outcome = match (failure, outcome) {
             (Some(error @ CommitError::Failed { .. }), Outcome::Appended(_)) => {
                 Outcome::Refused(AppendError::Indeterminate {
@@ -233,7 +236,9 @@ impl Recall {
         stream: &StreamId,
         origin: Option<RegionId>,
     ) -> Result<Option<Revision>, AppendError> {
-        if let Some(head) = self.heads.get(stream) {
+        if let Some(head) = self.heads.get(stream)
+            && !planted(Bug::StaleHead)
+        {
             return Ok(Some(head.revision));
         }
         let last = store

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use meridian_clock::{LogId, Position, Promise, RegionId, Timestamp};
+use meridian_points::reached;
 
 // A promise whose prefix has not arrived yet waits here. Heartbeats come every 50 ms, so this is
 // several seconds of them; beyond it the middle ones are thinned out, which only makes the
@@ -46,6 +47,7 @@ impl Promises {
                 index % 2 == 1
             });
         }
+        reached("a promise waited for its prefix");
         log.waiting.push_back(promise);
     }
 

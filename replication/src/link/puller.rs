@@ -6,6 +6,7 @@ use std::fmt;
 use std::time::Duration;
 
 use meridian_clock::{Incarnation, LogId, Position, RegionId};
+use meridian_points::reached;
 
 use super::{Backoff, Instant};
 use crate::frame::{Head, Lane, NotServed, all_logs};
@@ -467,6 +468,7 @@ impl Puller {
             }
             let since = *log.stalled_since.get_or_insert(now);
             if now.since(since) >= timings.stalled_after {
+                reached("a peer that brought nothing was passed over");
                 log.stalled_since = None;
                 let trouble = log.trouble(current.via, &timings);
                 trouble.passed_over_until = now.plus(trouble.stall.next_wait());

@@ -12,6 +12,7 @@ mod config;
 mod dial;
 mod endpoint;
 mod links;
+mod odd;
 mod pull;
 mod repair;
 mod serve;

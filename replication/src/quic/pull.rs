@@ -5,12 +5,14 @@ use std::sync::Arc;
 
 use meridian_clock::{Position, Timestamp};
 use meridian_event::Block;
+use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::SubmitError;
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::dial;
+use super::odd;
 use super::state::{LogState, Shared};
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
 use crate::frame::{Blocks, Head, Lane, Message};
@@ -147,6 +149,7 @@ async fn pull_alone(
                 }
                 let durable = heads.borrow_and_update().position;
                 if let Some(ack) = inbound.handle_durable(durable)? {
+                    odd::pause("an acknowledgement is sent late").await;
                     writer.write(&Message::Ack(ack)).await?;
                 }
                 let settled = stamps.partition_point(|(last, _)| *last <= durable);
@@ -155,7 +158,10 @@ async fn pull_alone(
             }
             message = reader.read() => match message?.ok_or(WireError::Ended)? {
                 Message::Blocks(blocks) => {
-                    let ack = take(shared, subscription, &mut inbound, &mut stamps, blocks, &failed).await?;
+                    let mut ack = take(shared, subscription, &mut inbound, &mut stamps, blocks, &failed).await?;
+                    if planted(Bug::AckUnsynced) {
+                        ack = inbound.handle_durable(inbound.accepted())?.map(Message::Ack);
+                    }
                     if let Some(ack) = ack {
                         writer.write(&ack).await?;
                     }
@@ -176,6 +182,7 @@ async fn take(
     blocks: Blocks,
     failed: &Arc<CommitWatch>,
 ) -> Result<Option<Message>, Failure> {
+    odd::pause("blocks that came wait to be judged").await;
     // The store decodes a block before it finds that it has no room for it, so ask first.
     room(shared).await?;
     let mut give_back = None;
@@ -188,9 +195,13 @@ async fn take(
                 let header = block.header();
                 newest = newest.max(header.last_timestamp);
                 stamps.push_back((header.last_position(), header.last_timestamp));
+                note_way(shared, subscription);
                 submit(shared, block, failed).await?;
             }
-            Verdict::AlreadyHeld(ack) => give_back = Some(Message::Ack(ack)),
+            Verdict::AlreadyHeld(ack) => {
+                reached("a block came that was already held");
+                give_back = Some(Message::Ack(ack));
+            }
         }
     }
     if newest > Timestamp::ZERO {
@@ -237,6 +248,18 @@ async fn submit(
     }
 }
 
+fn note_way(shared: &Shared, subscription: Subscription) {
+    let Subscription { log, via, lane, .. } = subscription;
+    if log.origin == shared.config.region {
+        reached("own positions were taken back from a peer");
+    } else if log.origin != via {
+        reached("a block came by relay");
+    }
+    if lane == Lane::Bulk {
+        reached("catching up went over a connection of its own");
+    }
+}
+
 /// Waits until the disk has caught up. That stops the credit, which stops the sender.
 async fn room(shared: &Shared) -> Result<(), Failure> {
     timeout(shared.config.timings.stuck, shared.store.room())
@@ -245,6 +268,9 @@ async fn room(shared: &Shared) -> Result<(), Failure> {
 }
 
 fn window_bytes(shared: &Shared, lane: Lane) -> u64 {
+    if buggify("a window holds a few blocks") {
+        return 16 << 10;
+    }
     let config = &shared.config;
     let partitions = u64::from(config.partitions).max(1);
     let share = match lane {

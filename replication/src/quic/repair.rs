@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use meridian_clock::{Position, RegionId};
 use meridian_event::Block;
+use meridian_points::reached;
 use meridian_store::{DamagedRange, RepairError};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
@@ -54,6 +55,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             };
             match outcome {
                 Ok(blocks) => {
+                    if blocks > 0 {
+                        reached("damage was mended from a peer");
+                    }
                     tracing::info!(%peer, %range, blocks, "damaged range fetched again and put back");
                 }
                 Err(error) => {

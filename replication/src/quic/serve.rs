@@ -5,11 +5,13 @@ use std::sync::Arc;
 use meridian_client::tls::PeerName;
 use meridian_clock::{Position, RegionId};
 use meridian_event::Block;
+use meridian_points::buggify;
 use meridian_store::ReadError;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use super::endpoint::{close, code, explain};
+use super::odd;
 use super::state::Shared;
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
 use crate::frame::{
@@ -178,6 +180,9 @@ async fn speak(
                 Message::Settled(shared.settled()),
             ),
         };
+        if buggify("a vector or heartbeat is left out") {
+            continue;
+        }
         writer.write(&message).await?;
         if knows_settled {
             writer.write(&beside).await?;
@@ -318,13 +323,19 @@ async fn serve_log(
     writer.write(&Message::Subscribed(subscribed)).await?;
     loop {
         let head = *heads.borrow_and_update();
-        if let Some(bytes) = outbound.wants_bytes(head.position, FRAME_BYTES) {
+        let frame_bytes = match buggify("a frame holds one block") {
+            true => 1,
+            false => FRAME_BYTES,
+        };
+        if let Some(bytes) = outbound.wants_bytes(head.position, frame_bytes) {
+            odd::pause("blocks are sent late").await;
             let mut blocks = match read(shared, log, outbound.sent(), bytes) {
                 Ok(blocks) => blocks,
                 Err(reason) => return Ok(Some(reason)),
             };
             let count = outbound.handle_read(&blocks);
             blocks.truncate(count);
+            odd::spoil(&mut blocks, shared.config.region);
             let sent_bytes: usize = blocks.iter().map(|block| block.bytes().len()).sum();
             let promise = {
                 let mut state = shared.lock();

@@ -9,6 +9,7 @@ use meridian_clock::{
     ClockSample, Hlc, Incarnation, LogId, Merge, PartitionId, Position, Promise, RegionId,
     SkewGuard, SkewVerdict, Timestamp, VersionVector,
 };
+use meridian_points::reached;
 use meridian_store::{LogHead, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -597,6 +598,7 @@ impl Shared {
                 }
             }
             Merge::TooFarAhead { by } => {
+                reached("a far-future stamp did not move the clock");
                 if state.far_ahead.insert(origin) {
                     tracing::warn!(
                         region = %origin,

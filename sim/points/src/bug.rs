@@ -1,25 +1,74 @@
 //! The bugs that can be planted.
 
-/// A bug that our checkers must see. Each is planted at one place, which names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Bug {
-    /// A block is reported durable without its sync.
-    SkipSync,
+macro_rules! bugs {
+    ($($variant:ident, $name:literal, $does:literal;)*) => {
+        /// A bug that our checkers must see. Each is planted where it would be made; what a sound
+        /// node checks twice is planted at both checks, or the second would hide the first.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Bug {
+            $(#[doc = $does] $variant,)*
+        }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Its name on the command line.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// What is wrong with a node that has it.
+            pub fn does(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $does,)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    SkipSync, "skip-sync", "A block is reported durable without a sync.";
+    SyncByNeighbour, "sync-by-neighbour",
+        "A group is reported durable before its sync when another group is in flight, whose sync is yet to come.";
+    RetrySync, "retry-sync", "A sync that failed is repeated, and the second answer believed.";
+    KeepTornTail, "keep-torn-tail", "Recovery takes a torn tail for damage and does not cut it.";
+    ForgetIds, "forget-ids", "After a restart the ids of events in the last segment are not known any more.";
+    SkipDamage, "skip-damage", "A damaged block is left out of what is read, and not reported.";
+    AcceptGap, "accept-gap", "A block that leaves positions out is accepted, by the link and by the store.";
+    SkipChainCheck, "skip-chain-check",
+        "A block is accepted whatever bytes it was written after, by the link and by the store; relays send such blocks.";
+    RelayRestamps, "relay-restamps", "A relay encodes blocks anew, with later timestamps.";
+    AckUnsynced, "ack-unsynced", "A block from a peer is acknowledged to it before our own sync.";
+    FollowFarFuture, "follow-far-future", "At a restart the clock starts above what others stamped, however far ahead.";
+    ForgetCeiling, "forget-ceiling", "The clock's ceiling is not honoured at a restart.";
+    PromiseEarly, "promise-early", "A promise reaches past blocks that are under way.";
+    OpenGate, "open-gate", "A node that lost its disk gives out positions before its peers have answered.";
+    OneRegionLess, "one-region-less", "`regions:N` and `all` are answered with one region too few.";
+    IgnoreExpected, "ignore-expected", "The expected revision is not compared.";
+    StaleHead, "stale-head", "A stream's revision is looked up in what is committed, without what is in flight.";
+    AnswerFailed, "answer-failed", "Appends whose block could not be written are answered as if it had been.";
+    SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
 }
 
 impl Bug {
-    /// All of them.
-    pub const ALL: &[Self] = &[Self::SkipSync];
-
-    /// Its name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::SkipSync => "skip-sync",
-        }
-    }
-
     /// The bug called `name`.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|bug| bug.name() == name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_bug_is_found_by_its_name() {
+        for bug in Bug::ALL {
+            assert_eq!(Bug::named(bug.name()), Some(*bug));
+        }
     }
 }
