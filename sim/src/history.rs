@@ -66,6 +66,8 @@ pub struct History(Arc<Mutex<Inner>>);
 struct Inner {
     calls: Vec<Call>,
     reads: Vec<Read>,
+    // Those that ended since they were last asked for.
+    ended: Vec<usize>,
     broken: Vec<String>,
 }
 
@@ -82,10 +84,12 @@ impl History {
     }
 
     /// Notes how a call ended.
-    pub fn end(&self, call: usize, at: Duration, outcome: Outcome) {
-        if let Some(call) = self.lock().calls.get_mut(call) {
+    pub fn end(&self, number: usize, at: Duration, outcome: Outcome) {
+        let mut inner = self.lock();
+        if let Some(call) = inner.calls.get_mut(number) {
             call.returned = Some(at);
             call.outcome = outcome;
+            inner.ended.push(number);
         }
     }
 
@@ -102,6 +106,16 @@ impl History {
     /// Notes that a client saw something that must never be.
     pub fn broken(&self, what: String) {
         self.lock().broken.push(what);
+    }
+
+    /// The calls that ended since this was last asked.
+    pub fn newly_ended(&self) -> Vec<Call> {
+        let mut inner = self.lock();
+        let ended = std::mem::take(&mut inner.ended);
+        ended
+            .into_iter()
+            .filter_map(|number| inner.calls.get(number).cloned())
+            .collect()
     }
 
     /// All calls, in the order they were made.

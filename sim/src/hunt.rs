@@ -1,25 +1,78 @@
 //! Many seeds, one after the other, on a few threads.
 
-use std::panic;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::any::Any;
+use std::cell::RefCell;
+use std::panic::{self, PanicHookInfo};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
 use crate::plan::Plan;
 use crate::world::trace::Keep;
-use crate::world::{self, Ran};
+use crate::world::{self, Ran, RunOptions};
+
+thread_local! {
+    // Where the run on this thread reports to.
+    static REPORTS_TO: RefCell<Option<Sender<Ran>>> = const { RefCell::new(None) };
+}
+
+static SILENT: AtomicBool = AtomicBool::new(false);
 
 /// Runs one plan on a thread of its own, so that nothing of an earlier run is left on it.
 ///
+/// A panic anywhere in the run ends it. Its thread stays where it is, for good: to take down a world
+/// in the middle of a step panics again, in quinn and tokio, and that would take this process along.
+///
 /// # Panics
 /// When the thread cannot be made.
-pub fn run_alone(plan: &Plan, keep: Keep) -> Ran {
-    thread::scope(|scope| {
-        let run = thread::Builder::new().spawn_scoped(scope, || world::run(plan, keep));
-        run.expect("a thread")
-            .join()
-            .expect("panics are caught inside")
-    })
+#[expect(
+    clippy::disallowed_methods,
+    reason = "a run is a thread, which a panic leaves behind"
+)]
+pub fn run_alone(plan: &Plan, options: impl Into<RunOptions>) -> Ran {
+    let options = options.into();
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |panicked| {
+            if !SILENT.load(Ordering::Relaxed) {
+                before(panicked);
+            }
+            if let Some(reports_to) = REPORTS_TO.take() {
+                let ran = world::ended_by_panic(&text_of(panicked));
+                // Nobody waits any more only when the process ends.
+                let _ = reports_to.send(ran);
+                loop {
+                    thread::park();
+                }
+            }
+        }));
+    });
+    let (reports_to, report) = channel();
+    let plan = plan.clone();
+    thread::Builder::new()
+        .spawn(move || {
+            REPORTS_TO.set(Some(reports_to.clone()));
+            let ran = world::run(&plan, options);
+            let _ = reports_to.send(ran);
+        })
+        .expect("a thread");
+    report.recv().expect("a run ends with a report")
+}
+
+fn text_of(panicked: &PanicHookInfo<'_>) -> String {
+    let payload: &dyn Any = panicked.payload();
+    let text = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied());
+    let place = panicked.location().map(ToString::to_string);
+    format!(
+        "{} ({})",
+        text.unwrap_or("without a word").replace('\n', " "),
+        place.unwrap_or_default()
+    )
 }
 
 /// Runs `seeds` seeds from `from` on `jobs` threads; `each` is told of every one, in any order, and
@@ -28,14 +81,15 @@ pub fn hunt(from: u64, seeds: u64, jobs: usize, each: impl Fn(&Plan, &Ran) -> bo
     hunt_keeping(Keep::default(), from, seeds, jobs, each);
 }
 
-/// As [`hunt`], keeping more of each run.
+/// As [`hunt`], with each run as `options` say.
 pub fn hunt_keeping(
-    keep: Keep,
+    options: impl Into<RunOptions>,
     from: u64,
     seeds: u64,
     jobs: usize,
     each: impl Fn(&Plan, &Ran) -> bool + Sync,
 ) {
+    let options = options.into();
     let next = AtomicU64::new(from);
     let end = from.saturating_add(seeds);
     let one_at_a_time = Mutex::new(());
@@ -48,7 +102,7 @@ pub fn hunt_keeping(
                         return;
                     }
                     let plan = Plan::draw(seed);
-                    let ran = run_alone(&plan, keep);
+                    let ran = run_alone(&plan, options);
                     let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
                     if !each(&plan, &ran) {
                         next.store(end, Ordering::Relaxed);
@@ -61,5 +115,5 @@ pub fn hunt_keeping(
 
 /// Keeps panics from being printed: they are part of a run's report.
 pub fn silence_panics() {
-    panic::set_hook(Box::new(|_| {}));
+    SILENT.store(true, Ordering::Relaxed);
 }

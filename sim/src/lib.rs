@@ -6,6 +6,7 @@
 //! Always true: a run depends on its plan alone. The same plan gives the same hash of everything
 //! that happened, in any process and build.
 
+pub mod gate;
 pub mod history;
 pub mod http;
 pub mod hunt;
@@ -14,9 +15,11 @@ pub mod kept;
 pub mod load;
 pub mod picture;
 pub mod plan;
+pub mod rare;
 pub mod rng;
 pub mod same;
 pub mod scenarios;
 pub mod settled;
 pub mod shrink;
+pub mod storms;
 pub mod world;

@@ -25,6 +25,8 @@ enum Command {
     Shrink(cli::shrink::Shrink),
     Show(cli::show::Show),
     Replay(cli::replay::Replay),
+    Mutations(cli::mutations::Mutations),
+    Gate(cli::gate::Gate),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -39,5 +41,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::Shrink(shrink) => shrink.carry_out(),
         Command::Show(show) => show.carry_out(),
         Command::Replay(replay) => replay.carry_out(),
+        Command::Mutations(mutations) => mutations.carry_out(),
+        Command::Gate(gate) => gate.carry_out(),
     }
 }

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
+use crate::storms;
 
 /// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,6 +22,9 @@ pub struct Plan {
     pub partitions: u16,
     /// How large a segment file is, in KiB.
     pub segment_kib: u64,
+    /// How many of the points in our code, in a hundred, do what is right but unusual.
+    #[serde(default)]
+    pub points_percent: u32,
     /// The regions, numbered from 1 in this sequence.
     pub regions: Vec<RegionPlan>,
     /// The network between each two regions.
@@ -377,6 +381,7 @@ impl Plan {
             heal_ms: 60_000,
             partitions: 2,
             segment_kib: 256,
+            points_percent: 0,
             regions: Vec::new(),
             links: Vec::new(),
             load: LoadPlan {
@@ -533,7 +538,10 @@ impl Plan {
             }
             plan.faults.push(Fault { at_ms, kind });
         }
+        plan.faults.extend(storms::draw(seed, plan.chaos_ms));
         plan.faults.sort_by_key(|fault| fault.at_ms);
+        // Drawn apart, so that the rest of a seed's plan does not depend on it.
+        plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         plan
     }
 

@@ -6,7 +6,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
-use meridian_sim::hunt::{hunt, silence_panics};
+use meridian_points::Bug;
+use meridian_sim::hunt::{hunt_keeping, silence_panics};
+use meridian_sim::rare;
+use meridian_sim::world::RunOptions;
 
 use super::progress::Progress;
 use super::{exit, lock};
@@ -26,9 +29,15 @@ pub(crate) struct Hunt {
     /// Goes on after a failure.
     #[arg(long)]
     keep_going: bool,
-    /// Succeeds only if some seed fails: for builds with a planted bug.
+    /// A bug that is planted in every run; `meridian-sim mutations` lists them.
+    #[arg(long, value_parser = super::mutations::parse)]
+    mutate: Option<Bug>,
+    /// Succeeds only if some seed fails.
     #[arg(long)]
     expect_red: bool,
+    /// Fails if a state that must be reached was not.
+    #[arg(long)]
+    require_rare: bool,
 }
 
 impl Hunt {
@@ -37,12 +46,16 @@ impl Hunt {
         let progress = Progress::new("seeds", self.seeds);
         let red = AtomicBool::new(false);
         let seconds = Mutex::new(0.0);
-        let rare = Mutex::new(BTreeMap::<String, u64>::new());
-        hunt(self.from, self.seeds, self.jobs, |plan, ran| {
+        let rare_seen = Mutex::new(BTreeMap::<String, u64>::new());
+        let options = RunOptions {
+            bug: self.mutate,
+            ..RunOptions::default()
+        };
+        hunt_keeping(options, self.from, self.seeds, self.jobs, |plan, ran| {
             progress.step();
             *lock(&seconds) += ran.report.virtual_s;
             for state in ran.report.rare.keys() {
-                *lock(&rare).entry(state.clone()).or_default() += 1;
+                *lock(&rare_seen).entry(state.clone()).or_default() += 1;
             }
             if ran.report.ok {
                 return true;
@@ -62,9 +75,17 @@ impl Hunt {
             progress.speed(),
             *lock(&seconds)
         );
-        for (state, count) in &*lock(&rare) {
+        for (state, count) in &*lock(&rare_seen) {
             println!("    {count:>6} runs: {state}");
         }
-        Ok(exit(red.load(Ordering::Relaxed) == self.expect_red))
+        let reached = lock(&rare_seen).keys().cloned().collect();
+        let never = rare::never_reached(&reached);
+        for (state, required) in &never {
+            let word = if *required { "REQUIRED, " } else { "" };
+            println!("     never reached: {word}{state}");
+        }
+        let lacks_rare = self.require_rare && never.iter().any(|(_, required)| *required);
+        let as_expected = red.load(Ordering::Relaxed) == self.expect_red;
+        Ok(exit(as_expected && !lacks_rare))
     }
 }

@@ -1,6 +1,8 @@
 //! The subcommands, one file each, and what they share.
 
+pub(crate) mod gate;
 pub(crate) mod hunt;
+pub(crate) mod mutations;
 pub(crate) mod plan;
 mod progress;
 pub(crate) mod replay;

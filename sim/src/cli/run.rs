@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use meridian_points::Bug;
 use meridian_sim::hunt::run_alone;
 use meridian_sim::plan::Plan;
-use meridian_sim::world::Ran;
 use meridian_sim::world::trace::Keep;
+use meridian_sim::world::{Ran, RunOptions};
 
 use super::{exit, read_plan, scenario_called};
 
@@ -23,6 +24,9 @@ pub(crate) struct Run {
     /// A scenario by its name, in place of a seed.
     #[arg(long, conflicts_with = "plan")]
     scenario: Option<String>,
+    /// A bug that is planted; `meridian-sim mutations` lists them.
+    #[arg(long, value_parser = super::mutations::parse)]
+    mutate: Option<Bug>,
     /// Prints every step.
     #[arg(long)]
     trace: bool,
@@ -50,9 +54,12 @@ impl Run {
         };
         let ran = run_alone(
             &plan,
-            Keep {
-                lines: self.trace,
-                story: false,
+            RunOptions {
+                keep: Keep {
+                    lines: self.trace,
+                    story: false,
+                },
+                bug: self.mutate,
             },
         );
         for line in &ran.lines {

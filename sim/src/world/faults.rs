@@ -344,6 +344,10 @@ impl World {
         self.failing_since[region] = None;
         let machine = Arc::clone(&self.machines[region]);
         machine.stopped.store(false, Ordering::Relaxed);
+        if let Some(node) = machine.node() {
+            machine.note_committed(&node);
+            self.witness.see(region, &node);
+        }
         if power {
             // First the disk: what runs while the process is taken down changes nothing any more.
             machine.disk().crash();

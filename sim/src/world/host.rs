@@ -1,10 +1,12 @@
 //! One machine: its disk and clock, which outlive the node that runs on it.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use meridian_clock::{LogId, Position};
 use meridian_node::Node;
 use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Network, Random, Seams};
@@ -16,6 +18,7 @@ use super::clock::{SkewedClock, elapsed};
 use super::network::SimNetwork;
 use super::story::What;
 use super::trace::Trace;
+use super::witness;
 use crate::rng::Rng;
 
 /// A machine and what is wrong with it now.
@@ -54,6 +57,9 @@ struct Changing {
     node: Weak<Node>,
     rng: Rng,
     start_error: Option<String>,
+    // How far each log was reported as committed from this disk.
+    reported: BTreeMap<LogId, Position>,
+    lost: Vec<String>,
 }
 
 struct SeededRandom {
@@ -114,6 +120,8 @@ impl Machine {
                 node: Weak::new(),
                 rng,
                 start_error: None,
+                reported: BTreeMap::new(),
+                lost: Vec::new(),
             }),
         }
     }
@@ -133,6 +141,32 @@ impl Machine {
         let seed = changing.rng.next_u64();
         changing.disk = SimDisk::new(seed);
         self.lives.fetch_add(1, Ordering::Relaxed);
+        changing.reported.clear();
+    }
+
+    /// Takes note of what is committed: whatever happens to the node, its disk must keep it.
+    pub fn note_committed(&self, node: &Node) {
+        let heads = node.store().heads();
+        let mut changing = self.changing();
+        for head in heads {
+            let reported = changing.reported.entry(head.log).or_default();
+            *reported = head.position.max(*reported);
+        }
+    }
+
+    /// What was committed and not there any more after a start.
+    pub fn lost(&self) -> Vec<String> {
+        self.changing().lost.clone()
+    }
+
+    fn compare_with_committed(&self, node: &Node) {
+        let heads = node.store().heads().into_iter();
+        let found = heads.map(|head| (head.log, head.position)).collect();
+        let mut changing = self.changing();
+        let lost = witness::lost(&changing.reported, &found);
+        // Of a loss, only what it was at first is news.
+        changing.reported = found;
+        changing.lost.extend(lost);
     }
 
     /// The node that runs on it, if one does.
@@ -186,6 +220,7 @@ impl Machine {
         self.trace
             .note(elapsed(), format_args!("{} runs", self.name));
         self.trace.tell(elapsed(), What::Runs(self.index));
+        self.compare_with_committed(&node);
         self.changing().node = Arc::downgrade(&node);
         let driver = tokio::spawn(drive(
             Arc::clone(node.store()),
@@ -195,6 +230,7 @@ impl Machine {
         self.stop.notified().await;
         node.shutdown().await;
         driver.abort();
+        self.note_committed(&node);
         drop(node);
         self.stopped.store(true, Ordering::Relaxed);
         self.trace

@@ -13,10 +13,11 @@ mod setup;
 pub mod story;
 pub mod trace;
 mod watch;
+mod witness;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use meridian_clock::{LogId, Position, RegionId};
 use meridian_node::config::MemberConfig;
+use meridian_points::{Bug, Installed, Setup};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -35,6 +37,7 @@ use self::host::{Machine, Parts};
 use self::network::Troubles;
 use self::story::{Happened, What};
 use self::trace::{Keep, Trace};
+use self::witness::Witness;
 use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
 use crate::load::follow::{Seen, Source};
@@ -83,29 +86,76 @@ pub struct Ran {
     pub story: Vec<Happened>,
 }
 
-/// Carries out `plan`. A panic in any task is a broken invariant like any other.
-pub fn run(plan: &Plan, keep: Keep) -> Ran {
-    let trace = Trace::keeping(keep);
-    let outcome = catch_unwind(AssertUnwindSafe(|| World::new(plan, trace.clone())?.play()));
-    let mut report = match outcome {
-        Ok(Ok(report)) => report,
-        Ok(Err(error)) => failed(format!("the run ended early: {error:#}")),
-        Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied());
-            failed(format!("panicked: {}", text.unwrap_or("without a word")))
-        }
+/// What a run is asked for beside its plan.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RunOptions {
+    /// What is kept of it beside its hash.
+    pub keep: Keep,
+    /// A bug that is planted in the nodes; a build without the feature `planted` has none.
+    pub bug: Option<Bug>,
+}
+
+impl From<Keep> for RunOptions {
+    fn from(keep: Keep) -> Self {
+        Self { keep, bug: None }
+    }
+}
+
+thread_local! {
+    // The run on this thread, for the one who reports that it panicked.
+    static RUNNING: RefCell<Option<Running>> = const { RefCell::new(None) };
+}
+
+struct Running {
+    seed: u64,
+    trace: Trace,
+    marks: Installed,
+}
+
+/// Carries out `plan`. A panic in any task is a broken invariant like any other; whoever calls sees
+/// to that, with [`ended_by_panic`].
+pub fn run(plan: &Plan, options: RunOptions) -> Ran {
+    let trace = Trace::keeping(options.keep);
+    RUNNING.set(Some(Running {
+        seed: plan.seed,
+        trace: trace.clone(),
+        marks: meridian_points::install(Setup {
+            seed: plan.seed,
+            points_percent: plan.points_percent,
+            bug: options.bug,
+        }),
+    }));
+    let report = match World::new(plan, trace).and_then(World::play) {
+        Ok(report) => report,
+        Err(error) => failed(format!("the run ended early: {error:#}")),
     };
-    report.seed = plan.seed;
+    finished(report)
+}
+
+/// What came of the run on this thread, which panicked with `text`.
+pub fn ended_by_panic(text: &str) -> Ran {
+    finished(failed(format!("panicked: {text}")))
+}
+
+fn finished(mut report: Report) -> Ran {
     report.ok = report.broken.is_empty();
-    report.trace = trace.hash();
-    report.steps = trace.steps();
+    let Some(running) = RUNNING.take() else {
+        return Ran {
+            report,
+            lines: Vec::new(),
+            story: Vec::new(),
+        };
+    };
+    for (state, count) in running.marks.rare() {
+        *report.rare.entry(state.to_owned()).or_default() += count;
+    }
+    report.seed = running.seed;
+    report.trace = running.trace.hash();
+    report.steps = running.trace.steps();
     Ran {
         report,
-        lines: trace.lines(),
-        story: trace.story(),
+        lines: running.trace.lines(),
+        story: running.trace.story(),
     }
 }
 
@@ -172,6 +222,7 @@ struct World {
     failing_since: Vec<Option<Duration>>,
     /// How long an operator leaves a failed node alone.
     patience: Vec<Duration>,
+    witness: Witness,
     certificates: Rc<Certificates>,
 }
 
@@ -311,6 +362,7 @@ impl World {
             clock_was_off: vec![false; count],
             failing_since: vec![None; count],
             patience: vec![Duration::from_secs(2); count],
+            witness: Witness::default(),
             certificates,
         };
         for fault in &plan.faults {

@@ -37,6 +37,8 @@ impl World {
                 }
                 continue;
             };
+            machine.note_committed(&node);
+            self.witness.see(index, &node);
             let mut held = 0;
             for head in node.store().heads() {
                 held += head.position.0;
@@ -71,6 +73,13 @@ impl World {
                 (false, _) => self.failing_since[index] = None,
             }
         }
+        for machine in &self.machines {
+            if let Some(node) = machine.node() {
+                self.witness.judge_beliefs(&machine.name, &node);
+            }
+        }
+        let answered = self.history.newly_ended();
+        self.witness.judge_answers(&answered, self.machines.len());
     }
 
     // Runs until all is well; what is not, if time is up first.
@@ -191,6 +200,12 @@ impl World {
             end: EPOCH + self.sim.elapsed(),
             settled: std::mem::take(&mut self.settled),
         };
+        self.report.broken.extend(self.witness.broken());
+        for machine in &self.machines {
+            let lost = machine.lost().into_iter();
+            let broken = lost.map(|what| format!("durable: {}: {what}", machine.name));
+            self.report.broken.extend(broken);
+        }
         self.report.broken.extend(self.history.seen_broken());
         self.report.broken.extend(invariants::check(&evidence));
         self.report.broken.truncate(30);

@@ -1,0 +1,68 @@
+//! Rare states: what a hunt has to have seen, or it has tried too little.
+//!
+//! Marks in our code ([`meridian_points::reached`]) and in the world count them. A state that no run
+//! reaches is one that no run has tested.
+
+use std::collections::BTreeSet;
+
+/// Those that the seeds of every change must reach.
+pub const REQUIRED: &[&str] = &[
+    "a torn tail was cut at a start",
+    "what was in doubt was written again at a start",
+    "a segment was left for the next one",
+    "the store failed and took no more blocks",
+    "a block came by relay",
+    "a promise waited for its prefix",
+    "own positions were taken back from a peer",
+    "a peer was ahead in our own log",
+    "an append was answered from the memory of its ids",
+    "an append was forwarded to its home",
+    "an answer waited for other regions",
+    "a home was asked once more",
+    "a stamp waited for the clock's ceiling",
+    "a far-future stamp did not move the clock",
+    "the power was cut inside a commit",
+    "a failed log was restarted",
+];
+
+/// Those that more seeds reach.
+pub const OTHERS: &[&str] = &[
+    "a block came that was already held",
+    "a bit flipped on disk",
+    "a block of our own was refused by the log",
+    "a node refused because of its clock",
+    "a node stopped in order",
+    "a node that did not start was started again",
+    "a node waited for its peers before it gave out positions",
+    "a node whose tail was cut waited for its peers",
+    "a node without its disk waited for every peer",
+    "a peer that brought nothing was passed over",
+    "an answer waited for a block that held nothing of it",
+    "catching up went over a connection of its own",
+    "damage was known",
+    "damage was mended from a peer",
+    "the disk was full and what was queued was refused",
+];
+
+/// What is known and was not reached, the required ones first.
+pub fn never_reached(reached: &BTreeSet<String>) -> Vec<(&'static str, bool)> {
+    let required = REQUIRED.iter().map(|state| (*state, true));
+    let others = OTHERS.iter().map(|state| (*state, false));
+    required
+        .chain(others)
+        .filter(|(state, _)| !reached.contains(*state))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_reached_leaves_all_of_them() {
+        let all = never_reached(&BTreeSet::new());
+        assert_eq!(all.len(), REQUIRED.len() + OTHERS.len());
+        let distinct: BTreeSet<_> = all.iter().map(|(state, _)| *state).collect();
+        assert_eq!(distinct.len(), all.len(), "each stands once");
+    }
+}
