@@ -179,6 +179,8 @@ impl Chaining {
             }
             kept.through = cut;
             links.agreed(kept.agreed(*partition));
+            // Until there is more to read, the place is all that is needed.
+            reader.release();
         }
         Ok(reached)
     }

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use meridian_client::{EventFilter, ReadError};
 use meridian_clock::{LogId, OrderKey, Timestamp};
 use meridian_event::RecordedEvent;
@@ -16,8 +17,10 @@ use meridian_store::{OrderedReader, Store};
 use crate::live::wants;
 use crate::reads::unreadable;
 
-/// How many merges are kept. Each holds a bounded piece of each log.
+/// How many merges are kept.
 const KEPT_MAX: usize = 16;
+/// How much a merge that is kept may hold in memory; beyond that it only keeps its place.
+const KEPT_BYTES_MAX: usize = 2 << 20;
 /// How many bytes of events a page is filled up to.
 const PAGE_BYTES_MAX: usize = 4 << 20;
 /// How many events one page looks at, so that a filter that hardly matches still answers soon.
@@ -34,6 +37,16 @@ pub(crate) struct Page {
     pub(crate) watermark: Timestamp,
     /// Nothing more is settled now.
     pub(crate) at_end: bool,
+}
+
+/// `event` in memory of its own. As it was read it shares its block's, and a page with an event of
+/// each of many blocks would hold all of them.
+pub(crate) fn by_itself(event: RecordedEvent) -> RecordedEvent {
+    RecordedEvent {
+        data: Bytes::copy_from_slice(&event.data),
+        metadata: Bytes::copy_from_slice(&event.metadata),
+        ..event
+    }
 }
 
 /// Reads the one order of all origin logs.
@@ -83,7 +96,7 @@ impl Feeds {
                 match open.record(event) {
                     Ok(event) => {
                         bytes += event.data.len() + event.metadata.len();
-                        page.events.push(event);
+                        page.events.push(by_itself(event));
                     }
                     // A name that no node accepts: every region passes over it alike.
                     Err(error) => bad = Some((event.dot, error)),
@@ -110,7 +123,10 @@ impl Feeds {
         }
     }
 
-    fn keep(&self, reader: OrderedReader) {
+    fn keep(&self, mut reader: OrderedReader) {
+        if reader.held_bytes() > KEPT_BYTES_MAX {
+            reader.release();
+        }
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.len() == KEPT_MAX {
             kept.pop_front();

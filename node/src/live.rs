@@ -5,6 +5,7 @@ use meridian_event::RecordedEvent;
 use meridian_store::{LogOffset, ReadError, Store};
 
 use crate::cursor::{CursorSeal, LiveCursor};
+use crate::feed::by_itself;
 
 /// How much of the log one page may read before it answers with what it found.
 const SCAN_BYTES_MAX: usize = 1 << 20;
@@ -115,7 +116,7 @@ pub(crate) fn read_live(
                     match open.record(&event) {
                         Ok(event) => {
                             page_bytes += event.data.len() + event.metadata.len();
-                            page.events.push((page.cursor, event));
+                            page.events.push((page.cursor, by_itself(event)));
                         }
                         Err(error) => tracing::warn!(?block, %error, "an event was passed over"),
                     }
