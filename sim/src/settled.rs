@@ -7,6 +7,9 @@ use meridian_client::{EventFilter, SettledRead, SettledTier};
 use meridian_clock::{LogId, OrderKey, Position, Timestamp};
 use meridian_event::EventId;
 use meridian_node::Node;
+use serde::Serialize;
+
+use crate::history::{Call, Outcome};
 
 /// How many events are read at once; a reader that is behind catches up over several looks.
 const PAGE_EVENTS: u32 = 500;
@@ -18,6 +21,18 @@ pub struct Feed {
     pub cursor: OrderKey,
     /// What it was given.
     pub events: Vec<(OrderKey, EventId)>,
+    /// When it was given each, in true time since the start.
+    pub seen_at: Vec<Duration>,
+}
+
+/// How long events took from their acknowledgement until they could be read in a tier, over all
+/// events and regions, in virtual milliseconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lag {
+    /// Half of them took no longer.
+    pub p50_ms: u64,
+    /// 99 of a hundred took no longer.
+    pub p99_ms: u64,
 }
 
 /// One region's readers and what its node said of itself.
@@ -93,9 +108,11 @@ impl Settled {
                 continue;
             };
             feed.cursor = page.cursor;
-            let events = page.events.iter();
-            feed.events
-                .extend(events.map(|it| (OrderKey::new(it.timestamp, it.dot), it.id)));
+            for event in &page.events {
+                let key = OrderKey::new(event.timestamp, event.dot);
+                feed.events.push((key, event.id));
+                feed.seen_at.push(at);
+            }
         }
     }
 
@@ -116,6 +133,31 @@ impl Settled {
             SettledTier::Stable => (*index, &region.stable),
             SettledTier::Final => (*index, &region.finals),
         })
+    }
+
+    /// How long what `calls` wrote took until it could be read in `tier`.
+    pub fn lag(&self, tier: SettledTier, calls: &[Call]) -> Lag {
+        let mut answered = BTreeMap::new();
+        for call in calls {
+            if let (Outcome::Written(_), Some(returned)) = (&call.outcome, call.returned) {
+                answered.extend(call.ids.iter().map(|id| (*id, returned)));
+            }
+        }
+        let mut lags = Vec::new();
+        for (_, feed) in self.feeds(tier) {
+            for ((_, id), seen_at) in feed.events.iter().zip(&feed.seen_at) {
+                if let Some(returned) = answered.get(id) {
+                    let lag = seen_at.saturating_sub(*returned).as_millis();
+                    lags.push(u64::try_from(lag).unwrap_or(u64::MAX));
+                }
+            }
+        }
+        lags.sort_unstable();
+        let at = |percent: usize| lags.get(lags.len() * percent / 100).copied();
+        Lag {
+            p50_ms: at(50).unwrap_or_default(),
+            p99_ms: at(99).unwrap_or_default(),
+        }
     }
 
     /// For each log and position, the highest timestamp up to which some node took the log to be

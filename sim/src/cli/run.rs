@@ -86,6 +86,13 @@ fn print_report(ran: &Ran, json: bool) -> anyhow::Result<()> {
         report.trace
     );
     println!("    answers: {:?}", report.answers);
+    println!(
+        "    settled after the acknowledgement: stable p50 {} ms, p99 {} ms; final p50 {} ms, p99 {} ms",
+        report.stable_lag.p50_ms,
+        report.stable_lag.p99_ms,
+        report.final_lag.p50_ms,
+        report.final_lag.p99_ms
+    );
     println!("    faults: {:?}", report.faults);
     println!("    rare: {:?}", report.rare);
     for what in &report.broken {

@@ -2,6 +2,7 @@
 //!
 //! A plan that a hunt found and that showed a bug is kept in `plans/` instead, as it is.
 
+mod clocks;
 mod cut_home;
 mod far_future;
 mod lost_disk;
@@ -13,6 +14,12 @@ use crate::plan::Plan;
 /// Every scenario with its name.
 pub fn all() -> Vec<(&'static str, Plan)> {
     vec![
+        ("calm", Plan::calm(10)),
+        ("clock-400-ms-ahead", clocks::off_by(400)),
+        ("clock-400-ms-behind", clocks::off_by(-400)),
+        ("clock-set-back-while-down", clocks::set_back()),
+        ("clock-ten-seconds-ahead", clocks::ten_ahead()),
+        ("wide-links", clocks::wide()),
         ("cut-home", cut_home::plan()),
         ("far-future", far_future::plan()),
         ("lost-disk", lost_disk::plan()),

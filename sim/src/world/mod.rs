@@ -43,7 +43,7 @@ use crate::invariants::Forgiven;
 use crate::load::follow::{Seen, Source};
 use crate::plan::Plan;
 use crate::rng::Rng;
-use crate::settled::Settled;
+use crate::settled::{Lag, Settled};
 
 const QUIC_PORT: u16 = 7000;
 const HTTP_PORT: u16 = 8000;
@@ -72,6 +72,10 @@ pub struct Report {
     pub steps: u64,
     /// How clients were answered, by kind.
     pub answers: BTreeMap<String, u64>,
+    /// From acknowledgement to being readable in the stable order.
+    pub stable_lag: Lag,
+    /// From acknowledgement to being readable in the final order.
+    pub final_lag: Lag,
     /// What must never be, and was.
     pub broken: Vec<String>,
 }

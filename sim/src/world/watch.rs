@@ -191,8 +191,11 @@ impl World {
         self.report.events = copies.first().map_or(0, |copy| {
             copy.logs.values().flatten().map(Vec::len).sum::<usize>() as u64
         });
+        let calls = self.history.calls();
+        self.report.stable_lag = self.settled.lag(SettledTier::Stable, &calls);
+        self.report.final_lag = self.settled.lag(SettledTier::Final, &calls);
         let evidence = Evidence {
-            calls: self.history.calls(),
+            calls,
             reads: self.history.reads(),
             copies,
             forgiven: std::mem::take(&mut self.forgiven),
