@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use meridian_clock::{LogId, Position, Promise, RegionId, Timestamp};
-use meridian_points::reached;
+use meridian_points::{Bug, planted, reached};
 
 // A promise whose prefix has not arrived yet waits here. Heartbeats come every 50 ms, so this is
 // several seconds of them; beyond it the middle ones are thinned out, which only makes the
@@ -33,7 +33,7 @@ impl Promises {
         if newest.is_some_and(|newest| promise.timestamp <= newest.timestamp) {
             return;
         }
-        if promise.position <= log.durable {
+        if promise.position <= log.durable || planted(Bug::PromiseUnheld) {
             // It overtakes all that wait: they are older and so ask for no more than it does,
             // unless the peer contradicts itself, and then the newer word counts.
             log.waiting.clear();

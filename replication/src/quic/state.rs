@@ -9,7 +9,7 @@ use meridian_clock::{
     ClockSample, Hlc, Incarnation, LogId, Merge, PartitionId, Position, Promise, RegionId,
     SkewGuard, SkewVerdict, Timestamp, VersionVector,
 };
-use meridian_points::reached;
+use meridian_points::{Bug, planted, reached};
 use meridian_store::{LogHead, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -532,7 +532,7 @@ impl Shared {
             if promise.log.origin == self.config.region {
                 // We made it ourselves. If our disk was lost since, this is how we learn of it, and
                 // what was promised binds us all the same (`promised`).
-                if !state.puller.writes_own() {
+                if !state.puller.writes_own() && !planted(Bug::ForgetPromised) {
                     self.hlc.start_above(promise.timestamp);
                 }
             } else if !state.puller.is_stopped(promise.log) {

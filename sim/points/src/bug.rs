@@ -46,6 +46,13 @@ bugs! {
     FollowFarFuture, "follow-far-future", "At a restart the clock starts above what others stamped, however far ahead.";
     ForgetCeiling, "forget-ceiling", "The clock's ceiling is not honoured at a restart.";
     PromiseEarly, "promise-early", "A promise reaches past blocks that are under way.";
+    PromiseUnheld, "promise-unheld", "A promise counts before its prefix is held.";
+    PromiseShut, "promise-shut",
+        "A node promises for logs that it may still take back from its peers.";
+    TimeOutSilent, "time-out-silent",
+        "A member that has said nothing for two seconds is taken out of the watermarks.";
+    ForgetPromised, "forget-promised",
+        "A node that lost its disk stamps at or below what it had promised before.";
     OpenGate, "open-gate", "A node that lost its disk gives out positions before its peers have answered.";
     OneRegionLess, "one-region-less", "`regions:N` and `all` are answered with one region too few.";
     IgnoreExpected, "ignore-expected", "The expected revision is not compared.";

@@ -51,3 +51,25 @@ pub(super) fn wide() -> Plan {
     }
     plan
 }
+
+/// A region loses its disk, and the new machine's clock is two seconds back: what the region had
+/// promised in its earlier life is known to its peers only.
+pub(super) fn lost_with_its_clock() -> Plan {
+    let mut plan = Plan::calm(15);
+    plan.chaos_ms = 14_000;
+    plan.load.pause_ms = 20;
+    plan.load.shared_percent = 60;
+    let wipe = FaultKind::Wipe {
+        region: 0,
+        down_ms: 300,
+    };
+    let jump = FaultKind::ClockJump {
+        region: 0,
+        by_ms: -2_000,
+        for_ms: 6_000,
+    };
+    plan.faults = [(3_000, wipe), (3_010, jump)]
+        .map(|(at_ms, kind)| Fault { at_ms, kind })
+        .into();
+    plan
+}

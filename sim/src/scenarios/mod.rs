@@ -19,6 +19,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("clock-400-ms-behind", clocks::off_by(-400)),
         ("clock-set-back-while-down", clocks::set_back()),
         ("clock-ten-seconds-ahead", clocks::ten_ahead()),
+        ("lost-disk-clock-back", clocks::lost_with_its_clock()),
         ("wide-links", clocks::wide()),
         ("cut-home", cut_home::plan()),
         ("far-future", far_future::plan()),

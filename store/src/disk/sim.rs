@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::content::Content;
@@ -40,7 +40,8 @@ struct State {
     crash_after: Option<u64>,
     crashed: bool,
     fail_write: bool,
-    fail_sync: bool,
+    // In files below this folder.
+    fail_sync: Option<String>,
     misreads: u64,
     syncs: u64,
 }
@@ -91,7 +92,7 @@ impl SimDisk {
                 crash_after: None,
                 crashed: false,
                 fail_write: false,
-                fail_sync: false,
+                fail_sync: None,
                 misreads: 0,
                 syncs: 0,
             })),
@@ -129,7 +130,7 @@ impl SimDisk {
         state.crash_after = None;
         state.crashed = false;
         state.fail_write = false;
-        state.fail_sync = false;
+        state.fail_sync = None;
         state.misreads = 0;
     }
 
@@ -146,7 +147,12 @@ impl SimDisk {
 
     /// The next sync fails, and what it should have made durable may never be.
     pub fn fail_next_sync(&self) {
-        self.lock_state().fail_sync = true;
+        self.fail_next_sync_below("");
+    }
+
+    /// As [`SimDisk::fail_next_sync`], for the files below `folder` only.
+    pub fn fail_next_sync_below(&self, folder: &str) {
+        self.lock_state().fail_sync = Some(folder.to_owned());
     }
 
     /// Each of the next `count` reads of at least a sector gets one bit wrong; the medium is sound.
@@ -320,6 +326,7 @@ impl Disk for SimDisk {
         };
         Ok(Arc::new(SimFile {
             disk: self.clone(),
+            path: path.to_owned(),
             id,
             life: state.life,
             _handle: Arc::clone(&state.file(id)?.handles),
@@ -432,6 +439,8 @@ impl Drop for SimLock {
 
 struct SimFile {
     disk: SimDisk,
+    // As it was opened.
+    path: String,
     id: u64,
     life: u64,
     _handle: Arc<()>,
@@ -494,7 +503,13 @@ impl DiskFile for SimFile {
         self.with(|state| {
             state.change()?;
             state.syncs += 1;
-            let fails = std::mem::take(&mut state.fail_sync);
+            let fails = match &state.fail_sync {
+                Some(folder) if Path::new(&self.path).starts_with(folder) => {
+                    state.fail_sync = None;
+                    true
+                }
+                _ => false,
+            };
             let file = state.file(self.id)?;
             if fails {
                 for change in &mut file.journal {
