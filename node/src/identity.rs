@@ -127,6 +127,29 @@ impl Identity {
     }
 }
 
+/// Says that the folder lost a log that is still being taken back from peers.
+const LOST_PATH: &str = "log-lost";
+
+/// Whether an earlier start found the log lost, and was ended before it had taken all of it back:
+/// what is there by now may be a part.
+pub(crate) fn is_lost(disk: &dyn Disk) -> std::io::Result<bool> {
+    disk.exists(LOST_PATH)
+}
+
+/// Makes durable that the log is lost. To be called before anything of it is taken back.
+pub(crate) fn note_lost(disk: &dyn Disk) -> std::io::Result<()> {
+    checked_file::replace(disk, LOST_PATH, b"")
+}
+
+/// All of the log has been taken back, as far as all peers know.
+pub(crate) fn note_found(disk: &dyn Disk) -> std::io::Result<()> {
+    if disk.exists(LOST_PATH)? {
+        disk.remove(LOST_PATH)?;
+        disk.sync_dir("")?;
+    }
+    Ok(())
+}
+
 /// Notes that a position is about to be given out for the first time from this folder.
 pub(crate) struct FirstWrite {
     disk: Arc<dyn Disk>,

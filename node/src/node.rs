@@ -22,7 +22,8 @@ use meridian_replication::{
     Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, Remembered,
 };
 use meridian_store::{
-    Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions, checked_file::CheckedFileError,
+    Disk, Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions,
+    checked_file::CheckedFileError,
 };
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
@@ -36,7 +37,7 @@ use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
 use crate::gate::{Gate, Memory, Verdict};
-use crate::identity::{FirstWrite, Identity, IdentityError};
+use crate::identity::{FirstWrite, Identity, IdentityError, is_lost, note_found, note_lost};
 use crate::metrics::{Metrics, Origin};
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
@@ -167,7 +168,13 @@ impl Node {
         };
         let (store, recovery) = Store::open(Arc::clone(&disk), options)?;
         let identity = Identity::load(&*disk, &config)?;
-        let memory = memory_of(identity.as_ref(), &recovery);
+        let memory = match is_lost(&*disk).map_err(StartError::Disk)? {
+            true => Memory::Lost,
+            false => memory_of(identity.as_ref(), &recovery),
+        };
+        if memory == Memory::Lost {
+            note_lost(&*disk).map_err(StartError::Disk)?;
+        }
         let identity = match identity {
             Some(identity) => identity,
             None => Identity::create(&*disk, &config, &*seams.random, false)?,
@@ -312,7 +319,7 @@ impl Node {
             tracker,
             config,
         });
-        node.spawn_upkeep(time, memory);
+        node.spawn_upkeep(time, memory, Arc::clone(&disk));
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
             .spawn(remember.instrument(info_span!("remember")));
@@ -340,7 +347,7 @@ impl Node {
     }
 
     // Keeps the clock's ceiling ahead, and judges whether positions may be given out.
-    fn spawn_upkeep(self: &Arc<Self>, time: Arc<TimeKeeper>, memory: Memory) {
+    fn spawn_upkeep(self: &Arc<Self>, time: Arc<TimeKeeper>, memory: Memory, disk: Arc<dyn Disk>) {
         let peers = self.config.members.iter().map(|member| member.id);
         let peers = peers.filter(|id| *id != self.config.region).collect();
         let mut gate = Gate::new(memory, self.config.region, peers);
@@ -378,6 +385,9 @@ impl Node {
                     links.writing_own();
                     if let Err(error) = store.settle_heads() {
                         warn!(%error, "the log's end is settled, but that cannot be noted");
+                    }
+                    if let Err(error) = note_found(&*disk) {
+                        warn!(%error, "the log is found again, but that cannot be noted");
                     }
                 }
                 if verdict != read_lock(&shut) {

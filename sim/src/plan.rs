@@ -538,7 +538,8 @@ impl Plan {
             }
             plan.faults.push(Fault { at_ms, kind });
         }
-        plan.faults.extend(storms::draw(seed, plan.chaos_ms));
+        plan.faults
+            .extend(storms::draw(seed, plan.regions.len(), plan.chaos_ms));
         plan.faults.sort_by_key(|fault| fault.at_ms);
         // Drawn apart, so that the rest of a seed's plan does not depend on it.
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);

@@ -6,18 +6,18 @@
 use crate::plan::{Fault, FaultKind};
 use crate::rng::Rng;
 
-/// The storm of `seed`, if it has one, within `chaos_ms`.
-pub fn draw(seed: u64, chaos_ms: u64) -> Vec<Fault> {
+/// The storm of `seed` over so many regions, if it has one, within `chaos_ms`.
+pub fn draw(seed: u64, regions: usize, chaos_ms: u64) -> Vec<Fault> {
     let mut rng = Rng::part(seed, "storm");
     if !rng.percent(35) {
         return Vec::new();
     }
-    let region = usize::try_from(rng.below(3)).unwrap_or(0);
+    let region = usize::try_from(rng.below(regions as u64)).unwrap_or(0);
     let start = rng.between(1_500, chaos_ms.saturating_sub(6_000).max(1_500));
     let storm = match rng.below(4) {
         0 => distrusted_disk(region, &mut rng),
         1 => clock_set_back(region, &mut rng),
-        2 => far_future(region, &mut rng),
+        2 => far_future(region, regions, &mut rng),
         _ => alone_and_powerless(region, &mut rng),
     };
     let at = |(after_ms, kind)| Fault {
@@ -58,10 +58,10 @@ fn clock_set_back(region: usize, rng: &mut Rng) -> Vec<(u64, FaultKind)> {
 }
 
 // What one region stamped in the far future must move nobody who starts with it in his log.
-fn far_future(region: usize, rng: &mut Rng) -> Vec<(u64, FaultKind)> {
+fn far_future(region: usize, regions: usize, rng: &mut Rng) -> Vec<(u64, FaultKind)> {
     let (for_ms, down_ms) = (1_000, 200);
     let by_ms = *rng.pick(&[5_000, 3_600_000]);
-    let others = [(region + 1) % 3, (region + 2) % 3];
+    let others = [(region + 1) % regions, (region + regions - 1) % regions];
     vec![
         (
             0,
