@@ -56,9 +56,14 @@ impl SkewGuard {
     /// refuse to merge its stamps.
     pub fn new(max_offset: Duration) -> Self {
         Self {
-            allowed: max_offset * 4 / 5,
+            allowed: Self::allowed_of(max_offset),
             offsets: BTreeMap::new(),
         }
+    }
+
+    /// How far a clock may be off before its node stops stamping.
+    pub fn allowed_of(max_offset: Duration) -> Duration {
+        max_offset * 4 / 5
     }
 
     /// Takes in a peer's latest sample.

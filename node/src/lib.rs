@@ -11,6 +11,7 @@
 
 mod agreement;
 mod append;
+mod blame;
 pub mod certificates;
 pub mod config;
 mod cursor;
@@ -28,11 +29,15 @@ mod reads;
 mod remembered;
 pub mod seams;
 mod sequencer;
+mod shown;
 mod status;
 mod time;
+mod why;
 
+pub use blame::{HeldBack, HeldReason, HeldTier};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
 pub use status::{
     DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus, PartitionWatermarks, Watermarks,
 };
+pub use why::{DecidedBy, OrderReason, PlaceSettled, Placed, Relation, WhyError};

@@ -10,7 +10,7 @@ use std::fmt;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, text};
+use prometheus_client::encoding::{EncodeLabelSet, EncodeLabelValue, LabelValueEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::{Family, MetricConstructor};
 use prometheus_client::metrics::gauge::Gauge;
@@ -94,13 +94,23 @@ pub enum Direction {
 }
 
 /// How settled the order is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
-#[expect(non_camel_case_types, reason = "the variants are the label's values")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tier {
     /// Nothing can still come before it here.
-    stable,
-    /// Every member region has come as far. (`final` is a word of Rust's own.)
-    finals,
+    Stable,
+    /// Every member region has come as far.
+    Final,
+}
+
+// Written out, for `final` is a word of Rust's own and cannot name a variant.
+impl EncodeLabelValue for Tier {
+    fn encode(&self, encoder: &mut LabelValueEncoder<'_>) -> fmt::Result {
+        let name = match self {
+            Self::Stable => "stable",
+            Self::Final => "final",
+        };
+        EncodeLabelValue::encode(&name, encoder)
+    }
 }
 
 /// Labels: one watermark of one partition.
@@ -110,6 +120,15 @@ pub struct Settling {
     pub tier: Tier,
     /// The partition.
     pub partition: u16,
+}
+
+/// Labels: a region that holds a watermark back.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Blamed {
+    /// Which watermark.
+    pub tier: Tier,
+    /// The region's name.
+    pub region: String,
 }
 
 /// Labels: one of the two links with a peer.
@@ -218,6 +237,8 @@ pub struct Metrics {
     pub replication_lag_seconds: Family<Log, Level>,
     /// How far a watermark is behind this node's clock.
     pub watermark_lag_seconds: Family<Settling, Level>,
+    /// For how long a region has held a watermark back; only those that do, by more than a second.
+    pub watermark_held_by_seconds: Family<Blamed, Level>,
     /// From an event's timestamp to its durability here.
     pub replication_delay_seconds: Family<Origin, Histogram, Latencies>,
     /// Events of this region's own logs that a peer has not made durable yet.
@@ -320,6 +341,10 @@ impl Metrics {
             watermark_lag_seconds: list.in_seconds(
                 "watermark_lag",
                 "How far the watermark of a partition, stable or final, is behind this node's clock",
+            ),
+            watermark_held_by_seconds: list.in_seconds(
+                "watermark_held_by",
+                "For how long a region has held the watermark back, for those that do by more than a second",
             ),
             replication_lag_seconds: list.in_seconds(
                 "replication_lag",

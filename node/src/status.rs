@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use meridian_clock::{RegionId, Timestamp};
+use meridian_clock::{RegionId, SkewGuard, Timestamp};
 use meridian_replication::link::{AlarmKind, PartitionMarks};
 use meridian_store::Health;
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,8 @@ use utoipa::ToSchema;
 
 use crate::Node;
 use crate::append::behind;
-use crate::metrics::{Alarm, Direction, Link, Log, Partition, Peer, Settling, Tier};
+use crate::blame::{self, Facts, HeldBack, HeldTier};
+use crate::metrics::{Alarm, Blamed, Direction, Link, Log, Partition, Peer, Settling, Tier};
 
 /// A region of the federation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -59,6 +60,9 @@ pub struct LinkStatus {
     pub lag_events: u64,
     /// What stands between the two regions agreeing, if anything.
     pub alarm: Option<String>,
+    /// Why nothing can be received from it now, if nothing can.
+    #[serde(default)]
+    pub last_error: Option<String>,
 }
 
 /// How far one partition's order is settled here, and who holds it back.
@@ -101,6 +105,9 @@ pub struct Watermarks {
     pub final_lag_ms: u64,
     /// The partitions one by one.
     pub partitions: Vec<PartitionWatermarks>,
+    /// Who holds either back by more than a second.
+    #[serde(default)]
+    pub held_back: Vec<HeldBack>,
 }
 
 /// The answer of `GET /v1/status`.
@@ -147,6 +154,11 @@ pub struct DigestEntry {
 pub(crate) struct Names(pub(crate) std::collections::BTreeMap<RegionId, String>);
 
 impl Names {
+    pub(crate) fn id_of(&self, name: &str) -> Option<RegionId> {
+        let named = self.0.iter().find(|(_, known)| *known == name);
+        named.map(|(region, _)| *region)
+    }
+
     pub(crate) fn of(&self, region: RegionId) -> String {
         self.0
             .get(&region)
@@ -179,7 +191,8 @@ pub(crate) fn of(node: &Node) -> NodeStatus {
         rtt_ms: peer.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
         clock_offset_ms: peer.clock_offset_nanos.map(|nanos| nanos as f64 / 1e6),
         lag_events: peer.lag_positions,
-        alarm: peer.alarms.first().cloned().or(peer.last_error),
+        alarm: peer.alarms.first().cloned().or(peer.last_error.clone()),
+        last_error: peer.last_error,
     });
     let members = config.members.iter().map(|member| MemberStatus {
         id: member.id.0,
@@ -236,7 +249,24 @@ fn watermarks(node: &Node) -> Watermarks {
                 stopped: marks.stopped,
             })
             .collect(),
+        held_back: held_back(node),
     }
+}
+
+fn held_back(node: &Node) -> Vec<HeldBack> {
+    let links = node.links();
+    blame::held_back(&Facts {
+        me: node.config().region,
+        now: node.hlc().physical_now(),
+        names: node.names(),
+        marks: &links.watermarks(),
+        peers: &links.peers(),
+        waiting: &links.waiting(),
+        disagreements: &links.disagreements(),
+        own_clock: node.hlc().skewed(),
+        refusing: node.ready().err(),
+        clock_allowed: SkewGuard::allowed_of(node.config().max_offset),
+    })
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -344,7 +374,7 @@ pub(crate) fn refresh_metrics(node: &Node) {
     }
     let now = node.hlc().physical_now();
     for marks in node.links().watermarks() {
-        for (tier, mark) in [(Tier::stable, marks.stable), (Tier::finals, marks.finals)] {
+        for (tier, mark) in [(Tier::Stable, marks.stable), (Tier::Final, marks.finals)] {
             let label = Settling {
                 tier,
                 partition: marks.partition.0,
@@ -354,6 +384,20 @@ pub(crate) fn refresh_metrics(node: &Node) {
                 .get_or_create(&label)
                 .set(now.after(mark).as_secs_f64());
         }
+    }
+    metrics.watermark_held_by_seconds.clear();
+    for held in held_back(node) {
+        let label = Blamed {
+            tier: match held.tier {
+                HeldTier::Stable => Tier::Stable,
+                HeldTier::Final => Tier::Final,
+            },
+            region: held.region,
+        };
+        let level = metrics.watermark_held_by_seconds.get_or_create(&label);
+        // A region may be named for several reasons.
+        let seconds = Duration::from_millis(held.for_ms).as_secs_f64();
+        level.set(level.get().max(seconds));
     }
     metrics.alarms.clear();
     for _ in node.links().disagreements() {

@@ -13,11 +13,13 @@ mod local;
 mod output;
 mod read;
 mod serve;
+mod settling;
 mod status;
 mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod why;
 
 use std::fmt;
 use std::io::Write;
@@ -59,10 +61,13 @@ enum Command {
     Append(append::Args),
     /// Read one stream
     Read(read::Args),
-    /// Print everything a region holds, in the order it arrived, and follow on
+    /// Print all events: as they arrive in a region, or in the one order that is the same in every region
     Tail(tail::Args),
-    /// Show the regions, their links, and how far each holds what the others wrote
+    /// Show the regions, their links, how far each holds what the others wrote, and how far the order is settled
     Status(status::Args),
+    /// Ask why: what holds the settled order back, or how two events are ordered
+    #[command(subcommand)]
+    Why(why::Question),
     /// Check a data folder that no node has open: checksums, chains, indexes, revisions
     Verify(verify::Args),
     /// Make, renew and show certificates
@@ -158,6 +163,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Read(args) => read::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
         Command::Status(args) => status::run(args, output).await,
+        Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),
         Command::Certificate(command) => certificate::run(&command, output),
         Command::Bench(args) => bench::run(args, output).await,

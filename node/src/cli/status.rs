@@ -6,12 +6,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::door::{Door, DoorError, Target};
-use super::{Outcome, Output};
+use super::{Outcome, Output, settling};
 
 /// What `meridian status` takes.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Exit code 1 when the node refuses appends, holds damaged ranges, or a link has raised an alarm."
+    after_help = "Exit code 1 when the node refuses appends, holds damaged ranges, a link has raised an alarm, or regions disagree on the settled order."
 )]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -19,7 +19,27 @@ pub(crate) struct Args {
 }
 
 pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
-    let door = Door::new(&args.target.url)?;
+    let (whole, status) = ask(&args.target).await?;
+    if output.is_json() {
+        output.json(&whole)?;
+    } else {
+        print(&status, output)?;
+    }
+    let alarm = status.links.iter().any(|link| link.alarm.is_some());
+    let partitions = &status.watermarks.partitions;
+    let disagreement = partitions.iter().any(|marks| marks.stopped.is_some());
+    if status.refusing.is_some() || !status.damaged.is_empty() || alarm || disagreement {
+        return Ok(Outcome::No);
+    }
+    Ok(Outcome::Done)
+}
+
+/// A node's status, as it was sent and as it was understood.
+///
+/// # Errors
+/// When nobody answers, or something else than a node of about this version does.
+pub(super) async fn ask(target: &Target) -> anyhow::Result<(Value, NodeStatus)> {
+    let door = Door::new(&target.url)?;
     let whole: Value = door
         .json(door.request(Method::GET, &["v1", "status"]))
         .await
@@ -29,16 +49,7 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             "the node's status cannot be read ({error}); it may be of another version than this command"
         )
     })?;
-    if output.is_json() {
-        output.json(&whole)?;
-    } else {
-        print(&status, output)?;
-    }
-    let alarm = status.links.iter().any(|link| link.alarm.is_some());
-    if status.refusing.is_some() || !status.damaged.is_empty() || alarm {
-        return Ok(Outcome::No);
-    }
-    Ok(Outcome::Done)
+    Ok((whole, status))
 }
 
 fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
@@ -100,6 +111,13 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
     });
     output.table(&header, rows.collect())?;
 
+    output.line(&settling::summary(status))?;
+    for held in &status.watermarks.held_back {
+        output.line(&settling::blame(held, status.partitions))?;
+    }
+    if !status.watermarks.held_back.is_empty() {
+        output.line("What to do about it: `meridian why stuck`.")?;
+    }
     if let Some(reason) = &status.refusing {
         output.line(&format!("Appends are refused: {reason}."))?;
     }

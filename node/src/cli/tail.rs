@@ -1,4 +1,4 @@
-//! `meridian tail`: everything a region holds, in the order it arrived there.
+//! `meridian tail`: all events, as they arrived in a region or in the one order of all regions.
 
 use std::io::Write;
 use std::time::Duration;
@@ -23,7 +23,8 @@ pub(crate) struct Args {
     /// How settled the events must be
     #[arg(long, value_enum, default_value_t = Tier::Live)]
     tier: Tier,
-    /// Read on after this cursor; from the beginning by default
+    /// Read on after this cursor; from the beginning by default. One of the live tier is good in the
+    /// region that gave it, one of stable and final in every region
     #[arg(long, value_name = "CURSOR")]
     after: Option<String>,
     /// Only events of this category's streams
@@ -45,11 +46,11 @@ pub(crate) struct Args {
 /// How settled events must be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Tier {
-    /// All that is held here, in the order it arrived.
+    /// All that is held here, in the order it arrived
     Live,
-    /// What no earlier event can still come before.
+    /// The one order, the same in every region, as far as nothing can still come before
     Stable,
-    /// What every region knows to be stable.
+    /// The one order as far as every region has it stable: for what cannot be taken back
     Final,
 }
 

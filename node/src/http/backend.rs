@@ -17,7 +17,7 @@ use crate::live;
 use crate::metrics::Metrics;
 use crate::reads::unreadable;
 use crate::seams::BoxFuture;
-use crate::{DigestEntry, Node, NodeStatus};
+use crate::{DigestEntry, Node, NodeStatus, OrderReason, WhyError};
 
 /// How settled the events are that a reader sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,6 +101,12 @@ pub trait Backend: Send + Sync + 'static {
 
     /// What each origin log holds here.
     fn digest(&self) -> Vec<DigestEntry>;
+
+    /// Which of two events stands first, and why.
+    ///
+    /// # Errors
+    /// When one of them is no event, is not held here, or cannot be read.
+    fn why_order(&self, a: &str, b: &str) -> Result<OrderReason, WhyError>;
 
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
@@ -196,6 +202,10 @@ impl Backend for Node {
 
     fn digest(&self) -> Vec<DigestEntry> {
         Self::digest(self)
+    }
+
+    fn why_order(&self, a: &str, b: &str) -> Result<OrderReason, WhyError> {
+        Self::why_order(self, a, b)
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

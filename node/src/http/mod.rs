@@ -31,6 +31,11 @@ mod sse;
 )]
 mod stream;
 mod views;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
+mod why;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

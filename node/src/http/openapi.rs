@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{append, categories, events, operations, stream};
+use super::{append, categories, events, operations, stream, why};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -22,6 +22,7 @@ use super::{append, categories, events, operations, stream};
         events::read,
         operations::status,
         operations::digest,
+        why::order,
         operations::home,
         categories::list,
         categories::read,

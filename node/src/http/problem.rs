@@ -11,6 +11,7 @@ use utoipa::ToSchema;
 
 use super::Door;
 use super::views::{EpochView, EventView};
+use crate::WhyError;
 
 /// What went wrong, in one word that does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -264,6 +265,15 @@ impl Problem {
             }
             ReadError::Invalid { .. } => Self::invalid(detail),
             ReadError::UnknownRegion { .. } => Self::new(Code::NotFound, detail),
+        }
+    }
+
+    /// The answer to a question that was not answered.
+    pub(super) fn of_why(error: &WhyError) -> Self {
+        match error {
+            WhyError::Invalid { .. } => Self::invalid(error.to_string()),
+            WhyError::NotHeld { .. } => Self::new(Code::NotFound, error.to_string()),
+            WhyError::Read(error) => Self::of_read(error),
         }
     }
 

@@ -14,7 +14,7 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::time::Instant;
 
 use super::problem::Problem;
-use super::{Door, append, categories, events, openapi, operations, stream};
+use super::{Door, append, categories, events, openapi, operations, stream, why};
 use crate::metrics::{HttpRequest, HttpRoute};
 
 /// Every path of the API. The document at `/openapi.json` has the same, which a test checks.
@@ -27,6 +27,7 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
         ("/v1/events", get(events::read)),
         ("/v1/status", get(operations::status)),
         ("/v1/digest", get(operations::digest)),
+        ("/v1/why/order", get(why::order)),
         ("/v1/homes/{stream}", get(operations::home)),
         ("/v1/categories", get(categories::list)),
         (

@@ -1,8 +1,7 @@
 //! What HTTP answers hold, field by field.
 
-use jiff::Timestamp as WallTime;
 use meridian_client::Appended;
-use meridian_clock::{Dot, Epoch, Timestamp};
+use meridian_clock::{Dot, Epoch};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
 use meridian_event::RecordedEvent;
 use serde::Serialize;
@@ -10,6 +9,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Door;
+use crate::shown::rfc3339;
 
 /// An event as it was written.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -70,17 +70,6 @@ fn raw_json(bytes: &[u8]) -> Box<RawValue> {
     serde_json::from_slice(bytes)
         .or_else(|_| serde_json::value::to_raw_value(&String::from_utf8_lossy(bytes)))
         .unwrap_or_default()
-}
-
-/// The wall-clock part of `timestamp`.
-fn rfc3339(timestamp: Timestamp) -> String {
-    let since = timestamp.since_unix();
-    // 32 bits of seconds end in 2106, so neither number can be out of range.
-    let seconds = i64::try_from(since.as_secs()).unwrap_or(0);
-    let nanos = i32::try_from(since.subsec_nanos()).unwrap_or(0);
-    WallTime::new(seconds, nanos)
-        .unwrap_or(WallTime::UNIX_EPOCH)
-        .to_string()
 }
 
 /// Who may write: a failover raises `major`, a planned move raises `minor`.
@@ -288,19 +277,7 @@ pub(super) struct HealthView {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    #[test]
-    fn recorded_at_is_the_wall_clock_part_in_utc() {
-        let at = Timestamp::from_unix(Duration::new(1_700_000_000, 500_000_000));
-        assert_eq!(rfc3339(at), "2023-11-14T22:13:20.5Z");
-        assert_eq!(
-            rfc3339(Timestamp(u64::MAX)),
-            "2106-02-07T06:28:15.999999999Z"
-        );
-    }
 
     #[test]
     fn json_is_shown_as_it_was_sent() {

@@ -68,6 +68,7 @@ async fn every_path_of_the_contract_is_there() {
         "/v1/homes/{stream}",
         "/v1/status",
         "/v1/streams/{stream}/events",
+        "/v1/why/order",
     ];
     assert_eq!(paths, contract);
 }

@@ -16,7 +16,7 @@ use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
 use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
-use meridian_node::{DigestEntry, NodeStatus, Watermarks};
+use meridian_node::{DigestEntry, NodeStatus, OrderReason, Watermarks, WhyError};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -247,6 +247,7 @@ impl Backend for Fake {
                 finals: "0".to_owned(),
                 final_lag_ms: 0,
                 partitions: Vec::new(),
+                held_back: Vec::new(),
             },
             events: self.events.lock().unwrap().len() as u64,
             refusing: None,
@@ -261,6 +262,14 @@ impl Backend for Fake {
             position: self.events.lock().unwrap().len() as u64,
             chain: "00ff".to_owned(),
         }]
+    }
+
+    fn why_order(&self, a: &str, _: &str) -> Result<OrderReason, WhyError> {
+        Err(WhyError::NotHeld {
+            text: a.to_owned(),
+            region: "us-east".to_owned(),
+            reason: "this log is held here to position 0".to_owned(),
+        })
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

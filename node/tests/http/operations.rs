@@ -57,6 +57,23 @@ async fn status_and_digest_are_the_nodes_own() {
 }
 
 #[tokio::test]
+async fn what_is_not_held_here_has_no_place_to_explain() {
+    let served = Served::new().await;
+    let ask = async |query: &str| {
+        let path = format!("/v1/why/order{query}");
+        served.get(&path).send().await.unwrap()
+    };
+    let told = problem(ask("?a=us-east/3/9&b=order-1@0").await, 404, "not_found").await;
+    let detail = told["detail"].as_str().unwrap();
+    assert!(
+        detail.contains("\"us-east/3/9\" is not held in region us-east"),
+        "{detail}"
+    );
+    problem(ask("?a=us-east/3/9").await, 400, "invalid").await;
+    problem(ask("?a=x&b=y&c=z").await, 400, "invalid").await;
+}
+
+#[tokio::test]
 async fn alive_is_not_the_same_as_ready() {
     let served = Served::new().await;
     let ready = async || served.get("/readyz").send().await.unwrap();

@@ -85,6 +85,12 @@ impl Promises {
             .collect()
     }
 
+    /// The logs whose newest promise waits for its prefix: what is held, and what it asks for.
+    pub fn waiting(&self) -> impl Iterator<Item = (Position, Promise)> + '_ {
+        let waits = |log: &Log| Some((log.durable, *log.waiting.back()?));
+        self.0.values().filter_map(waits)
+    }
+
     /// The newest timestamp that anyone promised for `log`, fulfilled here or not.
     pub fn newest(&self, log: LogId) -> Timestamp {
         let newest = |log: &Log| Some(log.waiting.back().or(log.fulfilled.as_ref())?.timestamp);

@@ -30,13 +30,17 @@ impl Marks {
     }
 }
 
-/// Who holds one partition's watermark back, and since when.
+/// A region's word on how far one partition is complete, and when it last rose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Holder {
-    /// The region whose word is the lowest.
+    /// The region whose word it is.
     pub region: RegionId,
+    /// What it says.
+    pub through: Timestamp,
     /// How long ago it last rose.
     pub silent_for: Duration,
+    /// It has not risen since this node started, so it may have been silent for longer.
+    pub since_start: bool,
 }
 
 /// One partition's watermarks as they stand.
@@ -52,6 +56,10 @@ pub struct PartitionMarks {
     pub finals: Timestamp,
     /// The region whose `stable` is the lowest.
     pub finals_held_by: Holder,
+    /// What every member promised of its own log, as far as that is held here.
+    pub promised: Vec<Holder>,
+    /// How far every member is known to have settled the order itself.
+    pub reported: Vec<Holder>,
     /// Why neither rises any more, if somebody must look.
     pub stopped: Option<String>,
 }
@@ -93,6 +101,7 @@ struct Partition {
 #[derive(Debug)]
 pub struct Watermarks {
     me: RegionId,
+    started: Instant,
     partitions: Vec<Partition>,
 }
 
@@ -122,6 +131,7 @@ impl Watermarks {
         };
         Self {
             me,
+            started: now,
             partitions: (0..partitions).map(|_| partition()).collect(),
         }
     }
@@ -200,12 +210,32 @@ impl Watermarks {
             .map(|(partition, state)| PartitionMarks {
                 partition,
                 stable: state.stable,
-                stable_held_by: lowest(&state.promised, now),
+                stable_held_by: self.lowest(&state.promised, now),
                 finals: state.finals,
-                finals_held_by: lowest(&state.reported, now),
+                finals_held_by: self.lowest(&state.reported, now),
+                promised: self.holders(&state.promised, now).collect(),
+                reported: self.holders(&state.reported, now).collect(),
                 stopped: state.stopped.clone(),
             })
             .collect()
+    }
+
+    fn holders(
+        &self,
+        words: &BTreeMap<RegionId, Word>,
+        now: Instant,
+    ) -> impl Iterator<Item = Holder> {
+        words.iter().map(move |(region, word)| Holder {
+            region: *region,
+            through: word.through,
+            silent_for: now.since(word.rose_at),
+            since_start: word.rose_at <= self.started,
+        })
+    }
+
+    fn lowest(&self, words: &BTreeMap<RegionId, Word>, now: Instant) -> Holder {
+        let lowest = self.holders(words, now).min_by_key(|word| word.through);
+        lowest.expect("a federation has at least one member")
     }
 
     fn numbered(&self) -> impl Iterator<Item = (PartitionId, &Partition)> {
@@ -252,15 +282,6 @@ fn minimum(words: &BTreeMap<RegionId, Word>, now: Instant) -> Timestamp {
         .map(|word| word.through)
         .min()
         .unwrap_or_default()
-}
-
-fn lowest(words: &BTreeMap<RegionId, Word>, now: Instant) -> Holder {
-    let lowest = words.iter().min_by_key(|(_, word)| word.through);
-    let (region, word) = lowest.expect("a federation has at least one member");
-    Holder {
-        region: *region,
-        silent_for: now.since(word.rose_at),
-    }
 }
 
 #[cfg(test)]
@@ -336,6 +357,21 @@ mod tests {
             partition.stable_held_by.silent_for,
             Duration::from_secs(1000)
         );
+    }
+
+    #[test]
+    fn a_word_is_as_old_as_its_last_rise_and_not_as_its_last_repetition() {
+        let mut marks = watermarks(1);
+        marks.handle_fulfilled(at(10), [promise(B, 0, 5)]);
+        marks.handle_fulfilled(at(900), [promise(B, 0, 5), promise(B, 0, 4)]);
+        let partition = &marks.partitions(at(1000))[0];
+        let word = |region| {
+            let word = partition.promised.iter().find(|it| it.region == region);
+            word.map(|it| (it.through.0, it.silent_for.as_millis(), it.since_start))
+        };
+        assert_eq!(word(B), Some((5, 990, false)));
+        // Not heard since the start, and who knows for how long before.
+        assert_eq!(word(C), Some((0, 1000, true)));
     }
 
     #[test]

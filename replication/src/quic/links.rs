@@ -193,6 +193,12 @@ impl Links {
         self.0.lock().watermarks.partitions(now)
     }
 
+    /// The logs whose newest promise waits for events that are not here yet: what is held, and what
+    /// the promise asks for.
+    pub fn waiting(&self) -> Vec<(Position, Promise)> {
+        self.0.lock().promises.waiting().collect()
+    }
+
     /// What should be kept over a restart; see [`LinksConfig::remembered`].
     pub fn remember(&self) -> Remembered {
         let state = self.0.lock();

@@ -1,0 +1,167 @@
+//! `meridian why`: what a node knows about why things are as they are, in sentences.
+
+use meridian_node::HeldReason;
+use meridian_node::NodeStatus;
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::door::{Door, DoorError, Target};
+use super::{Outcome, Output, settling, status};
+
+/// What can be asked.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Question {
+    /// Say whether the settled order stands still, who holds it back and what to do
+    #[command(after_help = "Exit code 1 when something is held back by more than a second.")]
+    Stuck(StuckArgs),
+    /// Say which of two events stands first in the one order, and why
+    Order(OrderArgs),
+}
+
+/// What `meridian why stuck` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct StuckArgs {
+    #[command(flatten)]
+    target: Target,
+}
+
+/// What `meridian why order` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct OrderArgs {
+    /// An event: origin/partition/position as in us-east/2/17, stream@revision as in order-42@0, or its id
+    a: String,
+    /// Another one
+    b: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+pub(crate) async fn run(question: Question, output: Output) -> anyhow::Result<Outcome> {
+    match question {
+        Question::Stuck(args) => stuck(args, output).await,
+        Question::Order(args) => order(args, output).await,
+    }
+}
+
+/// What `meridian why stuck --json` prints.
+#[derive(Debug, Serialize)]
+struct Stuck<'a> {
+    stuck: bool,
+    region: &'a str,
+    watermarks: &'a Value,
+    explanation: Vec<String>,
+}
+
+async fn stuck(args: StuckArgs, output: Output) -> anyhow::Result<Outcome> {
+    let (whole, status) = status::ask(&args.target).await?;
+    let explanation = explain(&status);
+    let stuck = !status.watermarks.held_back.is_empty();
+    if output.is_json() {
+        output.json(&Stuck {
+            stuck,
+            region: &status.region,
+            watermarks: &whole["watermarks"],
+            explanation,
+        })?;
+    } else {
+        for sentence in explanation {
+            output.line(&sentence)?;
+        }
+    }
+    Ok(if stuck { Outcome::No } else { Outcome::Done })
+}
+
+fn explain(status: &NodeStatus) -> Vec<String> {
+    let held = &status.watermarks.held_back;
+    if held.is_empty() {
+        return vec![
+            format!("Nothing is stuck, seen from region {}.", status.region),
+            settling::summary(status),
+        ];
+    }
+    let only_catching_up = held
+        .iter()
+        .all(|held| held.reason == HeldReason::CatchingUp);
+    let verdict = if only_catching_up {
+        "The settled order is behind and catching up"
+    } else {
+        "The settled order stands still"
+    };
+    let mut told = vec![
+        format!("{verdict}, seen from region {}.", status.region),
+        settling::summary(status),
+    ];
+    for held in held {
+        told.push(String::new());
+        told.push(settling::blame(held, status.partitions));
+        told.push(format!("  Next: {}", settling::next(held, status)));
+    }
+    told.push(String::new());
+    told.push(settling::unaffected(held));
+    told
+}
+
+/// An event in the node's answer.
+#[derive(Debug, Deserialize)]
+struct Placed {
+    id: String,
+    stream: String,
+    revision: u64,
+    origin: String,
+    partition: u16,
+    position: u64,
+    timestamp: String,
+    recorded_at: String,
+    settled: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct Reason {
+    first: Placed,
+    second: Placed,
+    explanation: Vec<String>,
+}
+
+async fn order(args: OrderArgs, output: Output) -> anyhow::Result<Outcome> {
+    let door = Door::new(&args.target.url)?;
+    let request = door.request(Method::GET, &["v1", "why", "order"]);
+    let request = request.query(&[("a", &args.a), ("b", &args.b)]);
+    let whole: Value = door.json(request).await.map_err(DoorError::into_failure)?;
+    if output.is_json() {
+        output.json(&whole)?;
+        return Ok(Outcome::Done);
+    }
+    let reason = Reason::deserialize(&whole).map_err(|error| {
+        anyhow::anyhow!(
+            "the node's answer cannot be read ({error}); it may be of another version than this command"
+        )
+    })?;
+    let row = |place: &str, event: &Placed| {
+        vec![
+            place.to_owned(),
+            format!("{}/{}/{}", event.origin, event.partition, event.position),
+            format!("{}@{}", event.stream, event.revision),
+            event.timestamp.clone(),
+            event.recorded_at.clone(),
+            event.settled.clone(),
+            event.id.clone(),
+        ]
+    };
+    output.table(
+        &[
+            "",
+            "origin/partition/position",
+            "stream@revision",
+            "timestamp",
+            "recorded at",
+            "settled here",
+            "id",
+        ],
+        vec![row("1st", &reason.first), row("2nd", &reason.second)],
+    )?;
+    for sentence in &reason.explanation {
+        output.line(sentence)?;
+    }
+    Ok(Outcome::Done)
+}
