@@ -6,6 +6,7 @@
 mod append;
 mod read;
 mod replicate;
+mod settle;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -66,6 +67,8 @@ pub(crate) enum What {
     Append,
     /// Catching up over QUIC to a second region's disk, beside a bare QUIC stream; and the lag
     Replicate,
+    /// How long after its acknowledgement in one region an event is stable, and final, in another
+    Settle,
     /// Reading the log, beside reading its files with a checksum
     Read,
 }
@@ -117,6 +120,13 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         in_flight: args.in_flight,
     };
     let (unit, rows, notes) = match args.what {
+        // It has no raw limit beside it: what it waits for is the next heartbeat.
+        What::Settle => {
+            settle::run(&plan, args.markdown, output).await?;
+            files::remove_folder(&plan.dir)
+                .with_context(|| format!("remove {}", plan.dir.display()))?;
+            return Ok(Outcome::Done);
+        }
         What::Append => append::measure(&plan).await?,
         What::Replicate => replicate::measure(&plan).await?,
         What::Read => read::measure(&plan).await?,
@@ -160,14 +170,24 @@ fn print(unit: &str, rows: &[Row], markdown: bool, output: Output) -> anyhow::Re
             micros(row.raw_p99_us),
         ]
     });
+    table(&header, cells.collect(), markdown, output)
+}
+
+/// Prints a table, as Markdown if so.
+fn table(
+    header: &[&str],
+    rows: Vec<Vec<String>>,
+    markdown: bool,
+    output: Output,
+) -> anyhow::Result<()> {
     if markdown {
         output.line(&format!("| {} |", header.join(" | ")))?;
         output.line(&format!("|{}", "---|".repeat(header.len())))?;
-        for row in cells {
+        for row in rows {
             output.line(&format!("| {} |", row.join(" | ")))?;
         }
     } else {
-        output.table(&header, cells.collect())?;
+        output.table(header, rows)?;
     }
     Ok(())
 }
