@@ -131,8 +131,7 @@ async fn a_query_that_makes_no_sense_is_refused() {
         assert!(detail.contains(name), "{query}: {detail}");
     }
     for query in [
-        "tier=stable",
-        "tier=final",
+        "tier=Stable",
         "tier=hot",
         "limit=0",
         "after=elsewhere",
