@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use meridian_clock::RegionId;
+use meridian_clock::{Dot, RegionId};
 use meridian_conflict::Route;
 use meridian_event::{EventId, StreamId};
 use tokio::time::{Instant, sleep_until};
@@ -15,11 +15,13 @@ use uuid::Uuid;
 use crate::attempt::{Attempt, Next};
 use crate::backoff::{Backoff, Jitter};
 use crate::regions::{AskError, Reach, Regions};
+use crate::session::{Carried, no_sessions};
 use crate::tls::Identity;
 use crate::wire::{Hello, Request, Response};
 use crate::{
-    AppendError, AppendRequest, Appended, ConnectError, Limits, LivePage, LiveRead, LiveReader,
-    ReadError, Resolver, SettledPage, SettledRead, SettledReader, StreamPage, StreamRead,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConnectError, Limits, LivePage,
+    LiveRead, LiveReader, ReadError, Resolver, Session, SessionRequest, SessionResponse,
+    SessionToken, SettledPage, SettledRead, SettledReader, SettledTier, StreamPage, StreamRead,
     StreamReader, Topology,
 };
 
@@ -186,6 +188,16 @@ impl Client {
         request: AppendRequest,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
+        self.append_carrying(request, deadline, None).await
+    }
+
+    /// [`Client::append_until`], in a session if there is one.
+    pub(crate) async fn append_carrying(
+        &self,
+        request: AppendRequest,
+        deadline: Instant,
+        mut session: Option<Carried<'_>>,
+    ) -> Result<Appended, AppendError> {
         request.check(&Limits::WIDEST)?;
         let route = self.route(&request.stream);
         // A request is one batch, so its first id stands for all of them.
@@ -194,9 +206,18 @@ impl Client {
         let earlier = writes_anywhere.and_then(|id| self.unresolved().get(id));
 
         let mut attempt = Attempt::new(route, earlier);
-        let request = Request::Append { request, hops: 0 };
+        let request = SessionRequest::Append(request);
+        let request = match &session {
+            Some(session) => session.wrap(request),
+            None => request.into(),
+        };
+        let mut sent = Sent {
+            route,
+            writes_anywhere,
+            session: session.as_mut(),
+        };
         let outcome = self
-            .try_until(&request, &mut attempt, route, writes_anywhere, deadline)
+            .try_until(&request, &mut attempt, &mut sent, deadline)
             .await;
         let is_known = !matches!(outcome, Err(AppendError::Indeterminate { .. }));
         if let Some(id) = writes_anywhere.filter(|_| is_known) {
@@ -209,8 +230,7 @@ impl Client {
         &self,
         request: &Request,
         attempt: &mut Attempt,
-        route: Route,
-        writes_anywhere: Option<EventId>,
+        sent: &mut Sent<'_, '_>,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         let regions = &self.inner.regions;
@@ -222,19 +242,24 @@ impl Client {
                     let nearest = regions.nearest_first(deadline).await;
                     (
                         attempt.second_choice(&nearest),
-                        Self::detour(route, deadline),
+                        Self::detour(sent.route, deadline),
                     )
                 }
             };
             let next = match region {
                 None => attempt.all_unreachable(),
                 Some(region) => {
-                    if let Some(id) = writes_anywhere {
+                    if let Some(id) = sent.writes_anywhere {
                         self.unresolved().remember(id, region);
                     }
-                    match regions.ask(region, request, until).await {
+                    let answer = regions.ask(region, request, until).await;
+                    match answer.map(|response| sent.unwrap(response)) {
                         Ok(Response::Append(answer)) => attempt.answered(region, answer),
                         Ok(Response::NotUnderstood { reason }) => {
+                            let reason = match sent.session {
+                                Some(_) => no_sessions(region, &reason),
+                                None => reason,
+                            };
                             attempt.answered(region, Err(AppendError::Invalid { reason }))
                         }
                         Ok(_) => attempt
@@ -287,14 +312,7 @@ impl Client {
     /// # Errors
     /// When it cannot be read within the request time-out.
     pub async fn read_stream(&self, read: StreamRead, at: ReadAt) -> Result<StreamPage, ReadError> {
-        let only = match at {
-            ReadAt::Nearest => None,
-            ReadAt::Region(region) => Some(region),
-            ReadAt::Home => match self.route(&read.stream) {
-                Route::Home(home) => Some(home),
-                Route::Anywhere => None,
-            },
-        };
+        let only = self.region_for(&read.stream, at);
         let request = Request::ReadStream(read);
         let deadline = Instant::now() + self.inner.request_timeout;
         match self.read_until(&request, only, deadline).await? {
@@ -350,8 +368,54 @@ impl Client {
         }
     }
 
+    /// A session that has seen nothing yet.
+    pub fn session(&self) -> Session {
+        Session::resume(self.clone(), SessionToken::default())
+    }
+
+    /// Waits until the event is settled in `region`, up to `wait` (at most 30 s), and says whether it
+    /// is. The event need not have arrived there yet.
+    ///
+    /// # Errors
+    /// When that region cannot be asked in time, or there is no such region or partition.
+    pub async fn await_settled(
+        &self,
+        dot: Dot,
+        tier: SettledTier,
+        region: RegionId,
+        wait: Duration,
+    ) -> Result<Awaited, ReadError> {
+        let request = Request::Await(AwaitSettled {
+            dot,
+            tier,
+            region: None,
+            wait_ms: u32::try_from(wait.as_millis()).unwrap_or(u32::MAX),
+        });
+        let deadline = Instant::now() + self.inner.request_timeout + wait;
+        match self.read_until(&request, Some(region), deadline).await? {
+            (_, Response::Await(awaited)) => awaited,
+            (region, _) => Err(not_an_answer(region)),
+        }
+    }
+
+    pub(crate) fn request_timeout(&self) -> Duration {
+        self.inner.request_timeout
+    }
+
+    /// The only region that may answer, if there is only one.
+    pub(crate) fn region_for(&self, stream: &StreamId, at: ReadAt) -> Option<RegionId> {
+        match at {
+            ReadAt::Nearest => None,
+            ReadAt::Region(region) => Some(region),
+            ReadAt::Home => match self.route(stream) {
+                Route::Home(home) => Some(home),
+                Route::Anywhere => None,
+            },
+        }
+    }
+
     /// Asks `only`, or the nearest region that can answer, until there is an answer.
-    async fn read_until(
+    pub(crate) async fn read_until(
         &self,
         request: &Request,
         only: Option<RegionId>,
@@ -374,6 +438,7 @@ impl Client {
                 None => regions.nearest_first(deadline).await,
             };
             let mut wait = Duration::ZERO;
+            let mut stale = None;
             for region in candidates {
                 let response = match regions.ask(region, request, deadline).await {
                     Ok(response) => response,
@@ -386,6 +451,11 @@ impl Client {
                         continue;
                     }
                 };
+                if let Some(error @ ReadError::Stale { .. }) = read_error(&response) {
+                    // It has waited as long as it was asked to; another may hold more.
+                    stale.get_or_insert_with(|| error.clone());
+                    continue;
+                }
                 match unavailable(&response) {
                     None => return Ok((region, response)),
                     Some((error, retry_after)) => {
@@ -393,6 +463,9 @@ impl Client {
                         wait = wait.max(retry_after);
                     }
                 }
+            }
+            if let Some(stale) = stale {
+                return Err(stale);
             }
             let again_at = Instant::now() + backoff.next(&self.inner.jitter).max(wait);
             if again_at >= deadline {
@@ -430,19 +503,49 @@ impl Client {
     }
 }
 
-/// The error in `response`, when another region or a later time may have a better answer.
+/// How an append is on its way.
+struct Sent<'a, 'b> {
+    route: Route,
+    /// Its first event's id, when every region may write its stream.
+    writes_anywhere: Option<EventId>,
+    session: Option<&'a mut Carried<'b>>,
+}
+
+impl Sent<'_, '_> {
+    fn unwrap(&mut self, response: Response) -> Response {
+        match &mut self.session {
+            Some(session) => session.unwrap(response),
+            None => response,
+        }
+    }
+}
+
+/// The error in `response`, when a later time or another region may have a better answer.
 fn unavailable(response: &Response) -> Option<(&ReadError, Duration)> {
-    let error = match response {
-        Response::ReadStream(Err(error))
-        | Response::Live(Err(error))
-        | Response::Settled(Err(error)) => error,
-        _ => return None,
-    };
-    match error {
-        ReadError::Unavailable { retry_after_ms, .. } => {
+    match read_error(response)? {
+        error @ ReadError::Unavailable { retry_after_ms, .. } => {
             Some((error, Duration::from_millis(*retry_after_ms)))
         }
-        ReadError::Invalid { .. } | ReadError::UnknownRegion { .. } => None,
+        ReadError::Invalid { .. } | ReadError::UnknownRegion { .. } | ReadError::Stale { .. } => {
+            None
+        }
+    }
+}
+
+fn read_error(response: &Response) -> Option<&ReadError> {
+    match response {
+        Response::ReadStream(Err(error))
+        | Response::Live(Err(error))
+        | Response::Settled(Err(error))
+        | Response::Await(Err(error)) => Some(error),
+        Response::InSession {
+            response:
+                SessionResponse::ReadStream(Err(error))
+                | SessionResponse::Live(Err(error))
+                | SessionResponse::Settled(Err(error)),
+            ..
+        } => Some(error),
+        _ => None,
     }
 }
 

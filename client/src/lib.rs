@@ -14,6 +14,7 @@
 //! asked for again with the same ids, or reported as [`AppendError::Indeterminate`].
 
 mod attempt;
+mod awaiting;
 mod backoff;
 mod client;
 mod connect_error;
@@ -26,10 +27,12 @@ mod regions;
 mod request;
 mod resolve;
 pub mod server;
+mod session;
 pub mod tls;
 mod topology;
 pub mod wire;
 
+pub use awaiting::{AwaitSettled, Awaited};
 pub use client::{Client, ClientConfig, ReadAt, Seed, bind};
 pub use connect_error::ConnectError;
 pub use connection::Connection;
@@ -41,4 +44,5 @@ pub use read::{
 pub use readers::{LiveReader, SettledReader, StreamReader};
 pub use request::{AppendError, AppendRequest, Appended, Durability, Expected, Limits};
 pub use resolve::Resolver;
+pub use session::{Session, SessionRequest, SessionResponse, SessionToken};
 pub use topology::{Member, Topology};

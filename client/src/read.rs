@@ -171,6 +171,17 @@ pub enum ReadError {
         /// The region asked for.
         region: RegionId,
     },
+    /// The region does not hold yet what the session has seen. Try again later, or in another one.
+    #[error(
+        "this region is behind what the session has seen: {reason}; try again in {retry_after_ms} \
+         ms, or in another region"
+    )]
+    Stale {
+        /// What is missing, and where it comes from.
+        reason: String,
+        /// When trying again makes sense.
+        retry_after_ms: u64,
+    },
 }
 
 impl ReadError {
@@ -180,6 +191,7 @@ impl ReadError {
             Self::Unavailable { .. } => "unavailable",
             Self::Invalid { .. } => "invalid",
             Self::UnknownRegion { .. } => "not_found",
+            Self::Stale { .. } => "stale",
         }
     }
 }

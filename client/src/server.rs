@@ -23,7 +23,7 @@ use crate::wire::{
     self, Asked, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Request,
     Response, Welcome, close, kind,
 };
-use crate::{AppendError, ReadError};
+use crate::{AppendError, ReadError, SessionRequest};
 
 /// How many requests of one connection are worked on at a time; the rest wait unread.
 pub const IN_FLIGHT_MAX: usize = 1024;
@@ -232,8 +232,17 @@ impl Class {
     fn of(request: &Request) -> Self {
         match request {
             Request::ReadStream(_) => Self::Read,
-            Request::Live(_) | Request::Settled(_) => Self::Live,
-            Request::Append { .. } | Request::Topology => Self::Other,
+            Request::InSession {
+                request: SessionRequest::Append(_),
+                ..
+            }
+            | Request::Append { .. }
+            | Request::Topology => Self::Other,
+            // A read in a session may have to wait for what the session has seen.
+            Request::Live(_)
+            | Request::Settled(_)
+            | Request::InSession { .. }
+            | Request::Await(_) => Self::Live,
         }
     }
 }
@@ -340,13 +349,8 @@ impl Talk {
         match class {
             Class::Read => self.waiting.push_back(job),
             Class::Live if self.lives == LIVE_MAX => {
-                let reason = format!("{LIVE_MAX} reads of live events wait on this connection");
-                let retry_after_ms = 1000;
-                let error = ReadError::Unavailable {
-                    reason,
-                    retry_after_ms,
-                };
-                self.answer(id, &Response::Live(Err(error)));
+                let reason = format!("{LIVE_MAX} reads that wait are on this connection already");
+                self.answer(id, &refusal(&job.request, &reason, 1000));
             }
             Class::Live => {
                 self.lives += 1;
@@ -419,20 +423,34 @@ async fn work(service: &dyn Service, job: Job, cancel: &CancellationToken) -> Do
 
 /// What a stopping node answers: nothing was done, ask another.
 fn elsewhere(request: &Request) -> Response {
-    let reason = || "the node is stopping".to_owned();
+    refusal(request, "the node is stopping", 0)
+}
+
+/// Says that nothing was done, in the shape of an answer to `request`.
+fn refusal(request: &Request, reason: &str, retry_after_ms: u64) -> Response {
     let read = || ReadError::Unavailable {
-        reason: reason(),
-        retry_after_ms: 0,
+        reason: reason.to_owned(),
+        retry_after_ms,
+    };
+    let append = || AppendError::Unavailable {
+        reason: reason.to_owned(),
+        retry_after_ms,
     };
     match request {
-        Request::Append { .. } => Response::Append(Err(AppendError::Unavailable {
-            reason: reason(),
-            retry_after_ms: 0,
-        })),
+        Request::Append { .. } => Response::Append(Err(append())),
         Request::ReadStream(_) => Response::ReadStream(Err(read())),
         Request::Live(_) => Response::Live(Err(read())),
         Request::Settled(_) => Response::Settled(Err(read())),
-        Request::Topology => Response::NotUnderstood { reason: reason() },
+        Request::InSession { request, .. } => match request {
+            SessionRequest::Append(_) => Response::Append(Err(append())),
+            SessionRequest::ReadStream(_) => Response::ReadStream(Err(read())),
+            SessionRequest::Live(_) => Response::Live(Err(read())),
+            SessionRequest::Settled(_) => Response::Settled(Err(read())),
+        },
+        Request::Await(_) => Response::Await(Err(read())),
+        Request::Topology => Response::NotUnderstood {
+            reason: reason.to_owned(),
+        },
     }
 }
 

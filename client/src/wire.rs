@@ -22,8 +22,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    AppendError, AppendRequest, Appended, LivePage, LiveRead, ReadError, SettledPage, SettledRead,
-    StreamPage, StreamRead, Topology,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, LivePage, LiveRead, ReadError,
+    SessionRequest, SessionResponse, SessionToken, SettledPage, SettledRead, StreamPage,
+    StreamRead, Topology,
 };
 
 /// The newest version of this protocol that this build speaks.
@@ -107,6 +108,17 @@ pub enum Request {
     Live(LiveRead),
     /// Read a page of the one order, or wait for some.
     Settled(SettledRead),
+    /// Do something as part of a session.
+    InSession {
+        /// What the session has seen.
+        token: SessionToken,
+        /// How long a read may wait until all of that is held.
+        wait_ms: u32,
+        /// What to do.
+        request: SessionRequest,
+    },
+    /// Wait until an event is settled.
+    Await(AwaitSettled),
 }
 
 /// What a node answers, one variant for each [`Request`].
@@ -127,6 +139,15 @@ pub enum Response {
     },
     /// To [`Request::Settled`].
     Settled(Result<SettledPage, ReadError>),
+    /// To [`Request::InSession`]. Where the token cannot be used, the error comes without this.
+    InSession {
+        /// What the session has seen now.
+        token: SessionToken,
+        /// The answer.
+        response: SessionResponse,
+    },
+    /// To [`Request::Await`].
+    Await(Result<Awaited, ReadError>),
 }
 
 /// The frame kinds of this protocol. Those of replication are below.
@@ -247,9 +268,12 @@ impl Response {
             Self::ReadStream(_) => Self::ReadStream(Err(unreadable())),
             Self::Live(_) => Self::Live(Err(unreadable())),
             Self::Settled(_) => Self::Settled(Err(unreadable())),
-            Self::Topology(_) | Self::NotUnderstood { .. } => Self::NotUnderstood {
-                reason: reason.to_owned(),
-            },
+            Self::InSession { response, .. } => Self::from(response.clone()).without_events(reason),
+            Self::Topology(_) | Self::Await(_) | Self::NotUnderstood { .. } => {
+                Self::NotUnderstood {
+                    reason: reason.to_owned(),
+                }
+            }
         }
     }
 }

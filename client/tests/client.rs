@@ -18,7 +18,8 @@ use common::{
 use meridian_client::wire::{Request, Response};
 use meridian_client::{
     AppendError, Client, ConnectError, Direction, EventFilter, LiveCursor, LivePage, LiveRead,
-    ReadAt, ReadError, Seed, StreamPage, StreamRead,
+    ReadAt, ReadError, Seed, Session, SessionRequest, SessionResponse, SessionToken, StreamPage,
+    StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
 use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
@@ -137,6 +138,9 @@ fn obliging(region: RegionId, _: usize, request: &Request) -> Deed {
         Request::ReadStream(read) => Response::ReadStream(Ok(page(read))),
         Request::Live(_) => Response::Live(Ok(LivePage::default())),
         Request::Settled(_) => Response::Settled(Ok(meridian_client::SettledPage::default())),
+        Request::InSession { .. } | Request::Await(_) => Response::NotUnderstood {
+            reason: "an older node".to_owned(),
+        },
     })
 }
 
@@ -523,4 +527,87 @@ async fn following_goes_on_where_it_stopped_when_the_region_comes_back() {
     assert_eq!(live.region(), Some(EAST));
     assert_eq!(live.cursor(), &LiveCursor("5".to_owned()));
     assert!(world.regions_asked().iter().all(|region| *region == EAST));
+}
+
+fn ten_events() -> StreamRead {
+    StreamRead {
+        stream: StreamId::new("ledger-1").unwrap(),
+        from: 0,
+        direction: Direction::Forwards,
+        limit: 10,
+    }
+}
+
+/// Behind every session, and says so.
+fn behind(_: RegionId, _: usize, request: &Request) -> Deed {
+    let Request::InSession { token, .. } = request else {
+        return Deed::Silence;
+    };
+    Deed::Answer(Response::InSession {
+        token: token.clone(),
+        response: SessionResponse::ReadStream(Err(ReadError::Stale {
+            reason: "west is far away".to_owned(),
+            retry_after_ms: 1000,
+        })),
+    })
+}
+
+/// Up to date, and counts the requests in its tokens.
+fn caught_up(region: RegionId, _: usize, request: &Request) -> Deed {
+    let Request::InSession { token, request, .. } = request else {
+        return Deed::Silence;
+    };
+    Deed::Answer(Response::InSession {
+        token: SessionToken(format!("{}+{region}", token.0)),
+        response: match request {
+            SessionRequest::Append(request) => SessionResponse::Append(Ok(done(region, request))),
+            SessionRequest::ReadStream(read) => SessionResponse::ReadStream(Ok(page(read))),
+            other => panic!("nobody asks {other:?} here"),
+        },
+    })
+}
+
+#[tokio::test]
+async fn a_session_goes_on_where_a_region_has_caught_up_and_is_stale_where_none_has() {
+    let world = World::start(caught_up, behind);
+    let client = world.client_preferring("west").await;
+    let mut session = client.session();
+    session.append(append("ledger-1", &[1])).await.unwrap();
+    assert_eq!(session.token().0, format!("+{EAST}"));
+    // The preferred region is behind, the other is not.
+    let page = session.read_stream(ten_events(), ReadAt::Nearest).await;
+    assert_eq!(page.unwrap().events.len(), 10);
+    assert_eq!(world.regions_asked(), [EAST, WEST, EAST]);
+    let token = session.token().clone();
+    assert_eq!(token.0, format!("+{EAST}+{EAST}"));
+    let began = Instant::now();
+    let mut later = Session::resume(client, token.clone());
+    let stale = later.read_stream(ten_events(), ReadAt::Region(WEST)).await;
+    assert!(matches!(stale, Err(ReadError::Stale { .. })), "{stale:?}");
+    assert_eq!(later.token(), &token, "what was not shown is not seen");
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "the region has waited already"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_knows_no_sessions_is_named() {
+    let world = World::start(obliging, obliging);
+    let mut session = world.client().await.session();
+    let outcome = session.append(append("ledger-1", &[1])).await;
+    assert_eq!(code(&outcome), "invalid");
+    assert!(
+        outcome
+            .unwrap_err()
+            .to_string()
+            .contains("does not know sessions")
+    );
+    let outcome = session.read_stream(ten_events(), ReadAt::Home).await;
+    assert!(
+        outcome
+            .unwrap_err()
+            .to_string()
+            .contains("does not know sessions")
+    );
 }

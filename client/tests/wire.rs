@@ -9,10 +9,12 @@ use meridian_client::wire::{
     self, Asked, Hello, Refused, RefusedCode, Request, Response, Welcome, kind,
 };
 use meridian_client::{
-    AppendError, AppendRequest, Appended, Direction, Durability, EventFilter, Expected, LiveCursor,
-    LivePage, LiveRead, Member, ReadError, StreamPage, StreamRead, Topology,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, Direction, Durability,
+    EventFilter, Expected, LiveCursor, LivePage, LiveRead, Member, ReadError, SessionRequest,
+    SessionResponse, SessionToken, SettledPage, SettledRead, SettledTier, StreamPage, StreamRead,
+    Topology,
 };
-use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
+use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
 use meridian_event::frame::{self, FRAME_BODY_BYTES_MAX};
 use meridian_event::{Category, EventId, EventType, NewEvent, RecordedEvent, Revision, StreamId};
@@ -188,7 +190,121 @@ fn responses() -> Vec<Response> {
     responses
 }
 
-/// One of every message there is, one frame after the other.
+/// Requests that came later, at the end of their choice.
+fn later_requests() -> Vec<Request> {
+    let filter = || EventFilter {
+        category: Some(Category::new("order").unwrap()),
+        event_type: None,
+    };
+    let settled = |tier| SettledRead {
+        tier,
+        after: OrderKey::new(Timestamp(0x0102_0304_0506_0708), dot()),
+        filter: filter(),
+        limit: 500,
+        wait_ms: 10_000,
+    };
+    let in_session = |request| Request::InSession {
+        token: SessionToken("AQIDBA".to_owned()),
+        wait_ms: 2000,
+        request,
+    };
+    let awaited = |tier, region| AwaitSettled {
+        dot: dot(),
+        tier,
+        region,
+        wait_ms: 30_000,
+    };
+    vec![
+        Request::Settled(settled(SettledTier::Stable)),
+        in_session(SessionRequest::Append(AppendRequest {
+            stream: stream(),
+            expected: Expected::Any,
+            durability: Durability::Region,
+            events: vec![new_event(1)],
+        })),
+        in_session(SessionRequest::ReadStream(StreamRead {
+            stream: stream(),
+            from: 7,
+            direction: Direction::Forwards,
+            limit: 100,
+        })),
+        in_session(SessionRequest::Live(LiveRead {
+            after: LiveCursor("12.34".to_owned()),
+            filter: filter(),
+            limit: 500,
+            wait_ms: 10_000,
+        })),
+        in_session(SessionRequest::Settled(settled(SettledTier::Final))),
+        Request::Await(awaited(SettledTier::Stable, None)),
+        Request::Await(awaited(SettledTier::Final, Some(RegionId(2)))),
+    ]
+}
+
+/// Answers that came later, at the end of their choice.
+fn later_responses() -> Vec<Response> {
+    let stale = || ReadError::Stale {
+        reason: "partition 3 is behind".to_owned(),
+        retry_after_ms: 1000,
+    };
+    let settled = || SettledPage {
+        events: vec![recorded()],
+        cursor: OrderKey::new(Timestamp(0x0102_0304_0506_0708), dot()),
+        watermark: Timestamp(0x0102_0304_0506_0809),
+        at_end: true,
+    };
+    let appended = Appended {
+        stream: stream(),
+        first_revision: Revision(300),
+        last_revision: Revision(300),
+        home: RegionId(2),
+        dots: vec![dot()],
+        timestamp: Timestamp(0x0102_0304_0506_0708),
+        durability: Durability::Region,
+        could_strand: true,
+    };
+    let awaited = |reached, timestamp| {
+        Response::Await(Ok(Awaited {
+            reached,
+            watermark: Timestamp(0x0102_0304_0506_0809),
+            timestamp,
+            region: RegionId(2),
+            waited_ms: 41,
+        }))
+    };
+    let in_session = |response| Response::InSession {
+        token: SessionToken("AQIDBQ".to_owned()),
+        response,
+    };
+    vec![
+        Response::Settled(Ok(settled())),
+        Response::Settled(Err(stale())),
+        in_session(SessionResponse::Append(Ok(appended))),
+        in_session(SessionResponse::ReadStream(Ok(StreamPage {
+            events: vec![recorded()],
+            next: Some(301),
+            end: true,
+        }))),
+        in_session(SessionResponse::Live(Ok(LivePage::default()))),
+        in_session(SessionResponse::Settled(Ok(settled()))),
+        in_session(SessionResponse::Settled(Err(stale()))),
+        awaited(true, Some(Timestamp(0x0102_0304_0506_0708))),
+        awaited(false, None),
+        Response::Await(Err(stale())),
+    ]
+}
+
+fn every_later_message() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (id, request) in (200..).zip(later_requests()) {
+        wire::encode_request(&mut bytes, id, 1500, &request).unwrap();
+    }
+    for (id, response) in (200..).zip(later_responses()) {
+        wire::encode_response(&mut bytes, id, &response);
+    }
+    bytes
+}
+
+/// One of every message of the first days, one frame after the other.
 fn every_message() -> Vec<u8> {
     let hello = Hello {
         federation: Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff),
@@ -225,32 +341,38 @@ fn every_message() -> Vec<u8> {
 
 const GOLDEN: &[u8] = include_bytes!("../golden/wire-v1.bin");
 
+/// What came after the first days has a file of its own: the old one must never change.
+const LATER: &[u8] = include_bytes!("../golden/wire-v1-later.bin");
+
 /// Clients and nodes of this build are in the field: if this fails, a change of the messages has
 /// made them strangers. Give the change a version of its own instead.
 #[test]
 fn every_message_still_has_the_bytes_it_always_had() {
-    let now = every_message();
-    let differs = now.iter().zip(GOLDEN).position(|(now, then)| now != then);
-    assert_eq!(differs, None, "the bytes differ from there on");
-    assert_eq!(now.len(), GOLDEN.len());
+    for (now, then) in [(every_message(), GOLDEN), (every_later_message(), LATER)] {
+        let differs = now.iter().zip(then).position(|(now, then)| now != then);
+        assert_eq!(differs, None, "the bytes differ from there on");
+        assert_eq!(now.len(), then.len());
+    }
 }
 
 #[test]
 fn the_golden_bytes_still_mean_what_they_meant() {
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
-    let mut rest = GOLDEN;
-    while let Some((kind, body, length)) = frame::split(rest).unwrap() {
-        match kind {
-            kind::REQUEST => asked.push(wire::decode_request(body).unwrap().request.unwrap()),
-            kind::RESPONSE => answered.push(wire::decode_response(body).unwrap().1.unwrap()),
-            kind::HELLO | kind::WELCOME | kind::REFUSED => {}
-            other => panic!("no message has kind {other}"),
+    for golden in [GOLDEN, LATER] {
+        let mut rest = golden;
+        while let Some((kind, body, length)) = frame::split(rest).unwrap() {
+            match kind {
+                kind::REQUEST => asked.push(wire::decode_request(body).unwrap().request.unwrap()),
+                kind::RESPONSE => answered.push(wire::decode_response(body).unwrap().1.unwrap()),
+                kind::HELLO | kind::WELCOME | kind::REFUSED => {}
+                other => panic!("no message has kind {other}"),
+            }
+            rest = &rest[length..];
         }
-        rest = &rest[length..];
+        assert!(rest.is_empty());
     }
-    assert!(rest.is_empty());
-    assert_eq!(asked, requests());
-    assert_eq!(answered, responses());
+    assert_eq!(asked, [requests(), later_requests()].concat());
+    assert_eq!(answered, [responses(), later_responses()].concat());
 }
 
 #[test]
@@ -282,6 +404,20 @@ fn an_answer_that_fits_in_no_frame_says_so_in_a_smaller_one() {
         ..StreamPage::default()
     };
     let read = smaller(Response::ReadStream(Ok(page)));
+    let told = matches!(
+        read,
+        Response::ReadStream(Err(ReadError::Unavailable { .. }))
+    );
+    assert!(told, "{read:?}");
+
+    // In a session too: what was too long to show must not count as shown.
+    let read = smaller(Response::InSession {
+        token: SessionToken("AQID".to_owned()),
+        response: SessionResponse::ReadStream(Ok(StreamPage {
+            events: vec![large.clone()],
+            ..StreamPage::default()
+        })),
+    });
     let told = matches!(
         read,
         Response::ReadStream(Err(ReadError::Unavailable { .. }))
@@ -373,7 +509,7 @@ proptest! {
         which: prop::sample::Index,
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
     ) {
-        let responses = responses();
+        let responses = [responses(), later_responses()].concat();
         let mut body = Vec::new();
         wire::encode_response(&mut body, 9, &responses[which.index(responses.len())]);
         body.drain(..frame::FRAME_HEADER_BYTES);

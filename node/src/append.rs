@@ -328,8 +328,8 @@ pub(crate) struct Presentation {
     pub(crate) name: String,
 }
 
-/// The way to another region's node for appends that it is home to: one connection, dialled when
-/// it is needed.
+/// The way to another region's node, for appends that it is home to and for what only it knows: one
+/// connection, dialled when it is needed.
 pub(crate) struct Home {
     member: MemberConfig,
     server_name: String,
@@ -357,6 +357,28 @@ impl Home {
             dialled: RwLock::new(Dialled::Not),
             dialling: Mutex::new(()),
         }
+    }
+
+    /// The region's name.
+    pub(crate) fn name(&self) -> &str {
+        &self.member.name
+    }
+
+    /// Asks the region's node once.
+    ///
+    /// # Errors
+    /// When it could not be reached, or did not answer.
+    pub(crate) async fn ask(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Response, RequestError> {
+        let not_sent = |reason: String| RequestError::NotSent { reason };
+        let connection = timeout_at(deadline, self.connect())
+            .await
+            .map_err(|_| not_sent("it was not reached in time".to_owned()))?
+            .map_err(not_sent)?;
+        connection.request(request, deadline).await
     }
 
     // Sends the request, again and with the same ids if it is not answered: the home knows what it
@@ -406,12 +428,7 @@ impl Home {
         request: &Request,
         deadline: Instant,
     ) -> Result<Result<Appended, AppendError>, RequestError> {
-        let not_sent = |reason: String| RequestError::NotSent { reason };
-        let connection = timeout_at(deadline, self.connect())
-            .await
-            .map_err(|_| not_sent("it was not reached in time".to_owned()))?
-            .map_err(not_sent)?;
-        match connection.request(request, deadline).await {
+        match self.ask(request, deadline).await {
             Ok(Response::Append(_)) if buggify("a home's answer is lost") => {
                 Err(RequestError::Unanswered {
                     reason: "it was lost".to_owned(),

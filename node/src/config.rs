@@ -65,6 +65,9 @@ pub struct NodeConfig {
     pub listen_quic: SocketAddr,
     /// Certificate files.
     pub certificates: CertificatePaths,
+    /// The file with the federation's key for session tokens, the same in every region. Without
+    /// it tokens are good in the region that gave them only.
+    pub session_key: Option<PathBuf>,
     /// Policies of categories that are not `home` by `hash`.
     pub categories: BTreeMap<String, CategoryPolicy>,
     /// The largest requests that are taken.

@@ -1,6 +1,7 @@
 //! The QUIC door: what clients and other regions' nodes ask over it.
 
 use std::sync::Weak;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -57,6 +58,25 @@ impl Service for Door {
                 }),
                 Request::Live(read) => Response::Live(match node {
                     Some(node) => node.read_live(&read).await,
+                    None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
+                Request::InSession {
+                    token,
+                    wait_ms,
+                    request,
+                } => match node {
+                    Some(node) => {
+                        let wait = Duration::from_millis(u64::from(wait_ms));
+                        node.in_session(&token, wait, request, caller.deadline)
+                            .await
+                    }
+                    None => Response::NotUnderstood { reason: stopping },
+                },
+                Request::Await(asked) => Response::Await(match node {
+                    Some(node) => node.await_settled(asked).await,
                     None => Err(ReadError::Unavailable {
                         reason: stopping,
                         retry_after_ms: 1000,

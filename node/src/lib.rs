@@ -11,6 +11,7 @@
 
 mod agreement;
 mod append;
+mod awaiting;
 mod blame;
 pub mod certificates;
 pub mod config;
@@ -29,6 +30,7 @@ mod reads;
 mod remembered;
 pub mod seams;
 mod sequencer;
+pub mod session;
 mod shown;
 mod status;
 mod time;

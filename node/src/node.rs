@@ -41,6 +41,7 @@ use crate::identity::{FirstWrite, Identity, IdentityError, is_lost, note_found, 
 use crate::metrics::{Metrics, Origin};
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
+use crate::session::{SessionSeal, parse_key};
 use crate::status::{DigestEntry, Names, NodeStatus};
 use crate::time::TimeKeeper;
 
@@ -82,6 +83,23 @@ pub enum StartError {
         /// Who this node is.
         expected: String,
     },
+    /// The file with the federation's key for session tokens cannot be read.
+    #[error("read {path}; check `session_key` in the configuration")]
+    SessionKeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file with the federation's key for session tokens holds something else.
+    #[error(
+        "{path} holds no session key, which is 64 hexadecimal digits; copy the file that \
+         `meridian init` made, or one made by `openssl rand -hex 32`, to every region"
+    )]
+    SessionKey {
+        /// The file.
+        path: PathBuf,
+    },
     /// The data folder is another node's, or damaged.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -116,6 +134,7 @@ pub struct Node {
     policies: Arc<Policies>,
     random: Arc<dyn Random>,
     cursors: CursorSeal,
+    session_seal: SessionSeal,
     feeds: Feeds,
     store: Arc<Store>,
     hlc: Arc<Hlc>,
@@ -158,6 +177,7 @@ impl Node {
         let own = check(&config)?.clone();
         let policies = Arc::new(config.policies()?);
         let tls = Arc::new(load_certificates(&config, &own)?);
+        let session_key = load_session_key(&config)?;
 
         let disk = Arc::clone(&seams.disk);
         // The lock on the folder comes with the store, before anything in it is written.
@@ -302,6 +322,7 @@ impl Node {
             policies,
             random: Arc::clone(&seams.random),
             cursors: CursorSeal::new(&own.name, &stable),
+            session_seal: session_seal(&config, &own, session_key, &stable),
             feeds: Feeds::new(Arc::clone(&store), logs),
             store,
             hlc,
@@ -542,6 +563,10 @@ impl Node {
         self.links.promises()
     }
 
+    pub(crate) fn session_seal(&self) -> &SessionSeal {
+        &self.session_seal
+    }
+
     pub(crate) fn cursors(&self) -> &CursorSeal {
         &self.cursors
     }
@@ -719,6 +744,38 @@ fn load_certificates(config: &NodeConfig, own: &MemberConfig) -> Result<TlsIdent
         });
     }
     Ok(identity)
+}
+
+fn load_session_key(config: &NodeConfig) -> Result<Option<[u8; 32]>, StartError> {
+    let Some(path) = &config.session_key else {
+        return Ok(None);
+    };
+    let text = crate::files::read_text(path).map_err(|source| StartError::SessionKeyFile {
+        path: path.clone(),
+        source,
+    })?;
+    match parse_key(&text) {
+        Some(key) => Ok(Some(key)),
+        None => Err(StartError::SessionKey { path: path.clone() }),
+    }
+}
+
+fn session_seal(
+    config: &NodeConfig,
+    own: &MemberConfig,
+    key: Option<[u8; 32]>,
+    secret: &[u8; 32],
+) -> SessionSeal {
+    if let Some(key) = key {
+        return SessionSeal::of_federation(config.federation, &key);
+    }
+    if config.members.len() > 1 {
+        warn!(
+            "there is no `session_key` in the configuration: session tokens are good in the region \
+             that gave them only"
+        );
+    }
+    SessionSeal::of_region(&own.name, config.federation, secret)
 }
 
 fn read_file(path: &Path) -> Result<Vec<u8>, StartError> {

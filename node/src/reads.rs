@@ -147,6 +147,20 @@ impl Node {
         Ok(page.into())
     }
 
+    /// The region that a tier waits for.
+    pub(crate) fn holding_back(&self, tier: SettledTier) -> String {
+        let partitions = self.links().watermarks().into_iter();
+        let lowest = match tier {
+            SettledTier::Stable => partitions
+                .min_by_key(|marks| marks.stable)
+                .map(|marks| marks.stable_held_by),
+            SettledTier::Final => partitions
+                .min_by_key(|marks| marks.finals)
+                .map(|marks| marks.finals_held_by),
+        };
+        lowest.map_or(String::new(), |holder| self.names().of(holder.region))
+    }
+
     /// Up to where a tier is settled now.
     pub fn watermark(&self, tier: SettledTier) -> Timestamp {
         settled(&self.marks().borrow(), tier)

@@ -62,6 +62,10 @@ fn init_makes_configurations_that_load_and_certificates_that_fit() {
         for key in [&node.certificates.key, &operator.key] {
             assert!(!meridian_node::files::readable_by_others(key).expect("a key"));
         }
+        let session_key = node.session_key.as_ref().expect("a session key");
+        assert!(!meridian_node::files::readable_by_others(session_key).expect("a key"));
+        let of_a = fs::read(dir.join("a/certificates/session.key")).expect("a key");
+        assert_eq!(fs::read(session_key).expect("a key"), of_a, "one for all");
         let checked = meridian(&[
             "serve",
             "--check",

@@ -1,5 +1,7 @@
 //! `meridian append`: one event onto a stream.
 
+use std::time::Duration;
+
 use meridian_client::Durability;
 use meridian_event::EventId;
 use meridian_node::seams::{Random, SystemRandom};
@@ -11,7 +13,11 @@ use uuid::Uuid;
 
 use super::door::{Door, DoorError, Target};
 use super::event::{self, Event};
+use super::settled::{self, Settled};
 use super::{Outcome, Output, wrong_use};
+
+/// How long `--await` waits.
+const AWAIT_FOR: Duration = Duration::from_secs(30);
 
 /// What `meridian append` takes.
 #[derive(Debug, clap::Args)]
@@ -36,6 +42,9 @@ pub(crate) struct Args {
     /// How safe it must be before the answer: region, regions:N or all
     #[arg(long, default_value = "region", value_parser = super::durability)]
     durability: Durability,
+    /// Wait until the event is settled in the region that is asked
+    #[arg(long = "await", value_enum, value_name = "TIER")]
+    settled: Option<Settled>,
     #[command(flatten)]
     target: Target,
 }
@@ -70,7 +79,15 @@ struct NewEvent {
 }
 
 #[derive(Deserialize)]
+struct Dot {
+    origin: String,
+    partition: u16,
+    position: u64,
+}
+
+#[derive(Deserialize)]
 struct Appended {
+    dots: Vec<Dot>,
     stream: String,
     last_revision: u64,
     home: String,
@@ -113,12 +130,12 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         Ok(answer) => answer,
         Err(error) => return failed(error, id, output),
     };
-    if output.is_json() {
-        output.json(&answer)?;
-        return Ok(Outcome::Done);
-    }
     let appended = Appended::deserialize(&answer)
         .map_err(|error| anyhow::anyhow!("the node's answer cannot be read: {error}"))?;
+    if output.is_json() {
+        output.json(&answer)?;
+        return settle(args.settled, &appended, &door, output).await;
+    }
     output.line(&format!(
         "{} is at revision {}: event {id}, home {}, durable at level {}{}.",
         appended.stream,
@@ -131,7 +148,22 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             ""
         }
     ))?;
-    Ok(Outcome::Done)
+    settle(args.settled, &appended, &door, output).await
+}
+
+/// Waits for what was appended, if that was asked for. The append itself is done, whatever comes.
+async fn settle(
+    tier: Option<Settled>,
+    appended: &Appended,
+    door: &Door,
+    output: Output,
+) -> anyhow::Result<Outcome> {
+    let (Some(tier), Some(dot)) = (tier, appended.dots.last()) else {
+        return Ok(Outcome::Done);
+    };
+    let dot = format!("{}/{}/{}", dot.origin, dot.partition, dot.position);
+    let awaited = settled::until(door, &dot, tier, None, AWAIT_FOR).await?;
+    settled::say(&awaited, &dot, tier, output)
 }
 
 fn parse_json(what: &str, text: String) -> anyhow::Result<Box<RawValue>> {

@@ -10,6 +10,7 @@ use meridian_node::certificates::{self, Authority, CERTIFICATE_VALID, Files, Sub
 use meridian_node::config::{self, FileMember, FileText};
 use meridian_node::files;
 use meridian_node::seams::{Random, SystemClock, SystemRandom};
+use meridian_node::session;
 use meridian_store::RealDisk;
 use serde::Serialize;
 use uuid::Uuid;
@@ -26,6 +27,8 @@ pub(crate) const OPERATOR: &str = "operator";
 pub(crate) const REGION_FILE: &str = "region";
 /// A region's certificates, below its folder.
 pub(crate) const CERTIFICATES_FOLDER: &str = "certificates";
+/// The federation's key for session tokens, beside a region's certificates.
+const SESSION_KEY_FILE: &str = "session.key";
 /// A region's data, below its folder.
 const DATA_FOLDER: &str = "data";
 /// A region's configuration, in its folder.
@@ -192,6 +195,8 @@ pub(crate) fn make(plan: &Plan) -> anyhow::Result<Made> {
     )?;
     Files::in_folder(&plan.dir.join(OPERATOR_FOLDER), OPERATOR).write(&authority, &operator)?;
 
+    // One for all: what one region gave its clients, every region has to be able to check.
+    let session_key = session::new_key(&SystemRandom);
     let members = members(plan);
     let mut regions = Vec::new();
     for member in &members {
@@ -203,6 +208,9 @@ pub(crate) fn make(plan: &Plan) -> anyhow::Result<Made> {
         )?;
         Files::in_folder(&folder.join(CERTIFICATES_FOLDER), REGION_FILE)
             .write(&authority, &issued)?;
+        let key = folder.join(CERTIFICATES_FOLDER).join(SESSION_KEY_FILE);
+        files::replace(&key, &session_key, 0o600)
+            .with_context(|| format!("write {}", key.display()))?;
         let config = folder.join(CONFIG_FILE);
         files::replace(
             &config,

@@ -13,6 +13,7 @@ mod local;
 mod output;
 mod read;
 mod serve;
+mod settled;
 mod settling;
 mod status;
 mod tail;
@@ -59,6 +60,8 @@ enum Command {
     Import(import::Args),
     /// Append one event to a stream
     Append(append::Args),
+    /// Wait until an event is settled, in this or another region
+    Await(settled::Args),
     /// Read one stream
     Read(read::Args),
     /// Print all events: as they arrive in a region, or in the one order that is the same in every region
@@ -160,6 +163,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Serve(args) => serve::run(args).await,
         Command::Import(args) => import::run(args, output).await,
         Command::Append(args) => append::run(args, output).await,
+        Command::Await(args) => settled::run(args, output).await,
         Command::Read(args) => read::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
         Command::Status(args) => status::run(args, output).await,

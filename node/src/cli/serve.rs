@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use anyhow::Context;
 use meridian_node::Node;
 use meridian_node::seams::Seams;
-use meridian_node::{config, files};
+use meridian_node::{config, files, session};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -58,15 +58,33 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
             )));
         }
     }
+    if let Some(path) = &loaded.node.session_key {
+        let key = files::read_text(path).with_context(|| format!("read {}", path.display()));
+        let key = key.map_err(|error| {
+            wrong_use(format!(
+                "{error:#}; `session_key` in {} names it: copy it from another region, or take the key out",
+                args.config.display()
+            ))
+        })?;
+        if session::parse_key(&key).is_none() {
+            return Err(wrong_use(format!(
+                "{} holds no session key, which is 64 hexadecimal digits, the same in every region",
+                path.display()
+            )));
+        }
+    }
     if args.check {
         return Ok(Outcome::Done);
     }
     start_logging(&args.log, args.log_format)?;
-    if files::readable_by_others(&certificates.key).unwrap_or(false) {
-        tracing::warn!(
-            key = %certificates.key.display(),
-            "the private key is readable by others; chmod 600 it"
-        );
+    let secrets = std::iter::once(&certificates.key).chain(&loaded.node.session_key);
+    for key in secrets {
+        if files::readable_by_others(key).unwrap_or(false) {
+            tracing::warn!(
+                key = %key.display(),
+                "the private key is readable by others; chmod 600 it"
+            );
+        }
     }
 
     // Taken before the node starts: a signal that arrives meanwhile must not kill it half-way.

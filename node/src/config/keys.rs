@@ -21,6 +21,7 @@ pub(super) const TABLES: &[Table] = &[
             "region",
             "partitions",
             "data",
+            "session_key",
             "listen",
             "certificates",
             "operator",

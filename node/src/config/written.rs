@@ -68,6 +68,10 @@ partitions = {partitions}
 # Where the node keeps its data. One node per folder.
 data = {data:?}
 
+# The key that session tokens are sealed with: the same file in every region, readable by the node's
+# user only. A node without it makes tokens that no other region takes. Read when the node starts.
+session_key = "certificates/session.key"
+
 [listen]
 # HTTP (JSON and Server-Sent Events). It has neither TLS nor log-in of its own: keep it on an
 # address that only trusted hosts reach, or behind a reverse proxy.

@@ -5,7 +5,7 @@ use std::fmt;
 use axum::Json;
 use axum::extract::{Request, State};
 use bytes::Bytes;
-use meridian_client::{AppendRequest, Durability, Expected};
+use meridian_client::{AppendError, AppendRequest, Durability, Expected};
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, Visitor};
@@ -17,6 +17,7 @@ use super::Door;
 use super::body::{Object, parse, read_json_body};
 use super::params::Stream;
 use super::problem::Problem;
+use super::session::{Session, SessionHeader};
 use super::views::AppendedView;
 
 /// A batch of events for one stream: all of them are written, or none.
@@ -174,10 +175,13 @@ fn parse_durability(level: &str) -> Option<Durability> {
     path = "/v1/streams/{stream}/events",
     operation_id = "append_events",
     tag = "events",
-    params(("stream" = String, Path, description = "The stream's name, percent-encoded: 1 to 256 bytes, no control characters; its category is the part before the first `-`")),
+    params(
+        ("stream" = String, Path, description = "The stream's name, percent-encoded: 1 to 256 bytes, no control characters; its category is the part before the first `-`"),
+        ("Meridian-Session" = Option<String>, Header, description = "What this caller has seen: the token of an earlier answer, from whichever region; several with commas between them"),
+    ),
     request_body = AppendBody,
     responses(
-        (status = 200, description = "The events are durable at the level asked for", body = AppendedView),
+        (status = 200, description = "The events are durable at the level asked for", body = AppendedView, headers(("Meridian-Session" = String, description = "A token for what the request's token stands for and what this answer shows"))),
         (status = 400, description = "`invalid`: the request is wrong as it stands", body = Problem, content_type = "application/problem+json"),
         (status = 408, description = "`timeout`: the body did not arrive in time", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`wrong_expected_revision`: someone else wrote first", body = Problem, content_type = "application/problem+json"),
@@ -191,13 +195,30 @@ fn parse_durability(level: &str) -> Option<Durability> {
 pub(super) async fn append(
     State(door): State<Door>,
     Stream(stream): Stream,
+    mut session: Session,
     request: Request,
-) -> Result<Json<AppendedView>, Problem> {
+) -> Result<(SessionHeader, Json<AppendedView>), Problem> {
     let body = read_json_body(&door, request).await?;
     let request = to_request(&door, stream, &body)?;
     match door.backend.append(request).await {
-        Ok(appended) => Ok(Json(AppendedView::new(&appended, &door))),
-        Err(error) => Err(Problem::of_append(error, &door)),
+        Ok(appended) => {
+            session.seen.wrote(&appended);
+            let token = door.backend.token(&session.seen);
+            let view = AppendedView::new(&appended, &token, &door);
+            Ok((session.header(&door), Json(view)))
+        }
+        Err(error) => {
+            let mut shown = None;
+            if let AppendError::WrongExpectedRevision { events_since, .. } = &error {
+                session.seen.read(events_since);
+                shown = Some(session.token(&door));
+            }
+            let problem = Problem::of_append(error, &door);
+            Err(match shown {
+                Some(token) => problem.in_session(token),
+                None => problem,
+            })
+        }
     }
 }
 

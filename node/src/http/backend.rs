@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meridian_client::{
-    AppendError, AppendRequest, Appended, EventFilter, Limits, LiveCursor, ReadError, SettledTier,
-    StreamPage, StreamRead,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, EventFilter, Limits, LiveCursor,
+    ReadError, SessionToken, SettledTier, StreamPage, StreamRead,
 };
 use meridian_clock::{Epoch, OrderKey, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, Route};
@@ -17,6 +18,7 @@ use crate::live;
 use crate::metrics::Metrics;
 use crate::reads::unreadable;
 use crate::seams::BoxFuture;
+use crate::session::Seen;
 use crate::{DigestEntry, Node, NodeStatus, OrderReason, WhyError};
 
 /// How settled the events are that a reader sees.
@@ -95,6 +97,26 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Changes whenever something more can be read in a tier.
     fn changes(&self, tier: Tier) -> Changes;
+
+    /// What the holder of these tokens has seen.
+    ///
+    /// # Errors
+    /// When one of them is not the federation's.
+    fn seen(&self, tokens: &str) -> Result<Seen, ReadError>;
+
+    /// A token for what was seen.
+    fn token(&self, seen: &Seen) -> SessionToken;
+
+    /// Waits, up to `wait`, until reads of a tier show everything that was seen.
+    fn catch_up<'a>(
+        &'a self,
+        seen: &'a Seen,
+        tier: Tier,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<(), ReadError>>;
+
+    /// Waits until an event is settled in a region.
+    fn await_settled(&self, asked: AwaitSettled) -> BoxFuture<'_, Result<Awaited, ReadError>>;
 
     /// What this node knows of itself and its federation.
     fn status(&self) -> NodeStatus;
@@ -194,6 +216,27 @@ impl Backend for Node {
             Tier::Live => Changes::Committed(self.committed()),
             Tier::Settled(_) => Changes::Settled(self.marks()),
         }
+    }
+
+    fn seen(&self, tokens: &str) -> Result<Seen, ReadError> {
+        Self::seen(self, tokens)
+    }
+
+    fn token(&self, seen: &Seen) -> SessionToken {
+        self.session_seal().write(seen)
+    }
+
+    fn catch_up<'a>(
+        &'a self,
+        seen: &'a Seen,
+        tier: Tier,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(Self::catch_up(self, seen, tier, wait))
+    }
+
+    fn await_settled(&self, asked: AwaitSettled) -> BoxFuture<'_, Result<Awaited, ReadError>> {
+        Box::pin(Self::await_settled(self, asked))
     }
 
     fn status(&self) -> NodeStatus {

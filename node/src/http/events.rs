@@ -16,6 +16,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use super::params::{Params, check_limit};
 use super::problem::Problem;
+use super::session::Session;
 use super::views::{EventView, EventsPageView};
 use super::{Backend, Changes, Door, EventsRead, Tier, sse};
 
@@ -76,7 +77,8 @@ impl From<TierParam> for Tier {
 /// A page at a time: in tier `live` all that this region holds, in the order it arrived here; in
 /// `stable` and `final` the one order that is the same in every region, as far as it is settled. With `Accept: text/event-stream` the answer goes
 /// on with what comes, one message per event with its cursor as `id`; `Last-Event-ID` resumes. A
-/// message named `error` holds a problem and ends the stream.
+/// message named `error` holds a problem and ends the stream. A session's token is waited for before
+/// the first message, and stands for what was sent by then; after that the cursor says where one is.
 #[utoipa::path(
     get,
     path = "/v1/events",
@@ -85,20 +87,23 @@ impl From<TierParam> for Tier {
     params(
         EventsParams,
         ("Last-Event-ID" = Option<String>, Header, description = "Read on after this cursor; goes before `after`"),
+        ("Meridian-Session" = Option<String>, Header, description = "What this caller has seen: the token of an earlier answer, from whichever region; several with commas between them"),
+        ("Meridian-Wait-Ms" = Option<u32>, Header, description = "How long this region may take to catch up with the token before it answers `stale`: 0 to 30000, 2000 by default"),
     ),
     responses(
         (status = 200, description = "A page, or an event stream", content(
             (EventsPageView = "application/json"),
             (EventView = "text/event-stream"),
-        )),
+        ), headers(("Meridian-Session" = String, description = "A token for what the request's token stands for and what this answer shows"))),
         (status = 400, description = "`invalid`: the request is wrong as it stands", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`unavailable`: it cannot be read here now; see `Retry-After`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`stale`: this region does not hold yet what the token stands for; `unavailable`: it cannot be read here now; see `Retry-After`", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn read(
     State(door): State<Door>,
     headers: HeaderMap,
     Params(params): Params<EventsParams>,
+    mut session: Session,
 ) -> Result<Response, Problem> {
     let after = match headers.get("last-event-id") {
         Some(id) => Some(
@@ -120,16 +125,21 @@ pub(super) async fn read(
     let limit = params.limit.map(|limit| check_limit(Some(limit)));
     if wants_event_stream(&headers) {
         let remaining = limit.transpose()?;
-        return follow(door, read, remaining).await;
+        session.catch_up(&door, read.tier).await?;
+        return follow(door, read, remaining, session).await;
     }
 
     read.limit = limit.unwrap_or_else(|| check_limit(None))?;
+    session.catch_up(&door, read.tier).await?;
     let page = door
         .backend
         .read_events(read)
         .await
         .map_err(|error| Problem::of_read(&error))?;
-    Ok(Json(EventsPageView {
+    session
+        .seen
+        .read(page.events.iter().map(|(_, event)| event));
+    let view = EventsPageView {
         events: page
             .events
             .iter()
@@ -138,8 +148,8 @@ pub(super) async fn read(
         cursor: page.cursor,
         watermark: page.watermark.map(|at| at.to_string()),
         end: page.at_end,
-    })
-    .into_response())
+    };
+    Ok((session.header(&door), Json(view)).into_response())
 }
 
 fn wants_event_stream(headers: &HeaderMap) -> bool {
@@ -164,12 +174,19 @@ struct Follower {
     remaining: Option<u32>,
     // Cleared once the stream is over.
     going: bool,
+    // What was shown so far; it is told once, when the stream begins.
+    session: Session,
     _counted: Counted,
 }
 
 /// Answers with an event stream. The first page is read before the answer begins, so that a wrong
 /// cursor is a plain problem.
-async fn follow(door: Door, read: EventsRead, remaining: Option<u32>) -> Result<Response, Problem> {
+async fn follow(
+    door: Door,
+    read: EventsRead,
+    remaining: Option<u32>,
+    session: Session,
+) -> Result<Response, Problem> {
     let Ok(place) = door.followers.clone().try_acquire_owned() else {
         return Err(Problem::unavailable(
             format!(
@@ -186,10 +203,12 @@ async fn follow(door: Door, read: EventsRead, remaining: Option<u32>) -> Result<
         read,
         remaining,
         going: true,
+        session,
         _counted: counted,
     };
     let mut first = b"retry: 1000\n: what follows is live\n\n".to_vec();
     follower.read(&mut first).await?;
+    let session = follower.session.header(&follower.door);
     let first = stream::iter([Bytes::from(first)]);
     let rest = stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|bytes| (bytes, follower))
@@ -210,7 +229,7 @@ async fn follow(door: Door, read: EventsRead, remaining: Option<u32>) -> Result<
             HeaderValue::from_static("no"),
         ),
     ];
-    Ok((headers, Body::from_stream(bytes)).into_response())
+    Ok((headers, session, Body::from_stream(bytes)).into_response())
 }
 
 impl Follower {
@@ -265,6 +284,9 @@ impl Follower {
             .read_events(self.read.clone())
             .await
             .map_err(|error| Problem::of_read(&error))?;
+        self.session
+            .seen
+            .read(page.events.iter().map(|(_, event)| event));
         for (cursor, event) in &page.events {
             let json = serde_json::to_vec(&EventView::new(event, &self.door))
                 .map_err(|error| Problem::internal(format!("an event cannot be shown: {error}")))?;

@@ -24,6 +24,12 @@ mod params;
 mod problem;
 mod routes;
 mod server;
+mod session;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
+mod settling;
 mod sse;
 #[expect(
     unused_qualifications,

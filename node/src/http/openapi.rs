@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{append, categories, events, operations, stream, why};
+use super::{append, categories, events, operations, settling, stream, why};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -20,6 +20,7 @@ use super::{append, categories, events, operations, stream, why};
         append::append,
         stream::read,
         events::read,
+        settling::await_settled,
         operations::status,
         operations::digest,
         why::order,

@@ -10,6 +10,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Door;
+use super::session::SESSION_HEADER;
 use super::views::{EpochView, EventView};
 use crate::WhyError;
 
@@ -23,6 +24,9 @@ pub(super) enum Code {
     NotHome,
     /// 503: nothing was written, or it cannot be read now. Try again after `Retry-After` seconds.
     Unavailable,
+    /// 503: this region does not hold yet what the session has seen. Try again after `Retry-After`
+    /// seconds, or in another region.
+    Stale,
     /// 504: the events may be written, or may yet be. Repeat the request with the same ids.
     Indeterminate,
     /// 400 or 415: the request is wrong as it stands. Nothing was written.
@@ -46,7 +50,7 @@ impl Code {
         match self {
             Self::WrongExpectedRevision => StatusCode::CONFLICT,
             Self::NotHome => StatusCode::MISDIRECTED_REQUEST,
-            Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unavailable | Self::Stale => StatusCode::SERVICE_UNAVAILABLE,
             Self::Indeterminate => StatusCode::GATEWAY_TIMEOUT,
             Self::Invalid => StatusCode::BAD_REQUEST,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -97,7 +101,7 @@ struct More {
     /// `not_home`: since which epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     epoch: Option<EpochView>,
-    /// `unavailable`: when trying again makes sense.
+    /// `unavailable`, `stale`: when trying again makes sense.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
     /// `too_large`: the limit that was exceeded.
@@ -107,6 +111,9 @@ struct More {
     #[serde(skip)]
     #[schema(ignore)]
     allow: Option<HeaderValue>,
+    #[serde(skip)]
+    #[schema(ignore)]
+    session: Option<HeaderValue>,
 }
 
 impl Problem {
@@ -159,6 +166,17 @@ impl Problem {
             limit: Some(limit_bytes),
             ..More::default()
         })
+    }
+
+    /// There is nothing under this name.
+    pub(super) fn not_found(detail: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::NotFound, detail)
+    }
+
+    /// This problem, which has shown the session something all the same.
+    pub(super) fn in_session(mut self, token: HeaderValue) -> Self {
+        self.more.session = Some(token);
+        self
     }
 
     /// There is nothing at this path.
@@ -264,7 +282,11 @@ impl Problem {
                 Self::unavailable(detail, *retry_after_ms)
             }
             ReadError::Invalid { .. } => Self::invalid(detail),
-            ReadError::UnknownRegion { .. } => Self::new(Code::NotFound, detail),
+            ReadError::UnknownRegion { .. } => Self::not_found(detail),
+            ReadError::Stale { retry_after_ms, .. } => Self::new(Code::Stale, detail).and(More {
+                retry_after_ms: Some(*retry_after_ms),
+                ..More::default()
+            }),
         }
     }
 
@@ -298,6 +320,9 @@ impl IntoResponse for Problem {
             // The header counts whole seconds; 0 would ask for a busy loop.
             let seconds = retry_after_ms.div_ceil(1000).max(1);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(token) = self.more.session {
+            headers.insert(SESSION_HEADER, token);
         }
         if let Some(allow) = self.more.allow {
             headers.insert(header::ALLOW, allow);

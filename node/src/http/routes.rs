@@ -14,7 +14,7 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::time::Instant;
 
 use super::problem::Problem;
-use super::{Door, append, categories, events, openapi, operations, stream, why};
+use super::{Door, append, categories, events, openapi, operations, settling, stream, why};
 use crate::metrics::{HttpRequest, HttpRoute};
 
 /// Every path of the API. The document at `/openapi.json` has the same, which a test checks.
@@ -25,6 +25,7 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
             post(append::append).get(stream::read),
         ),
         ("/v1/events", get(events::read)),
+        ("/v1/await", get(settling::await_settled)),
         ("/v1/status", get(operations::status)),
         ("/v1/digest", get(operations::digest)),
         ("/v1/why/order", get(why::order)),

@@ -6,10 +6,11 @@ use meridian_client::{Direction, StreamRead};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
-use super::Door;
 use super::params::{Params, Stream, check_limit};
 use super::problem::Problem;
+use super::session::{Session, SessionHeader};
 use super::views::{EventView, StreamPageView};
+use super::{Door, Tier};
 
 /// Which page of a stream.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -43,7 +44,7 @@ enum DirectionParam {
 /// Reads a page of a stream
 ///
 /// From what this region holds. A stream without events here is an empty page: it may just not have
-/// arrived yet.
+/// arrived yet; with the session token of an answer that showed one it is waited for.
 #[utoipa::path(
     get,
     path = "/v1/streams/{stream}/events",
@@ -52,18 +53,21 @@ enum DirectionParam {
     params(
         ("stream" = String, Path, description = "The stream's name, percent-encoded"),
         StreamParams,
+        ("Meridian-Session" = Option<String>, Header, description = "What this caller has seen: the token of an earlier answer, from whichever region; several with commas between them"),
+        ("Meridian-Wait-Ms" = Option<u32>, Header, description = "How long this region may take to catch up with the token before it answers `stale`: 0 to 30000, 2000 by default"),
     ),
     responses(
-        (status = 200, description = "A page of the stream", body = StreamPageView),
+        (status = 200, description = "A page of the stream", body = StreamPageView, headers(("Meridian-Session" = String, description = "A token for what the request's token stands for and what this answer shows"))),
         (status = 400, description = "`invalid`: the request is wrong as it stands", body = Problem, content_type = "application/problem+json"),
-        (status = 503, description = "`unavailable`: it cannot be read here now; see `Retry-After`", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`stale`: this region does not hold yet what the token stands for; `unavailable`: it cannot be read here now; see `Retry-After`", body = Problem, content_type = "application/problem+json"),
     )
 )]
 pub(super) async fn read(
     State(door): State<Door>,
     Stream(stream): Stream,
     Params(params): Params<StreamParams>,
-) -> Result<Json<StreamPageView>, Problem> {
+    mut session: Session,
+) -> Result<(SessionHeader, Json<StreamPageView>), Problem> {
     let (direction, default_from) = match params.direction {
         DirectionParam::Forwards => (Direction::Forwards, 0),
         DirectionParam::Backwards => (Direction::Backwards, StreamRead::LAST),
@@ -74,12 +78,14 @@ pub(super) async fn read(
         direction,
         limit: check_limit(params.limit)?,
     };
+    session.catch_up(&door, Tier::Live).await?;
     let page = door
         .backend
         .read_stream(read)
         .await
         .map_err(|error| Problem::of_read(&error))?;
-    Ok(Json(StreamPageView {
+    session.seen.read(&page.events);
+    let view = StreamPageView {
         events: page
             .events
             .iter()
@@ -87,5 +93,6 @@ pub(super) async fn read(
             .collect(),
         next: page.next,
         end: page.end,
-    }))
+    };
+    Ok((session.header(&door), Json(view)))
 }

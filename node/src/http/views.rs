@@ -1,6 +1,6 @@
 //! What HTTP answers hold, field by field.
 
-use meridian_client::Appended;
+use meridian_client::{Appended, Awaited, SessionToken};
 use meridian_clock::{Dot, Epoch};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
 use meridian_event::RecordedEvent;
@@ -133,10 +133,13 @@ pub(super) struct AppendedView {
     durability: String,
     /// Whether a failover of the home could still set these events aside.
     could_strand: bool,
+    /// What the writer has seen now, these events included. Sent as the header `Meridian-Session`
+    /// to any region, it makes them visible there, or the answer is `stale`.
+    token: String,
 }
 
 impl AppendedView {
-    pub(super) fn new(appended: &Appended, door: &Door) -> Self {
+    pub(super) fn new(appended: &Appended, token: &SessionToken, door: &Door) -> Self {
         Self {
             stream: appended.stream.to_string(),
             first_revision: appended.first_revision.0,
@@ -150,6 +153,35 @@ impl AppendedView {
             timestamp: appended.timestamp.to_string(),
             durability: appended.durability.to_string(),
             could_strand: appended.could_strand,
+            token: token.0.clone(),
+        }
+    }
+}
+
+/// How far an event came that was waited for.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Awaited)]
+pub(super) struct AwaitedView {
+    /// Whether the event is settled in that region.
+    reached: bool,
+    /// Up to where the tier is settled there: a timestamp, a decimal number.
+    watermark: String,
+    /// When the event was written; null when it has not arrived there.
+    timestamp: Option<String>,
+    /// The region's name.
+    region: String,
+    /// How long it was waited for.
+    waited_ms: u64,
+}
+
+impl AwaitedView {
+    pub(super) fn new(awaited: &Awaited, door: &Door) -> Self {
+        Self {
+            reached: awaited.reached,
+            watermark: awaited.watermark.to_string(),
+            timestamp: awaited.timestamp.map(|at| at.to_string()),
+            region: door.region_name(awaited.region),
+            waited_ms: awaited.waited_ms,
         }
     }
 }

@@ -17,7 +17,12 @@ async fn an_append_answers_where_its_events_are() {
         "events": [{"id": ID, "type": "Placed", "data": {"n": 1}}, {"type": "Paid", "data": null}],
     });
 
-    let answer = json(served.append(body.to_string()).await).await;
+    let response = served.append(body.to_string()).await;
+    let token = response.headers()["meridian-session"]
+        .to_str()
+        .unwrap()
+        .to_owned();
+    let answer = json(response).await;
 
     assert_eq!(
         answer,
@@ -29,6 +34,7 @@ async fn an_append_answers_where_its_events_are() {
             ],
             "timestamp": "7301444403200000000",
             "durability": "regions:2", "could_strand": true,
+            "token": token,
         })
     );
     let asked = served.fake.asked.lock().unwrap().take().unwrap();

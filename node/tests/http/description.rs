@@ -61,6 +61,7 @@ async fn every_path_of_the_contract_is_there() {
         "/metrics",
         "/openapi.json",
         "/readyz",
+        "/v1/await",
         "/v1/categories",
         "/v1/categories/{category}",
         "/v1/digest",
@@ -138,6 +139,7 @@ async fn answers_have_the_described_fields() {
         ("Home", get("/v1/homes/order-1").await),
         ("Category", get("/v1/categories/order").await),
         ("Categories", get("/v1/categories").await),
+        ("Awaited", get("/v1/await?dot=us-east/3/1").await),
         ("Health", get("/healthz").await),
     ]);
     let document = described();

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meridian_client::{
-    AppendError, AppendRequest, Appended, Direction, Durability, Limits, ReadError, StreamPage,
-    StreamRead,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, Direction, Durability, Limits,
+    ReadError, SessionToken, StreamPage, StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode, Route};
@@ -16,6 +16,7 @@ use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
 use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
+use meridian_node::session::{Seen, SessionSeal};
 use meridian_node::{DigestEntry, NodeStatus, OrderReason, Watermarks, WhyError};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -232,6 +233,48 @@ impl Backend for Fake {
         Changes::Committed(self.committed.subscribe())
     }
 
+    fn seen(&self, tokens: &str) -> Result<Seen, ReadError> {
+        let seen = seal().read(tokens);
+        seen.map_err(|error| ReadError::Invalid {
+            reason: error.to_string(),
+        })
+    }
+
+    fn token(&self, seen: &Seen) -> SessionToken {
+        seal().write(seen)
+    }
+
+    fn catch_up<'a>(
+        &'a self,
+        seen: &'a Seen,
+        _: Tier,
+        wait: Duration,
+    ) -> BoxFuture<'a, Result<(), ReadError>> {
+        Box::pin(async move {
+            let held = self.count() as u64;
+            let behind = seen.positions.iter().any(|(_, position)| position.0 > held);
+            if !behind {
+                return Ok(());
+            }
+            Err(ReadError::Stale {
+                reason: format!("waited {wait:?}"),
+                retry_after_ms: 1500,
+            })
+        })
+    }
+
+    fn await_settled(&self, asked: AwaitSettled) -> BoxFuture<'_, Result<Awaited, ReadError>> {
+        Box::pin(async move {
+            Ok(Awaited {
+                reached: asked.dot.position.0 <= self.count() as u64,
+                watermark: Timestamp::from_unix(NOON),
+                timestamp: Some(Timestamp::from_unix(NOON)),
+                region: asked.region.unwrap_or(US),
+                waited_ms: asked.wait_ms.into(),
+            })
+        })
+    }
+
     fn status(&self) -> NodeStatus {
         NodeStatus {
             region: "us-east".to_owned(),
@@ -327,6 +370,11 @@ impl Backend for Fake {
     fn wall_clock(&self) -> Timestamp {
         Timestamp::from_unix(NOON)
     }
+}
+
+/// What the tokens of this door are sealed with.
+pub(crate) fn seal() -> SessionSeal {
+    SessionSeal::of_federation(uuid::Uuid::from_u128(0xf0), &[7; 32])
 }
 
 /// The door, open.

@@ -1,9 +1,11 @@
 //! `GET /v1/streams/{stream}/events` and the pages of `GET /v1/events`.
 
-use meridian_client::ReadError;
+use meridian_client::{AppendError, Expected, ReadError};
+use meridian_clock::Position;
+use meridian_node::session::Seen;
 use serde_json::{Value, json};
 
-use crate::fake::{Served, json, problem};
+use crate::fake::{Served, json, problem, seal};
 
 fn numbers(page: &Value) -> Vec<u64> {
     let events = page["events"].as_array().unwrap();
@@ -156,5 +158,71 @@ async fn what_cannot_be_read_now_says_when_to_come_back() {
         let response = served.get(path).send().await.unwrap();
         assert_eq!(response.headers()["retry-after"], "1");
         problem(response, 503, "unavailable").await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_session_has_seen_grows_with_each_answer() {
+    let served = Served::new().await;
+    let token = |response: &reqwest::Response| {
+        let token = &response.headers()["meridian-session"];
+        token.to_str().unwrap().to_owned()
+    };
+    let nothing = token(&served.get("/v1/events").send().await.unwrap());
+    assert_eq!(seal().read(&nothing), Ok(Seen::default()));
+    served.fake.write("order-1", "T", 3);
+    let path = "/v1/streams/order-1/events?limit=2";
+    let two = served.get(path).header("meridian-session", nothing);
+    let two = token(&two.send().await.unwrap());
+    let log = served.fake.last_event().dot.log();
+    let seen = |token: &str| seal().read(token).unwrap().positions.get(log).0;
+    assert_eq!(seen(&two), 2);
+    let first = served
+        .get("/v1/events?limit=1")
+        .header("meridian-session", &two);
+    let still_two = token(&first.send().await.unwrap());
+    assert_eq!(seen(&still_two), 2, "an older page takes nothing back");
+    let wrote = served.append(r#"{"events":[{"type":"T","data":1}]}"#).await;
+    assert_eq!(seen(&token(&wrote)), 4);
+
+    // What a conflict shows is seen as well.
+    let since = vec![served.fake.last_event()];
+    *served.fake.refuse.lock().unwrap() = Some(AppendError::WrongExpectedRevision {
+        stream: since[0].stream.clone(),
+        expected: Expected::None,
+        actual: Some(since[0].revision),
+        events_since: since,
+    });
+    let conflict = served.append(r#"{"events":[{"type":"T","data":1}]}"#).await;
+    assert_eq!(conflict.status(), 409);
+    assert_eq!(seen(&token(&conflict)), 4);
+}
+
+#[tokio::test]
+async fn a_stale_region_says_when_to_come_back() {
+    let served = Served::new().await;
+    let mut seen = Seen::default();
+    served.fake.write("order-1", "T", 1);
+    seen.read(&[served.fake.last_event()]);
+    let log = served.fake.last_event().dot.log();
+    seen.positions.advance(log, Position(9));
+    let token = seal().write(&seen).0;
+    for path in [
+        "/v1/streams/order-1/events",
+        "/v1/events",
+        "/v1/events?tier=final",
+    ] {
+        for accept in ["application/json", "text/event-stream"] {
+            let request = served.get(path).header("accept", accept);
+            let response = request.header("meridian-session", &token).send().await;
+            let response = response.unwrap();
+            assert_eq!(response.headers()["retry-after"], "2");
+            let found = problem(response, 503, "stale").await;
+            assert_eq!(found["retry_after_ms"], 1500);
+            assert!(
+                found["detail"].as_str().unwrap().contains("waited 2s"),
+                "{found}"
+            );
+        }
     }
 }
