@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meridian_client::{Appended, Durability, Expected};
+use meridian_clock::Dot;
 use meridian_event::{EventId, Revision, StreamId};
 
 /// One append, from the first attempt to the last answer.
@@ -58,6 +59,19 @@ pub struct Read {
     pub last: Option<(Revision, EventId)>,
 }
 
+/// What a region answered to someone who had seen an event before, elsewhere.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// The event that had been seen.
+    pub dot: Dot,
+    /// When it had been written.
+    pub written: Duration,
+    /// What was read, in words.
+    pub read: String,
+    /// Whether the answer showed the event.
+    pub shown: bool,
+}
+
 /// The calls of one run. Clones are the same history.
 #[derive(Clone, Default)]
 pub struct History(Arc<Mutex<Inner>>);
@@ -66,6 +80,7 @@ pub struct History(Arc<Mutex<Inner>>);
 struct Inner {
     calls: Vec<Call>,
     reads: Vec<Read>,
+    seen: Vec<Seen>,
     // Those that ended since they were last asked for.
     ended: Vec<usize>,
     broken: Vec<String>,
@@ -96,6 +111,16 @@ impl History {
     /// Notes what the home of a stream was seen to hold.
     pub fn read(&self, read: Read) {
         self.lock().reads.push(read);
+    }
+
+    /// Notes what somebody was shown who had seen something before.
+    pub fn seen(&self, seen: Seen) {
+        self.lock().seen.push(seen);
+    }
+
+    /// All that was read by those who had seen something before.
+    pub fn all_seen(&self) -> Vec<Seen> {
+        self.lock().seen.clone()
     }
 
     /// All reads at homes.

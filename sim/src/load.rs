@@ -12,12 +12,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_client::{
-    AppendError, AppendRequest, Client, Direction, Durability, Expected, ReadAt, StreamRead,
+    AppendError, AppendRequest, Appended, Client, Direction, Durability, Expected, ReadAt,
+    SettledRead, StreamRead,
 };
+use meridian_clock::{OrderKey, Position};
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
 use tokio::time::sleep;
 
-use crate::history::{Call, History, Outcome, Read};
+use crate::history::{Call, History, Outcome, Read, Seen};
 use crate::plan::LoadPlan;
 use crate::rng::Rng;
 use crate::world::clock::elapsed;
@@ -188,6 +190,9 @@ impl Writer {
             return;
         };
         self.learn(&request.stream, first.last_revision);
+        if self.rng.percent(8) {
+            self.read_in_session(&request, &first).await;
+        }
         // Not to shared streams: the nearest region may be another one by now, which cannot know of
         // an id that was answered elsewhere a moment ago.
         let shared = request.stream.category() == SHARED;
@@ -207,6 +212,59 @@ impl Writer {
                 ));
             }
         }
+    }
+
+    // Whoever wrote something sees it in every region, or is told that the region is behind.
+    async fn read_in_session(&mut self, request: &AppendRequest, first: &Appended) {
+        let Some(dot) = first.dots.last().copied() else {
+            return;
+        };
+        let mut session = self.federation.session();
+        // The token comes with the answer, and a repeated request is answered once more. Not to
+        // shared streams, as below.
+        if request.stream.category() == SHARED || session.append(request.clone()).await.is_err() {
+            return;
+        }
+        let written = elapsed();
+        let topology = self.federation.topology();
+        let region = self.rng.pick(&topology.members).id;
+        let (read, shown) = if self.rng.percent(50) {
+            let read = StreamRead {
+                stream: request.stream.clone(),
+                from: StreamRead::LAST,
+                direction: Direction::Backwards,
+                limit: 1,
+            };
+            let Ok(page) = session.read_stream(read, ReadAt::Region(region)).await else {
+                return;
+            };
+            let last = page.events.first().map(|event| event.revision);
+            (
+                format!("{} in region {region}", request.stream),
+                last >= Some(first.last_revision),
+            )
+        } else {
+            let before = dot.log().dot(Position(dot.position.0 - 1));
+            let read = SettledRead {
+                after: OrderKey::new(first.timestamp, before),
+                limit: 1,
+                ..SettledRead::default()
+            };
+            let Ok(page) = session.settled(read, Some(region)).await else {
+                return;
+            };
+            let next = page.events.first().map(|event| event.dot);
+            (
+                format!("the stable order in region {region}"),
+                next == Some(dot),
+            )
+        };
+        self.history.seen(Seen {
+            dot,
+            written,
+            read,
+            shown,
+        });
     }
 
     fn learn(&self, stream: &StreamId, revision: Revision) {

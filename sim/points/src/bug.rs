@@ -58,6 +58,7 @@ bugs! {
     IgnoreExpected, "ignore-expected", "The expected revision is not compared.";
     StaleHead, "stale-head", "A stream's revision is looked up in what is committed, without what is in flight.";
     AnswerFailed, "answer-failed", "Appends whose block could not be written are answered as if it had been.";
+    ReadBehind, "read-behind", "A read with a session's token is answered whether or not the region has caught up.";
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
 }
 

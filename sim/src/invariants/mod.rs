@@ -14,6 +14,7 @@ mod promised;
 mod revisions;
 mod rising;
 mod same_order;
+mod session;
 mod watermark;
 
 use std::collections::BTreeMap;
@@ -22,7 +23,7 @@ use std::time::Duration;
 use meridian_clock::{LogId, Position};
 use meridian_event::{Block, EventId, RecordedEvent};
 
-use crate::history::{Call, Read};
+use crate::history::{Call, Read, Seen};
 use crate::settled::Settled;
 
 /// What one node holds in the end.
@@ -62,6 +63,8 @@ pub struct Evidence {
     pub end: Duration,
     /// What readers of the one order saw.
     pub settled: Settled,
+    /// What was read by those who had seen something before.
+    pub seen: Vec<Seen>,
 }
 
 impl Evidence {
@@ -80,7 +83,7 @@ impl Evidence {
 /// Everything that is broken, each with the name of the invariant in front.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     type Check = fn(&Evidence) -> Vec<String>;
-    let all: [(&str, Check); 12] = [
+    let all: [(&str, Check); 13] = [
         ("dense", dense::check),
         ("identical", identical::check),
         ("durable", durable::check),
@@ -93,6 +96,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         ("promised", promised::check),
         ("same-order", same_order::check),
         ("watermark", watermark::check),
+        ("session", session::check),
     ];
     all.into_iter()
         .flat_map(|(name, check)| {

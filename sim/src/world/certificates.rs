@@ -45,6 +45,8 @@ impl Certificates {
         let issuer = Issuer::new(params, key);
         std::fs::write(folder.path().join("authority.pem"), &authority)?;
 
+        std::fs::write(folder.path().join("session.key"), "07".repeat(32))?;
+
         let mut clients = Vec::new();
         for name in names {
             for peer in [
@@ -76,6 +78,11 @@ impl Certificates {
         let peer = PeerName::Region(name.to_owned());
         let (certificate, key) = sign(&self.issuer, &peer, serial, expired)?;
         write_pair(self.folder.path(), name, &certificate, &key)
+    }
+
+    /// Where the key of the federation's session tokens is.
+    pub fn session_key(&self) -> PathBuf {
+        self.folder.path().join("session.key")
     }
 
     /// Where the files of the region `name` are.

@@ -74,7 +74,7 @@ pub(super) fn node_config(
         listen_http: SocketAddr::new(any.into(), HTTP_PORT),
         listen_quic: SocketAddr::new(any.into(), QUIC_PORT),
         certificates: certificates.of_region(&plan.regions[index].name),
-        session_key: None,
+        session_key: Some(certificates.session_key()),
         categories: BTreeMap::from([(SHARED.to_owned(), shared)]),
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),

@@ -202,6 +202,7 @@ impl World {
             sane: self.clock_was_off.iter().map(|off| !off).collect(),
             end: EPOCH + self.sim.elapsed(),
             settled: std::mem::take(&mut self.settled),
+            seen: self.history.all_seen(),
         };
         self.report.broken.extend(self.witness.broken());
         for machine in &self.machines {
