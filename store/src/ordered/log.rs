@@ -149,8 +149,10 @@ impl Log {
     ) -> Result<(), ReadError> {
         let found = self.try_find_next(core, view, windows);
         if found.is_err() {
-            // The row of the trouble is asked for again, after a mend may have changed it.
+            // The row of the trouble is asked for again, after a mend may have changed it: what was
+            // missing from a segment may then be in an earlier one than where it was missed.
             self.rows.clear();
+            self.segment = 0;
         }
         found
     }
