@@ -11,13 +11,14 @@ use meridian_points::Bug;
 
 use crate::hunt::run_alone;
 use crate::plan::Plan;
-use crate::scenarios;
 use crate::world::RunOptions;
+use crate::{kept, scenarios};
 
 /// What the gate tries with each bug.
 #[derive(Clone, Copy, Debug)]
 pub struct Trial {
-    /// The scenarios first: most bugs are seen there already.
+    /// The plan that is kept for the bug, if there is one, and the scenarios first: all bugs are seen
+    /// there already.
     pub scenarios: bool,
     /// The first seed.
     pub from: u64,
@@ -90,8 +91,13 @@ fn try_one(bug: Bug, trial: Trial) -> Verdict {
         tried: 0,
         red: None,
     };
+    let kept = trial.scenarios.then(kept::planted).transpose();
+    let kept = kept.expect("the plans for planted bugs can be read, which a test claims");
+    let kept = kept.and_then(|mut plans| plans.remove(bug.name()));
+    let kept = kept.map(|plan| ("its kept plan".to_owned(), plan));
     let by_hand = trial.scenarios.then(scenarios::all).into_iter().flatten();
     let by_hand = by_hand.map(|(name, plan)| (format!("scenario {name}"), plan));
+    let by_hand = kept.into_iter().chain(by_hand);
     let drawn = (trial.from..trial.from.saturating_add(trial.seeds))
         .map(|seed| (format!("seed {seed}"), Plan::draw(seed)));
     for (name, plan) in by_hand.chain(drawn) {

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, bail};
+use meridian_points::Bug;
 use toml::{Table, Value};
 
 use crate::plan::Plan;
@@ -90,12 +91,27 @@ fn find_unknown(path: &str, asked: &Value, known: &Value, unknown: &mut Vec<Stri
 ///
 /// # Errors
 /// When the folder or one of its plans cannot be read.
+pub fn all() -> anyhow::Result<BTreeMap<String, Plan>> {
+    plans_in(concat!(env!("CARGO_MANIFEST_DIR"), "/plans"))
+}
+
+/// The plans that show planted bugs which drawn plans hardly ever show, by the bugs' names.
+///
+/// # Errors
+/// When the folder or one of its plans cannot be read, or is not named after a bug.
+pub fn planted() -> anyhow::Result<BTreeMap<String, Plan>> {
+    let plans = plans_in(concat!(env!("CARGO_MANIFEST_DIR"), "/plans/planted"))?;
+    if let Some(name) = plans.keys().find(|name| Bug::named(name).is_none()) {
+        bail!("no bug is called {name}");
+    }
+    Ok(plans)
+}
+
 #[expect(
     clippy::disallowed_methods,
     reason = "kept plans are files of the source tree, read before any run"
 )]
-pub fn all() -> anyhow::Result<BTreeMap<String, Plan>> {
-    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/plans");
+fn plans_in(folder: &str) -> anyhow::Result<BTreeMap<String, Plan>> {
     let mut plans = BTreeMap::new();
     for entry in std::fs::read_dir(folder).with_context(|| format!("read {folder}"))? {
         let path = entry?.path();

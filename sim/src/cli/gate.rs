@@ -25,7 +25,7 @@ pub(crate) struct Gate {
     /// On how many threads.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Tries the scenarios first, which are quick and see most bugs.
+    /// Tries each bug's kept plan and the scenarios first, which are quick and see nearly all bugs.
     #[arg(long)]
     scenarios: bool,
 }
