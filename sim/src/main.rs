@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout, reason = "a report is printed")]
 
+#[macro_use]
 mod cli;
 
 use std::process::ExitCode;
@@ -31,7 +32,7 @@ enum Command {
 
 fn main() -> anyhow::Result<ExitCode> {
     if !cfg!(tokio_unstable) {
-        eprintln!("built without --cfg tokio_unstable: runs may differ; build in the folder `sim`");
+        note!("built without --cfg tokio_unstable: runs may differ; build in the folder `sim`");
     }
     match Arguments::parse().command {
         Command::Run(run) => run.carry_out(),

@@ -1,13 +1,14 @@
 //! `meridian-sim gate`.
 
 use std::process::ExitCode;
+use std::sync::Mutex;
 
 use clap::Args;
 use meridian_points::Bug;
 use meridian_sim::gate::{Trial, can_plant, judge};
 use meridian_sim::hunt::silence_panics;
 
-use super::exit;
+use super::{exit, lock};
 
 /// Plants every bug, one after the other, and runs plans until one is red; fails if a bug stays
 /// green.
@@ -43,26 +44,31 @@ impl Gate {
             true => Bug::ALL,
             false => &self.mutate,
         };
-        println!("| bug | first red plan | plans run | seen by |\n|---|---|---|---|");
+        say!("| bug | first red plan | plans run | seen by |\n|---|---|---|---|")?;
+        let printed = Mutex::new(Ok(()));
         let verdicts = judge(bugs, trial, self.jobs, |verdict| {
             let plan = verdict.red.as_ref().map_or("none", |(plan, _)| plan);
-            println!(
+            let row = say!(
                 "| {} | {plan} | {} | {} |",
                 verdict.bug.name(),
                 verdict.tried,
                 verdict.invariant()
             );
+            if row.is_err() {
+                *lock(&printed) = row;
+            }
             if let Some(first) = verdict.red.as_ref().and_then(|(_, broken)| broken.first()) {
-                eprintln!("    {}", first.chars().take(300).collect::<String>());
+                note!("    {}", first.chars().take(300).collect::<String>());
             }
         });
+        std::mem::replace(&mut *lock(&printed), Ok(()))?;
         let green = verdicts.iter().filter(|verdict| verdict.red.is_none());
         let green: Vec<_> = green.map(|verdict| verdict.bug.name()).collect();
         if !green.is_empty() {
-            println!(
+            say!(
                 "stayed green, so the checkers or the plans are too weak: {}",
                 green.join(", ")
-            );
+            )?;
         }
         Ok(exit(green.is_empty()))
     }

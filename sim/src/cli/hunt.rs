@@ -1,6 +1,7 @@
 //! `meridian-sim hunt`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,8 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use clap::Args;
 use meridian_points::Bug;
 use meridian_sim::hunt::{hunt_keeping, silence_panics};
+use meridian_sim::plan::Plan;
 use meridian_sim::rare;
-use meridian_sim::world::RunOptions;
+use meridian_sim::world::{Ran, RunOptions};
 
 use super::progress::Progress;
 use super::{exit, lock};
@@ -46,6 +48,7 @@ impl Hunt {
         let progress = Progress::new("seeds", self.seeds);
         let red = AtomicBool::new(false);
         let seconds = Mutex::new(0.0);
+        let printed = Mutex::new(Ok(()));
         let rare_seen = Mutex::new(BTreeMap::<String, u64>::new());
         let options = RunOptions {
             bug: self.mutate,
@@ -62,30 +65,40 @@ impl Hunt {
             }
             red.store(true, Ordering::Relaxed);
             progress.say(&format!("seed {} is red", plan.seed));
-            println!("meridian-sim run --seed {}", plan.seed);
-            for what in &ran.report.broken {
-                println!("    {}", what.chars().take(600).collect::<String>());
+            let told = tell_red(plan, ran);
+            let failed = told.is_err();
+            if failed {
+                *lock(&printed) = told;
             }
-            self.keep_going
+            self.keep_going && !failed
         });
         progress.finish();
-        println!(
+        std::mem::replace(&mut *lock(&printed), Ok(()))?;
+        say!(
             "{} seeds, {}, {:.0} virtual seconds",
             progress.done(),
             progress.speed(),
             *lock(&seconds)
-        );
+        )?;
         for (state, count) in &*lock(&rare_seen) {
-            println!("    {count:>6} runs: {state}");
+            say!("    {count:>6} runs: {state}")?;
         }
         let reached = lock(&rare_seen).keys().cloned().collect();
         let never = rare::never_reached(&reached);
         for (state, required) in &never {
             let word = if *required { "REQUIRED, " } else { "" };
-            println!("     never reached: {word}{state}");
+            say!("     never reached: {word}{state}")?;
         }
         let lacks_rare = self.require_rare && never.iter().any(|(_, required)| *required);
         let as_expected = red.load(Ordering::Relaxed) == self.expect_red;
         Ok(exit(as_expected && !lacks_rare))
     }
+}
+
+fn tell_red(plan: &Plan, ran: &Ran) -> io::Result<()> {
+    say!("meridian-sim run --seed {}", plan.seed)?;
+    for what in &ran.report.broken {
+        say!("    {}", what.chars().take(600).collect::<String>())?;
+    }
+    Ok(())
 }

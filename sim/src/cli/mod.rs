@@ -1,5 +1,9 @@
 //! The subcommands, one file each, and what they share.
 
+// First, since the others use its macros.
+#[macro_use]
+pub(crate) mod print;
+
 pub(crate) mod gate;
 pub(crate) mod hunt;
 pub(crate) mod mutations;

@@ -18,8 +18,8 @@ impl Mutations {
     pub(crate) fn carry_out(self) -> anyhow::Result<ExitCode> {
         for bug in Bug::ALL {
             match self.names {
-                true => println!("{}", bug.name()),
-                false => println!("{:<20} {}", bug.name(), bug.does()),
+                true => say!("{}", bug.name())?,
+                false => say!("{:<20} {}", bug.name(), bug.does())?,
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use clap::Args;
 use meridian_sim::plan::Plan;
 
+use super::print;
+
 /// Prints the plan of a seed, to be saved, edited and run.
 #[derive(Args)]
 pub(crate) struct Print {
@@ -15,7 +17,7 @@ pub(crate) struct Print {
 
 impl Print {
     pub(crate) fn carry_out(self) -> anyhow::Result<ExitCode> {
-        print!("{}", toml::to_string(&Plan::draw(self.seed))?);
+        print::print(format_args!("{}", toml::to_string(&Plan::draw(self.seed))?))?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -57,15 +57,15 @@ impl Progress {
         let mut last = lock(&self.last_line);
         if last.elapsed() >= LINE_EVERY {
             *last = Instant::now();
-            eprintln!("{done} of {} {}, {speed}", self.total, self.unit);
+            note!("{done} of {} {}, {speed}", self.total, self.unit);
         }
     }
 
     /// Prints a line on stderr without tearing the bar.
     pub(crate) fn say(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| note!("{line}")),
+            None => note!("{line}"),
         }
     }
 

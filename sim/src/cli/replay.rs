@@ -31,14 +31,14 @@ impl Replay {
             progress.step();
             if !report.ok {
                 ok = false;
-                println!("RED: meridian-sim {command}");
+                say!("RED: meridian-sim {command}")?;
                 for what in report.broken {
-                    println!("    {}", what.chars().take(600).collect::<String>());
+                    say!("    {}", what.chars().take(600).collect::<String>())?;
                 }
             }
         }
         progress.finish();
-        println!("{} plans, {}", progress.done(), progress.speed());
+        say!("{} plans, {}", progress.done(), progress.speed())?;
         Ok(exit(ok))
     }
 }

@@ -45,6 +45,7 @@ impl Run {
                 .with_env_filter(log)
                 .without_time()
                 .with_ansi(false)
+                .log_internal_errors(false)
                 .init();
         }
         let plan = match (self.plan, self.scenario) {
@@ -63,7 +64,7 @@ impl Run {
             },
         );
         for line in &ran.lines {
-            println!("{line}");
+            say!("{line}")?;
         }
         print_report(&ran, self.json)?;
         Ok(exit(ran.report.ok))
@@ -73,10 +74,10 @@ impl Run {
 fn print_report(ran: &Ran, json: bool) -> anyhow::Result<()> {
     let report = &ran.report;
     if json {
-        println!("{}", serde_json::to_string(report)?);
+        say!("{}", serde_json::to_string(report)?)?;
         return Ok(());
     }
-    println!(
+    say!(
         "seed {} {}: {} events, {:.1} virtual seconds, {} steps, trace {}",
         report.seed,
         if report.ok { "green" } else { "RED" },
@@ -84,19 +85,19 @@ fn print_report(ran: &Ran, json: bool) -> anyhow::Result<()> {
         report.virtual_s,
         report.steps,
         report.trace
-    );
-    println!("    answers: {:?}", report.answers);
-    println!(
+    )?;
+    say!("    answers: {:?}", report.answers)?;
+    say!(
         "    settled after the acknowledgement: stable p50 {} ms, p99 {} ms; final p50 {} ms, p99 {} ms",
         report.stable_lag.p50_ms,
         report.stable_lag.p99_ms,
         report.final_lag.p50_ms,
         report.final_lag.p99_ms
-    );
-    println!("    faults: {:?}", report.faults);
-    println!("    rare: {:?}", report.rare);
+    )?;
+    say!("    faults: {:?}", report.faults)?;
+    say!("    rare: {:?}", report.rare)?;
     for what in &report.broken {
-        println!("    broken: {what}");
+        say!("    broken: {what}")?;
     }
     Ok(())
 }

@@ -73,15 +73,15 @@ impl Same {
         });
         progress.finish();
         if let Some(problem) = &*lock(&failure) {
-            println!("{problem}");
+            say!("{problem}")?;
             return Ok(exit(false));
         }
-        println!(
+        say!(
             "{} seeds ran the same way twice, to the last of {} steps; {}",
             progress.done(),
             *lock(&steps),
             progress.speed()
-        );
+        )?;
         Ok(exit(true))
     }
 }

@@ -42,7 +42,7 @@ impl Show {
         };
         let ran = run_alone(&plan, keep);
         write_file(&self.out, &picture::page(&plan, &ran))?;
-        println!("{}", self.out.display());
+        say!("{}", self.out.display())?;
         Ok(exit(true))
     }
 }

@@ -10,7 +10,7 @@ use meridian_sim::shrink::{invariant, shrink};
 use meridian_sim::world::trace::Keep;
 
 use super::progress::Progress;
-use super::{exit, read_plan, write_file};
+use super::{exit, print, read_plan, write_file};
 
 /// Finds the smallest plan that breaks the same invariant.
 #[derive(Args)]
@@ -39,11 +39,11 @@ impl Shrink {
         let broken = |plan: &Plan| run_alone(plan, Keep::default()).report.broken;
         let first = broken(&plan);
         let Some(what) = first.first() else {
-            eprintln!("the plan is green: there is nothing to shrink");
+            note!("the plan is green: there is nothing to shrink");
             return Ok(exit(false));
         };
         let name = invariant(what).to_owned();
-        eprintln!("red: {}", what.chars().take(300).collect::<String>());
+        note!("red: {}", what.chars().take(300).collect::<String>());
         let progress = Progress::new("runs", self.runs);
         let smallest = shrink(
             &plan,
@@ -56,7 +56,7 @@ impl Shrink {
             |step| progress.say(&format!("{name} is still red: {}", step.what)),
         );
         progress.finish();
-        eprintln!("{} runs, {}", progress.done(), progress.speed());
+        note!("{} runs, {}", progress.done(), progress.speed());
         let text = format!(
             "# {}\n{}",
             what.chars()
@@ -66,10 +66,10 @@ impl Shrink {
             toml::to_string(&smallest)?
         );
         match self.out {
-            None => print!("{text}"),
+            None => print::print(format_args!("{text}"))?,
             Some(path) => {
                 write_file(&path, &text)?;
-                println!("meridian-sim run --plan {}", path.display());
+                say!("meridian-sim run --plan {}", path.display())?;
             }
         }
         Ok(exit(true))
