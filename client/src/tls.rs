@@ -13,11 +13,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use quinn::ConnectionId;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use rustls::CertificateError;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{CryptoProvider, SecureRandom};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::{DefaultTimeProvider, TimeProvider};
@@ -215,6 +216,7 @@ pub struct Identity {
     server: Arc<QuicServerConfig>,
     link: Arc<QuicClientConfig>,
     client: Arc<QuicClientConfig>,
+    random: &'static dyn SecureRandom,
 }
 
 impl fmt::Debug for Identity {
@@ -263,6 +265,7 @@ impl Identity {
             server: trust.server(&seams, chain.clone(), key.clone_key())?,
             link: trust.client(&seams, Alpn::Link, chain.clone(), key.clone_key())?,
             client: trust.client(&seams, Alpn::Client, chain, key)?,
+            random: seams.provider.secure_random,
             name,
             expires,
         })
@@ -286,6 +289,10 @@ impl Identity {
         };
         let mut config = quinn::ClientConfig::new(crypto);
         config.transport_config(transport_config());
+        // The first packets are encrypted under this id, so it must come from the same source as all
+        // else that a handshake draws: quinn's own choice cannot be replaced in a simulation.
+        let random = self.random;
+        config.initial_dst_cid_provider(Arc::new(move || first_destination(random)));
         config
     }
 
@@ -301,6 +308,15 @@ impl Identity {
     pub fn server_crypto(&self) -> Arc<dyn quinn::crypto::ServerConfig> {
         Arc::clone(&self.server) as Arc<dyn quinn::crypto::ServerConfig>
     }
+}
+
+/// The id that a server is called by until it has named one of its own, as long as QUIC allows.
+fn first_destination(random: &dyn SecureRandom) -> ConnectionId {
+    let mut id = [0; 20];
+    random
+        .fill(&mut id)
+        .expect("whoever does cryptography has randomness");
+    ConnectionId::new(&id)
 }
 
 /// Windows for 1 Gb/s at 200 ms; a peer is lost after 3 s of silence; a keep-alive each second.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError};
+use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError, TlsSeams};
 use meridian_client::wire::{PROTOCOL_VERSION, Welcome};
 use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
 use meridian_clock::{
@@ -141,6 +141,7 @@ pub struct Node {
     links: Arc<Links>,
     endpoint: Endpoint,
     identity: Arc<RwLock<Arc<TlsIdentity>>>,
+    tls_seams: TlsSeams,
     appends: Appends,
     shut: Arc<RwLock<Option<String>>>,
     metrics: Arc<Metrics>,
@@ -176,7 +177,7 @@ impl Node {
     async fn start_inner(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, StartError> {
         let own = check(&config)?.clone();
         let policies = Arc::new(config.policies()?);
-        let tls = Arc::new(load_certificates(&config, &own)?);
+        let tls = Arc::new(load_certificates(&config, &own, &seams.tls)?);
         let session_key = load_session_key(&config)?;
 
         let disk = Arc::clone(&seams.disk);
@@ -329,6 +330,7 @@ impl Node {
             links,
             endpoint,
             identity: identity_lock,
+            tls_seams: seams.tls,
             appends,
             shut,
             metrics,
@@ -712,7 +714,11 @@ impl Node {
     /// # Errors
     /// When the files cannot be read or do not fit together; the old ones stay in use.
     pub fn reload_certificates(&self) -> Result<(), StartError> {
-        let tls = Arc::new(load_certificates(&self.config, check(&self.config)?)?);
+        let tls = Arc::new(load_certificates(
+            &self.config,
+            check(&self.config)?,
+            &self.tls_seams,
+        )?);
         self.endpoint.reload(&tls);
         write_lock(&self.identity, tls);
         Ok(())
@@ -729,12 +735,16 @@ fn check(config: &NodeConfig) -> Result<&MemberConfig, StartError> {
     own.ok_or_else(|| StartError::Config(format!("region {} is not a member", config.region)))
 }
 
-fn load_certificates(config: &NodeConfig, own: &MemberConfig) -> Result<TlsIdentity, StartError> {
+fn load_certificates(
+    config: &NodeConfig,
+    own: &MemberConfig,
+    seams: &TlsSeams,
+) -> Result<TlsIdentity, StartError> {
     let paths = &config.certificates;
     let authority = read_file(&paths.authority)?;
     let certificate = read_file(&paths.certificate)?;
     let key = read_file(&paths.key)?;
-    let identity = TlsIdentity::load(&authority, &certificate, &key)?;
+    let identity = TlsIdentity::load_with(&authority, &certificate, &key, seams.clone())?;
     let expected = PeerName::Region(own.name.clone());
     if *identity.name() != expected {
         let found = identity.name().to_string();

@@ -1,7 +1,8 @@
-//! The four ways a node touches the outside world, each replaceable by the simulator.
+//! The five ways a node touches the outside world, each replaceable by the simulator.
 //!
-//! The disk is `meridian_store::Disk`, the wall clock is `meridian_clock::PhysicalClock`; the
-//! network and randomness are here, with what `meridian serve` uses for all four.
+//! The disk is `meridian_store::Disk`, the wall clock is `meridian_clock::PhysicalClock`, what TLS
+//! draws and reads is `meridian_client::tls::TlsSeams`; the network and randomness are here, with
+//! what `meridian serve` uses for all five.
 
 use std::future::Future;
 use std::io;
@@ -11,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use meridian_client::tls::TlsSeams;
 use meridian_clock::{PhysicalClock, Timestamp};
 use meridian_store::{Disk, RealDisk, StoreOptions};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -65,6 +67,8 @@ pub struct Seams {
     pub network: Arc<dyn Network>,
     /// How the store commits: on threads of its own, or driven by the simulator.
     pub lanes: meridian_store::Lanes,
+    /// What TLS encrypts with and checks certificates against.
+    pub tls: TlsSeams,
 }
 
 impl Seams {
@@ -79,6 +83,7 @@ impl Seams {
             random: Arc::new(SystemRandom),
             network: Arc::new(HostNetwork),
             lanes: StoreOptions::default().lanes,
+            tls: TlsSeams::default(),
         })
     }
 }

@@ -55,6 +55,22 @@ impl fmt::Debug for EndpointKeys {
     }
 }
 
+impl EndpointKeys {
+    /// How an endpoint draws: all of it from these keys.
+    pub fn endpoint_config(&self) -> quinn::EndpointConfig {
+        let reset_key = blake3::derive_key("meridian 2026 quic stateless reset", &self.stable);
+        let seed = blake3::derive_key("meridian 2026 quic connection ids", &self.seed);
+        let drawn = Arc::new(AtomicU64::new(0));
+        let mut config = quinn::EndpointConfig::new(Arc::new(ResetKey(reset_key)));
+        config.rng_seed(Some(self.seed));
+        config.cid_generator(move || {
+            let drawn = Arc::clone(&drawn);
+            Box::new(SeededIds { seed, drawn })
+        });
+        config
+    }
+}
+
 /// Why there is no endpoint.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
@@ -132,18 +148,8 @@ impl Endpoint {
         identity: &Identity,
         keys: EndpointKeys,
     ) -> Result<Self, EndpointError> {
-        let reset_key = blake3::derive_key("meridian 2026 quic stateless reset", &keys.stable);
-        let reset_key = ResetKey(reset_key);
-        let seed = blake3::derive_key("meridian 2026 quic connection ids", &keys.seed);
-        let drawn = Arc::new(AtomicU64::new(0));
-        let mut config = quinn::EndpointConfig::new(Arc::new(reset_key));
-        config.rng_seed(Some(keys.seed));
-        config.cid_generator(move || {
-            let drawn = Arc::clone(&drawn);
-            Box::new(SeededIds { seed, drawn })
-        });
         let quinn = quinn::Endpoint::new_with_abstract_socket(
-            config,
+            keys.endpoint_config(),
             Some(identity.server_config()),
             socket,
             runtime,

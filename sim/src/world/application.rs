@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use meridian_client::{AppendRequest, Client, ClientConfig, Durability, Expected, Resolver, Seed};
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
+use meridian_replication::EndpointKeys;
 use tokio::time::sleep;
 
 use super::clock::elapsed;
@@ -45,10 +46,13 @@ pub(super) struct Application {
 impl Application {
     pub(super) async fn run(self) {
         let mut rng = Rng::part(self.plan.seed, &format!("application {}", self.index));
-        let mut seed = [0; 32];
-        rng.fill(&mut seed);
-        let mut endpoint = quinn::EndpointConfig::default();
-        endpoint.rng_seed(Some(seed));
+        let mut keys = EndpointKeys {
+            stable: [0; 32],
+            seed: [0; 32],
+        };
+        rng.fill(&mut keys.stable);
+        rng.fill(&mut keys.seed);
+        let endpoint = keys.endpoint_config();
         let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
         let socket = self.network.socket(any).expect("a free port");
         let runtime = Arc::new(quinn::TokioRuntime);

@@ -10,6 +10,8 @@ use rcgen::{
 };
 use rustls_pki_types::PrivatePkcs8KeyDer;
 
+use super::cryptography;
+
 // What stands before the 32 secret bytes of an Ed25519 key in PKCS#8 (RFC 8410, section 10.3).
 const PKCS8_ED25519: [u8; 16] = [
     0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20,
@@ -102,10 +104,11 @@ impl Certificates {
     pub fn of_client(&self, name: &str) -> anyhow::Result<Identity> {
         let found = self.clients.iter().find(|(client, _, _)| client == name);
         let (_, certificate, key) = found.ok_or_else(|| anyhow::anyhow!("no client {name}"))?;
-        Ok(Identity::load(
+        Ok(Identity::load_with(
             self.authority.as_bytes(),
             certificate.as_bytes(),
             key.as_bytes(),
+            cryptography::seams(),
         )?)
     }
 }

@@ -355,7 +355,11 @@ impl World {
         }
         // A start that reads wrongly cannot tell the end of its log from damage; not modelled.
         machine.disk().misread(0);
-        self.sim.crash(machine.ip);
+        let sim = &mut self.sim;
+        machine
+            .network
+            .connections
+            .while_crashing(|| sim.crash(machine.ip));
         self.trace.tell(self.sim.elapsed(), What::Ends(region));
         self.after(down_ms, Act::Start(region));
     }
@@ -364,7 +368,13 @@ impl World {
         if self.down[region] {
             self.down[region] = false;
             self.machines[region].forget_start_error();
-            self.sim.bounce(self.machines[region].ip);
+            let machine = Arc::clone(&self.machines[region]);
+            let sim = &mut self.sim;
+            // A node that was stopped in order may have left something.
+            machine
+                .network
+                .connections
+                .while_crashing(|| sim.bounce(machine.ip));
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::sleep;
 
 use super::clock::{SkewedClock, elapsed};
+use super::cryptography;
 use super::network::SimNetwork;
 use super::story::What;
 use super::trace::Trace;
@@ -202,6 +203,7 @@ impl Machine {
             }),
             network: Arc::clone(&self.network) as Arc<dyn Network>,
             lanes: Lanes::Driven,
+            tls: cryptography::seams(),
         };
         self.stopped.store(false, Ordering::Relaxed);
         self.forget_start_error();

@@ -6,6 +6,8 @@
 mod application;
 pub mod certificates;
 pub mod clock;
+pub mod connections;
+pub mod cryptography;
 mod faults;
 pub mod host;
 pub mod network;
@@ -234,6 +236,7 @@ impl World {
     fn new(plan: &Plan, trace: Trace) -> anyhow::Result<Self> {
         anyhow::ensure!(plan.regions.len() >= 2, "a plan has at least two regions");
         let names: Vec<&str> = plan.regions.iter().map(|it| it.name.as_str()).collect();
+        cryptography::begin(plan.seed);
         let certificates = Rc::new(Certificates::make(&names)?);
         let mut builder = turmoil::Builder::new();
         builder
@@ -410,7 +413,11 @@ impl World {
         // Disks are read once more with nobody on them.
         let machines = self.machines.clone();
         for machine in &machines {
-            self.sim.crash(machine.ip);
+            let sim = &mut self.sim;
+            machine
+                .network
+                .connections
+                .while_crashing(|| sim.crash(machine.ip));
         }
         for machine in &machines {
             match meridian_store::verify(&machine.disk()) {

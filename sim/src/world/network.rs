@@ -15,6 +15,7 @@ use meridian_node::seams::{BoxFuture, Network, TcpListener, TcpStream};
 use quinn::udp::{RecvMeta, Transmit};
 
 use super::clock::elapsed;
+use super::connections::Connections;
 use super::node_at;
 use super::story::What;
 use super::trace::Trace;
@@ -86,6 +87,8 @@ pub struct SimNetwork {
     pub trace: Trace,
     /// Set once the network loses nothing any more.
     pub calm: Arc<AtomicBool>,
+    /// What it has accepted over TCP.
+    pub connections: Connections,
 }
 
 impl SimNetwork {
@@ -120,7 +123,7 @@ impl Network for SimNetwork {
     fn tcp(&self, addr: SocketAddr) -> BoxFuture<'_, io::Result<Box<dyn TcpListener>>> {
         Box::pin(async move {
             let listener = turmoil::net::TcpListener::bind(addr).await?;
-            Ok(Box::new(SimListener(listener)) as Box<dyn TcpListener>)
+            Ok(Box::new(SimListener(listener, self.connections.clone())) as Box<dyn TcpListener>)
         })
     }
 
@@ -129,13 +132,13 @@ impl Network for SimNetwork {
     }
 }
 
-struct SimListener(turmoil::net::TcpListener);
+struct SimListener(turmoil::net::TcpListener, Connections);
 
 impl TcpListener for SimListener {
     fn accept(&self) -> BoxFuture<'_, io::Result<(Box<dyn TcpStream>, SocketAddr)>> {
         Box::pin(async move {
             let (stream, from) = self.0.accept().await?;
-            Ok((Box::new(stream) as Box<dyn TcpStream>, from))
+            Ok((Box::new(self.1.accept(stream)) as Box<dyn TcpStream>, from))
         })
     }
 
@@ -198,11 +201,15 @@ impl SimSocket {
             (Some(held), Some(longer)) => Some(held + longer),
             (held, longer) => held.or(longer),
         };
+        // What is in it too: a byte that two runs encrypt differently parts them here, not seconds
+        // later when it has decided something.
+        let hash = blake3::hash(bytes).to_hex();
         self.trace.note(
             elapsed(),
             format_args!(
-                "{} sends {length} to {to} {lost} {twice} {held:?}",
-                self.here
+                "{} sends {length}:{} to {to} {lost} {twice} {held:?}",
+                self.here,
+                &hash[..8]
             ),
         );
         if let (Some(from), Some(to)) = (node_at(self.here), node_at(to.ip())) {

@@ -11,6 +11,7 @@ use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
 use meridian_node::config::{MemberConfig, NodeConfig};
 
 use super::certificates::Certificates;
+use super::connections::Connections;
 use super::network::{Road, SimNetwork, Troubles};
 use super::trace::Trace;
 use super::{FEDERATION, HTTP_PORT, QUIC_PORT, client_ip, node_ip, region_id};
@@ -51,6 +52,7 @@ pub(super) fn network(
         rng: Arc::new(Mutex::new(rng)),
         trace: trace.clone(),
         calm: Arc::clone(calm),
+        connections: Connections::default(),
     }
 }
 
