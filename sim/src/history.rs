@@ -72,6 +72,17 @@ pub struct Seen {
     pub shown: bool,
 }
 
+/// A request that was repeated and answered otherwise than the first time.
+#[derive(Clone, Debug)]
+pub struct Repeated {
+    /// Its last event, as it was answered first.
+    pub dot: Dot,
+    /// When that was.
+    pub written: Duration,
+    /// Both answers, in words.
+    pub what: String,
+}
+
 /// The calls of one run. Clones are the same history.
 #[derive(Clone, Default)]
 pub struct History(Arc<Mutex<Inner>>);
@@ -81,6 +92,7 @@ struct Inner {
     calls: Vec<Call>,
     reads: Vec<Read>,
     seen: Vec<Seen>,
+    repeated: Vec<Repeated>,
     // Those that ended since they were last asked for.
     ended: Vec<usize>,
     broken: Vec<String>,
@@ -121,6 +133,16 @@ impl History {
     /// All that was read by those who had seen something before.
     pub fn all_seen(&self) -> Vec<Seen> {
         self.lock().seen.clone()
+    }
+
+    /// Notes a request that was answered otherwise when it was repeated.
+    pub fn repeated(&self, repeated: Repeated) {
+        self.lock().repeated.push(repeated);
+    }
+
+    /// All requests that were answered otherwise when they were repeated.
+    pub fn all_repeated(&self) -> Vec<Repeated> {
+        self.lock().repeated.clone()
     }
 
     /// All reads at homes.

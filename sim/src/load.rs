@@ -19,7 +19,7 @@ use meridian_clock::{OrderKey, Position};
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
 use tokio::time::sleep;
 
-use crate::history::{Call, History, Outcome, Read, Seen};
+use crate::history::{Call, History, Outcome, Read, Repeated, Seen};
 use crate::plan::LoadPlan;
 use crate::rng::Rng;
 use crate::world::clock::elapsed;
@@ -189,6 +189,7 @@ impl Writer {
         let Outcome::Written(first) = outcome else {
             return;
         };
+        let answered = elapsed();
         self.learn(&request.stream, first.last_revision);
         if self.rng.percent(8) {
             self.read_in_session(&request, &first).await;
@@ -201,15 +202,18 @@ impl Writer {
             if let Ok(again) = self.federation.append(request.clone()).await
                 && (again.dots != first.dots || again.first_revision != first.first_revision)
             {
-                self.history.broken(format!(
-                    "idempotent: call {call} on {} was answered {:?} at revision {}, repeated {:?} \
-                     at {}",
-                    request.stream,
-                    first.dots,
-                    first.first_revision,
-                    again.dots,
-                    again.first_revision
-                ));
+                self.history.repeated(Repeated {
+                    dot: first.dots.last().copied().unwrap_or_default(),
+                    written: answered,
+                    what: format!(
+                        "call {call} on {} was answered {:?} at revision {}, repeated {:?} at {}",
+                        request.stream,
+                        first.dots,
+                        first.first_revision,
+                        again.dots,
+                        again.first_revision
+                    ),
+                });
             }
         }
     }

@@ -122,6 +122,14 @@ impl Agreements {
         partition.compare(peer, theirs)
     }
 
+    /// `peer` cannot be reached any more. What it said of places ahead of us is dropped: it may come
+    /// back without its disk, and with it lose what nobody else held.
+    pub fn forget(&mut self, peer: RegionId) {
+        for partition in self.partitions.values_mut() {
+            partition.ahead.remove(&peer);
+        }
+    }
+
     /// What to tell peers.
     pub fn said(&self) -> Vec<Agreed> {
         self.partitions
@@ -222,6 +230,15 @@ mod tests {
         assert!(agreements.handle_peer(B, cut(50, 7, 4)).is_some());
         assert_eq!(agreements.handle_own(cut(60, 8, 5)), []);
         assert!(agreements.handle_peer(B, cut(60, 8, 6)).is_some());
+    }
+
+    #[test]
+    fn what_a_peer_said_before_it_was_lost_is_not_held_against_it() {
+        let mut agreements = Agreements::new(1);
+        agreements.handle_peer(B, cut(5, 9, 1));
+        agreements.forget(B);
+        assert_eq!(agreements.handle_own(cut(5, 3, 2)), []);
+        assert_eq!(agreements.handle_peer(B, cut(5, 3, 2)), None);
     }
 
     #[test]

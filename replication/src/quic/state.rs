@@ -309,6 +309,7 @@ impl Shared {
         }
         self.parted(&mut state, peer);
         state.promises.forget_waiting(peer);
+        state.agreements.forget(peer);
         state.promising.remove(&peer);
         let actions = state.puller.handle_disconnected(now, peer);
         self.carry_out(&mut state, actions);

@@ -1,4 +1,5 @@
-//! `idempotent`: the same event id is never appended twice.
+//! `idempotent`: the same event id is never appended twice, and a repeated request is answered as it
+//! was the first time.
 
 use super::Evidence;
 
@@ -8,6 +9,11 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         if events.len() > 1 {
             let dots: Vec<_> = events.iter().map(|event| event.dot).collect();
             broken.push(format!("{id} of {} is at {dots:?}", events[0].stream));
+        }
+    }
+    for repeated in &evidence.repeated {
+        if !evidence.may_be_lost(repeated.dot, repeated.written) {
+            broken.push(repeated.what.clone());
         }
     }
     broken

@@ -20,10 +20,10 @@ mod watermark;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meridian_clock::{LogId, Position};
+use meridian_clock::{Dot, LogId, Position};
 use meridian_event::{Block, EventId, RecordedEvent};
 
-use crate::history::{Call, Read, Seen};
+use crate::history::{Call, Read, Repeated, Seen};
 use crate::settled::Settled;
 
 /// What one node holds in the end.
@@ -65,9 +65,19 @@ pub struct Evidence {
     pub settled: Settled,
     /// What was read by those who had seen something before.
     pub seen: Vec<Seen>,
+    /// Requests that were answered otherwise when they were repeated.
+    pub repeated: Vec<Repeated>,
 }
 
 impl Evidence {
+    /// Whether an event that was answered at `written` may have been lost with its region's disk.
+    /// Then it stays lost, and its place may be another event's by now.
+    pub fn may_be_lost(&self, dot: Dot, written: Duration) -> bool {
+        self.forgiven
+            .iter()
+            .any(|lost| lost.log == dot.log() && dot.position > lost.after && written < lost.before)
+    }
+
     /// Each event of the first node, by its id, with how often it is there.
     pub fn by_id(&self) -> BTreeMap<EventId, Vec<&RecordedEvent>> {
         let mut found: BTreeMap<EventId, Vec<&RecordedEvent>> = BTreeMap::new();

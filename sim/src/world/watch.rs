@@ -203,6 +203,7 @@ impl World {
             end: EPOCH + self.sim.elapsed(),
             settled: std::mem::take(&mut self.settled),
             seen: self.history.all_seen(),
+            repeated: self.history.all_repeated(),
         };
         self.report.broken.extend(self.witness.broken());
         for machine in &self.machines {
