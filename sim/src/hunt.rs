@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::panic::{self, PanicHookInfo};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
@@ -9,7 +10,6 @@ use std::sync::{Mutex, Once, PoisonError};
 use std::thread;
 
 use crate::plan::Plan;
-use crate::world::trace::Keep;
 use crate::world::{self, Ran, RunOptions};
 
 thread_local! {
@@ -75,23 +75,18 @@ fn text_of(panicked: &PanicHookInfo<'_>) -> String {
     )
 }
 
-/// Runs `seeds` seeds from `from` on `jobs` threads; `each` is told of every one, in any order, and
-/// ends the hunt by answering false.
-pub fn hunt(from: u64, seeds: u64, jobs: usize, each: impl Fn(&Plan, &Ran) -> bool + Sync) {
-    hunt_keeping(Keep::default(), from, seeds, jobs, each);
-}
-
-/// As [`hunt`], with each run as `options` say.
-pub fn hunt_keeping(
+/// Runs the plans of these seeds, which `draw` makes, on `jobs` threads and as `options` say; `each`
+/// is told of every one, in any order, and ends the hunt by answering false.
+pub fn hunt(
+    seeds: Range<u64>,
+    draw: fn(u64) -> Plan,
     options: impl Into<RunOptions>,
-    from: u64,
-    seeds: u64,
     jobs: usize,
     each: impl Fn(&Plan, &Ran) -> bool + Sync,
 ) {
     let options = options.into();
-    let next = AtomicU64::new(from);
-    let end = from.saturating_add(seeds);
+    let end = seeds.end;
+    let next = AtomicU64::new(seeds.start);
     let one_at_a_time = Mutex::new(());
     thread::scope(|scope| {
         for _ in 0..jobs.max(1) {
@@ -101,7 +96,7 @@ pub fn hunt_keeping(
                     if seed >= end {
                         return;
                     }
-                    let plan = Plan::draw(seed);
+                    let plan = draw(seed);
                     let ran = run_alone(&plan, options);
                     let _turn = one_at_a_time.lock().unwrap_or_else(PoisonError::into_inner);
                     if !each(&plan, &ran) {

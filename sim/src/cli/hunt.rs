@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Args;
 use meridian_points::Bug;
-use meridian_sim::hunt::{hunt_keeping, silence_panics};
+use meridian_sim::hunt::{hunt, silence_panics};
 use meridian_sim::plan::Plan;
 use meridian_sim::rare;
 use meridian_sim::world::{Ran, RunOptions};
@@ -28,6 +28,9 @@ pub(crate) struct Hunt {
     /// On how many threads.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
+    /// Of each seed the plan that speed is measured with, in place of one with every knob drawn.
+    #[arg(long)]
+    standard: bool,
     /// Goes on after a failure.
     #[arg(long)]
     keep_going: bool,
@@ -48,14 +51,22 @@ impl Hunt {
         let progress = Progress::new("seeds", self.seeds);
         let red = AtomicBool::new(false);
         let seconds = Mutex::new(0.0);
+        let events = Mutex::new(0);
         let printed = Mutex::new(Ok(()));
         let rare_seen = Mutex::new(BTreeMap::<String, u64>::new());
         let options = RunOptions {
             bug: self.mutate,
             ..RunOptions::default()
         };
-        hunt_keeping(options, self.from, self.seeds, self.jobs, |plan, ran| {
+        let seeds = self.from..self.from.saturating_add(self.seeds);
+        let draw = if self.standard {
+            Plan::standard
+        } else {
+            Plan::draw
+        };
+        hunt(seeds, draw, options, self.jobs, |plan, ran| {
             progress.step();
+            *lock(&events) += ran.report.events;
             *lock(&seconds) += ran.report.virtual_s;
             for state in ran.report.rare.keys() {
                 *lock(&rare_seen).entry(state.clone()).or_default() += 1;
@@ -75,10 +86,11 @@ impl Hunt {
         progress.finish();
         std::mem::replace(&mut *lock(&printed), Ok(()))?;
         say!(
-            "{} seeds, {}, {:.0} virtual seconds",
+            "{} seeds, {}, {:.0} virtual seconds, {} events",
             progress.done(),
             progress.speed(),
-            *lock(&seconds)
+            *lock(&seconds),
+            *lock(&events)
         )?;
         for (state, count) in &*lock(&rare_seen) {
             say!("    {count:>6} runs: {state}")?;

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use anyhow::Context;
 use clap::Args;
-use meridian_sim::hunt::{hunt_keeping, run_alone, silence_panics};
+use meridian_sim::hunt::{hunt, run_alone, silence_panics};
 use meridian_sim::plan::Plan;
 use meridian_sim::same::parting;
 use meridian_sim::world::trace::Keep;
@@ -49,7 +49,8 @@ impl Same {
         let progress = Progress::new("seeds", self.seeds);
         let failure = Mutex::new(None);
         let steps = Mutex::new(0);
-        hunt_keeping(LINES, self.from, self.seeds, self.jobs, |plan, ran| {
+        let seeds = self.from..self.from.saturating_add(self.seeds);
+        hunt(seeds, Plan::draw, LINES, self.jobs, |plan, ran| {
             let again = match &self.against {
                 None => Ok(traced_here(plan)),
                 Some(binary) => traced_there(binary, plan.seed),

@@ -36,7 +36,8 @@ pub fn begin(seed: u64) {
 /// What nodes and clients are given.
 ///
 /// Ciphers, signatures and certificates are ring's. Its X25519 takes randomness from the operating
-/// system and from nowhere else, so the exchange of keys is [`OpenExchange`].
+/// system and from nowhere else, so keys are exchanged here, with secrets
+/// that are drawn and do not stay secret.
 pub fn seams() -> TlsSeams {
     TlsSeams {
         provider: Arc::new(CryptoProvider {
