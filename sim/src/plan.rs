@@ -440,7 +440,7 @@ impl Plan {
         let mut plan = Self::calm(seed);
         plan.chaos_ms = 55_000;
         plan.load.writers = 2;
-        plan.load.pause_ms = 250;
+        plan.load.pause_ms = 500;
         for link in &mut plan.links {
             link.latency_ms = *rng.pick(&[5, 15, 40]);
             link.loss_ppm = *rng.pick(&[0, 1_000, 10_000]);

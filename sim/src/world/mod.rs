@@ -50,6 +50,8 @@ use crate::settled::{Lag, Settled};
 const QUIC_PORT: u16 = 7000;
 const HTTP_PORT: u16 = 8000;
 const FEDERATION: Uuid = Uuid::from_u128(0x5157_0000_0000_4000_8000_0000_0000_0001);
+// Within a tick every machine runs on its own, timers at their very times; between ticks messages pass.
+const TICK: Duration = Duration::from_millis(2);
 /// How often the one who watches looks.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -243,9 +245,9 @@ impl World {
             .rng_seed(plan.seed)
             .epoch(UNIX_EPOCH + EPOCH)
             .simulation_duration(Duration::from_secs(36_000))
-            .tick_duration(Duration::from_millis(1))
-            .min_message_latency(Duration::from_millis(1))
-            .max_message_latency(Duration::from_millis(1))
+            .tick_duration(TICK)
+            .min_message_latency(TICK)
+            .max_message_latency(TICK)
             .udp_capacity(65_536)
             .tcp_capacity(65_536);
         let mut sim = builder.build();

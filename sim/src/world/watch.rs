@@ -17,6 +17,9 @@ use super::host::Machine;
 use super::story::What;
 use crate::invariants::{self, Copy, Evidence};
 
+// Not all the time: asking whether all is well reads all logs.
+const SETTLED_EVERY: Duration = Duration::from_millis(200);
+
 impl World {
     // Notes what can only be seen while it lasts, and restarts what has failed.
     pub(super) fn look(&mut self) {
@@ -87,8 +90,8 @@ impl World {
         let deadline = self.sim.elapsed() + within;
         let mut why = Vec::new();
         loop {
-            // Looked at now and then: looking reads all logs.
-            for _ in 0..200 {
+            let next = self.sim.elapsed() + SETTLED_EVERY;
+            while self.sim.elapsed() < next {
                 self.step()?;
             }
             if self.clients.idle.load(Ordering::Relaxed) >= idle {
