@@ -645,10 +645,13 @@ impl Plan {
                 ppm: *rng.pick(&[-100_000, -2_000, 2_000, 100_000]),
             },
             31 => FaultKind::ClockFreeze { region, for_ms },
-            // Not `MisRead`: an index that is made from a wrong read is kept, which is not mended yet.
-            32 | 33 => FaultKind::Pause {
+            32 => FaultKind::Pause {
                 region,
                 for_ms: down_ms,
+            },
+            33 => FaultKind::MisRead {
+                region,
+                reads: *rng.pick(&[1, 3, 12]),
             },
             34 => FaultKind::CertificateExpires { region, for_ms },
             _ => FaultKind::CertificateReplaced { region },

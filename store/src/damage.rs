@@ -221,6 +221,15 @@ impl Register {
         self.ranges.remove(&(log, first));
     }
 
+    /// As [`Register::forget`], of a range whose events are in an index. Returns whether it was one.
+    pub(crate) fn forget_if_indexed(&mut self, log: LogId, first: Position) -> bool {
+        let indexed = self.ranges.get(&(log, first)).is_some_and(|it| it.indexed);
+        if indexed {
+            self.forget(log, first);
+        }
+        indexed
+    }
+
     /// Notes damaged bytes of which nothing tells what they held.
     pub(crate) fn note_hole(&mut self, segment: u64, start: u64, end: u64) {
         self.holes.insert((segment, start), end);

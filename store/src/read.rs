@@ -210,7 +210,6 @@ impl Core {
                 let mut window = Window::new(&*file).map_err(failed)?;
                 window.limit(limit);
                 window.in_pieces(bytes_max.saturating_sub(bytes).max(4096));
-                let mut doubted = None;
                 while at < limit {
                     if bytes >= bytes_max {
                         page.next = LogOffset::new(*number, at);
@@ -224,13 +223,6 @@ impl Core {
                                 page.blocks.push((LogOffset::new(*number, at), block));
                             }
                             at = end;
-                        }
-                        // As in `read_row`: damage is what a second look shows as well.
-                        Err(_) if doubted != Some(at) => {
-                            doubted = Some(at);
-                            window = Window::new(&*file).map_err(failed)?;
-                            window.limit(limit);
-                            window.in_pieces(bytes_max.saturating_sub(bytes).max(4096));
                         }
                         Err(mut bad) => {
                             self.find_end(&mut window, *number, &mut bad, limit)

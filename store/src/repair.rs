@@ -20,6 +20,8 @@ use crate::{DamagedRange, Disk, DiskFile, LogOffset, RepairError};
 const DAMAGED_FOLDER: &str = "damaged";
 // Of one segment; a disk that goes on flipping bits must not be filled with copies.
 const KEPT_MAX: usize = 16;
+// In one copy; more than a few are a disk to be replaced.
+const LOOKS_MAX: u32 = 32;
 const COPY_BYTES: usize = 1 << 20;
 
 /// What is written over a damaged place.
@@ -314,6 +316,11 @@ impl Core {
         let heads = heads_before(&self.segments(), number);
         let end = segment.index().summary().end;
         let built = build_index(&*file, number, Some(end), heads)?.index.summary;
+        if built.holes.is_empty() && built.damaged.is_empty() {
+            // They were damaged on their way from the disk.
+            self.rebuild(segment)?;
+            return Ok(true);
+        }
         let mut patches = Vec::new();
         for (start, end) in &built.holes {
             let held = self.ask(segment, |index| index.blocks_between(*start, *end));
@@ -368,16 +375,28 @@ pub(crate) fn keep_damaged(disk: &dyn Disk, number: u64) -> io::Result<()> {
     disk.sync_dir(DAMAGED_FOLDER)
 }
 
+// A bit that flips on its way from the disk must not get onto the disk.
 fn copy_file(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
     let len = from.len()?;
     to.set_len(0)?;
     to.allocate(len)?;
     let mut buffer = vec![0; COPY_BYTES];
+    let mut again = vec![0; COPY_BYTES];
     let mut at = 0;
+    let mut looks = 0;
     while at < len {
         let read = from.read_at(&mut buffer, at)?;
         if read == 0 {
             break;
+        }
+        if from.read_at(&mut again, at)? != read || again[..read] != buffer[..read] {
+            looks += 1;
+            if looks == LOOKS_MAX {
+                return Err(io::Error::other(
+                    "the disk reads the same place differently each time",
+                ));
+            }
+            continue;
         }
         // Reserved bytes are zeros already.
         if buffer[..read].iter().any(|byte| *byte != 0) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 
 use meridian_clock::LogId;
-use meridian_event::Chain;
+use meridian_event::{Block, Chain};
 
 use crate::core::{Core, Segment};
 use crate::index::{Index, IndexError};
@@ -72,7 +72,7 @@ impl Core {
         let mut window = Window::new(&*file)?;
         window.limit(end);
         let mut at = cursor.at.offset.max(SEGMENT_HEADER_BYTES);
-        let mut doubted = None;
+        let mut unindexed = false;
         while at < end {
             if step.bytes >= bytes_max {
                 cursor.at = LogOffset::new(number, at);
@@ -91,6 +91,9 @@ impl Core {
                         (!continues).then_some("the block does not continue its log's chain")
                     });
                     let Some(reason) = wrong else {
+                        if let Some(block) = &entry.block {
+                            unindexed |= self.acquit(number, at, block);
+                        }
                         at += bytes;
                         step.bytes += bytes;
                         continue;
@@ -102,13 +105,6 @@ impl Core {
                         envelope: Some(Box::new(entry.envelope)),
                     }
                 }
-                // As in `Core::read_row`: damage is what a second look shows as well.
-                Err(_) if doubted != Some(at) => {
-                    doubted = Some(at);
-                    window = Window::new(&*file)?;
-                    window.limit(end);
-                    continue;
-                }
                 Err(bad) => bad,
             };
             self.find_end(&mut window, number, &mut bad, end)?;
@@ -119,6 +115,9 @@ impl Core {
             step.bytes += bad.end - at;
             at = bad.end;
         }
+        if unindexed {
+            self.rebuild(segment)?;
+        }
         step.bytes += self.scrub_index(segment)?;
         // The file may have been replaced meanwhile.
         let file = self.files.segment(number)?;
@@ -127,6 +126,18 @@ impl Core {
         }
         self.void_holes(segment)?;
         Ok(true)
+    }
+
+    // What is read now was damaged on its way when it was read before. Returns whether the index
+    // lacks its events.
+    fn acquit(&self, segment: u64, offset: u64, block: &Block) -> bool {
+        let header = block.header();
+        let mut damage = self.damage();
+        let known = damage.covering(header.log, header.first_position);
+        let is_here = known.is_some_and(|range| {
+            (range.segment, range.offset, range.first) == (segment, offset, header.first_position)
+        });
+        is_here && !damage.forget_if_indexed(header.log, header.first_position)
     }
 
     fn scrub_index(&self, segment: &Segment) -> io::Result<u64> {

@@ -18,6 +18,9 @@ use crate::envelope::{ALIGN_BYTES, ENVELOPE_BYTES, Envelope, Kind, has_magic};
 use crate::segment::SEGMENT_HEADER_BYTES;
 use crate::{DiskFile, LogOffset};
 
+// How often bytes that are no entry are read before they are believed to be damaged on the disk, and
+// not on their way from it.
+const LOOKS: u32 = 3;
 // As large as sequential reads gain from (measured), and small beside a node's memory.
 const CHUNK_BYTES: usize = 512 << 10;
 
@@ -93,7 +96,7 @@ pub(crate) struct Bad {
     pub(crate) envelope: Option<Box<Envelope>>,
 }
 
-/// Reads the entry at `offset`.
+/// Reads the entry at `offset`; what is no sound entry is looked at again, past the buffer.
 ///
 /// # Errors
 /// The outer error is the disk's; the inner one says that no sound entry is there, its `end` not
@@ -103,6 +106,17 @@ pub(crate) fn entry_at(
     segment: u64,
     offset: u64,
 ) -> io::Result<Result<Entry, Bad>> {
+    for _ in 1..LOOKS {
+        let entry = look_at(window, segment, offset)?;
+        if entry.is_ok() {
+            return Ok(entry);
+        }
+        window.bytes = Bytes::new();
+    }
+    look_at(window, segment, offset)
+}
+
+fn look_at(window: &mut Window<'_>, segment: u64, offset: u64) -> io::Result<Result<Entry, Bad>> {
     let bad = |reason: &str| {
         Ok(Err(Bad {
             offset,

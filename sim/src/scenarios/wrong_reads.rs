@@ -12,7 +12,7 @@ pub(super) fn plan() -> Plan {
             at_ms,
             kind: FaultKind::MisRead {
                 region: 1,
-                reads: 3,
+                reads: 12,
             },
         })
         .collect();
