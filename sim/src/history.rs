@@ -77,7 +77,7 @@ pub struct Seen {
 pub struct Repeated {
     /// Its last event, as it was answered first.
     pub dot: Dot,
-    /// When that was.
+    /// When it was first asked for, which is before it was written.
     pub written: Duration,
     /// Both answers, in words.
     pub what: String,

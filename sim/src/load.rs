@@ -189,7 +189,6 @@ impl Writer {
         let Outcome::Written(first) = outcome else {
             return;
         };
-        let answered = elapsed();
         self.learn(&request.stream, first.last_revision);
         if self.rng.percent(8) {
             self.read_in_session(&request, &first).await;
@@ -204,7 +203,8 @@ impl Writer {
             {
                 self.history.repeated(Repeated {
                     dot: first.dots.last().copied().unwrap_or_default(),
-                    written: answered,
+                    // Before its answer came: that may have been on its way when the disk was lost.
+                    written: asked,
                     what: format!(
                         "call {call} on {} was answered {:?} at revision {}, repeated {:?} at {}",
                         request.stream,
