@@ -72,7 +72,6 @@ impl Core {
         let mut window = Window::new(&*file)?;
         window.limit(end);
         let mut at = cursor.at.offset.max(SEGMENT_HEADER_BYTES);
-        let mut unindexed = false;
         while at < end {
             if step.bytes >= bytes_max {
                 cursor.at = LogOffset::new(number, at);
@@ -91,8 +90,10 @@ impl Core {
                         (!continues).then_some("the block does not continue its log's chain")
                     });
                     let Some(reason) = wrong else {
-                        if let Some(block) = &entry.block {
-                            unindexed |= self.acquit(number, at, block);
+                        if let Some(block) = &entry.block
+                            && self.acquit(number, at, block)
+                        {
+                            self.rebuild(segment)?;
                         }
                         at += bytes;
                         step.bytes += bytes;
@@ -114,9 +115,6 @@ impl Core {
             step.found.extend(found);
             step.bytes += bad.end - at;
             at = bad.end;
-        }
-        if unindexed {
-            self.rebuild(segment)?;
         }
         step.bytes += self.scrub_index(segment)?;
         // The file may have been replaced meanwhile.
