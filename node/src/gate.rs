@@ -31,6 +31,7 @@ pub(crate) struct Gate {
     asked_for: Duration,
     region: RegionId,
     peers: Vec<RegionId>,
+    clock_allowed: Duration,
 }
 
 /// What the gate says, and to the client if it is shut.
@@ -48,21 +49,30 @@ const CUT_WAIT: Duration = Duration::from_secs(5);
 const WHOLE_WAIT: Duration = Duration::from_millis(500);
 
 impl Gate {
-    pub(crate) fn new(memory: Memory, region: RegionId, peers: Vec<RegionId>) -> Self {
+    /// `clock_allowed` is how far a clock may be off its peers' before its node stops stamping.
+    pub(crate) fn new(
+        memory: Memory,
+        region: RegionId,
+        peers: Vec<RegionId>,
+        clock_allowed: Duration,
+    ) -> Self {
         Self {
             memory,
             asked_for: Duration::ZERO,
             region,
             peers,
+            clock_allowed,
         }
     }
 
-    /// What `elapsed` more time, what each peer said it holds, and what we hold lead to.
+    /// What `elapsed` more time, what each peer said it holds, what we hold, and why our clock is
+    /// not trusted lead to.
     pub(crate) fn judge(
         &mut self,
         elapsed: Duration,
         seen: &BTreeMap<RegionId, VersionVector>,
         held: &VersionVector,
+        skewed: Option<&str>,
     ) -> Verdict {
         self.asked_for = self.asked_for.saturating_add(elapsed);
         // Nothing is shipped before it is durable here, so a peer that is ahead of us in our own
@@ -100,8 +110,33 @@ impl Gate {
                 silent.join(", ")
             ));
         }
+        if self.memory == Memory::Lost
+            && !planted(Bug::ForgetPromised)
+            && let Some(reason) = self.clock_is_early(skewed)
+        {
+            return Verdict::Shut(reason);
+        }
         self.memory = Memory::Fresh;
         Verdict::Open
+    }
+
+    // Why our clock may be behind what we promised before we lost our memory. What nobody else had
+    // heard yet binds us too: somebody may have read the order up to there from this very node.
+    // That clock was at most the allowed offset ahead of our peers', this one is at most as much
+    // behind them, and they have gone on since.
+    fn clock_is_early(&self, skewed: Option<&str>) -> Option<String> {
+        if let Some(reason) = skewed {
+            reached("a node without its disk waited for its clock");
+            return Some(format!(
+                "this node lost its log, and its clock cannot be trusted: {reason}; correct the \
+                 clock, appends are taken by themselves then"
+            ));
+        }
+        (self.asked_for < self.clock_allowed * 2).then(|| {
+            "this node lost its log, and waits a moment until its clock is surely past every \
+             timestamp that it gave out before"
+                .to_owned()
+        })
     }
 }
 
@@ -121,6 +156,7 @@ mod tests {
 
     const US: RegionId = RegionId(0);
     const PEERS: [RegionId; 2] = [RegionId(1), RegionId(2)];
+    const CLOCK_ALLOWED: Duration = Duration::from_millis(400);
 
     fn own_log_at(position: u64) -> VersionVector {
         VersionVector::from_iter([(LogId::new(US, PartitionId(0)), Position(position))])
@@ -134,23 +170,23 @@ mod tests {
     }
 
     fn gate(memory: Memory) -> Gate {
-        Gate::new(memory, US, PEERS.to_vec())
+        Gate::new(memory, US, PEERS.to_vec(), CLOCK_ALLOWED)
     }
 
     #[test]
     fn a_node_with_its_memory_hardly_waits() {
         let nobody = BTreeMap::new();
         assert_eq!(
-            gate(Memory::Fresh).judge(Duration::ZERO, &nobody, &own_log_at(0)),
+            gate(Memory::Fresh).judge(Duration::ZERO, &nobody, &own_log_at(0), None),
             Verdict::Open
         );
         let mut whole = gate(Memory::Whole);
         assert!(matches!(
-            whole.judge(Duration::ZERO, &nobody, &own_log_at(5)),
+            whole.judge(Duration::ZERO, &nobody, &own_log_at(5), None),
             Verdict::Shut(_)
         ));
         assert_eq!(
-            whole.judge(WHOLE_WAIT, &nobody, &own_log_at(5)),
+            whole.judge(WHOLE_WAIT, &nobody, &own_log_at(5), None),
             Verdict::Open
         );
     }
@@ -160,15 +196,36 @@ mod tests {
         let mut gate = gate(Memory::Lost);
         let hour = Duration::from_secs(3600);
         assert!(matches!(
-            gate.judge(hour, &answers(&[(1, 0)]), &own_log_at(0)),
+            gate.judge(hour, &answers(&[(1, 0)]), &own_log_at(0), None),
             Verdict::Shut(_)
         ));
         let all = answers(&[(1, 0), (2, 7)]);
         assert!(matches!(
-            gate.judge(hour, &all, &own_log_at(6)),
+            gate.judge(hour, &all, &own_log_at(6), None),
             Verdict::Shut(_)
         ));
-        assert_eq!(gate.judge(hour, &all, &own_log_at(7)), Verdict::Open);
+        assert_eq!(gate.judge(hour, &all, &own_log_at(7), None), Verdict::Open);
+    }
+
+    #[test]
+    fn an_empty_folder_waits_until_its_clock_is_past_what_it_gave_out_before() {
+        let mut gate = gate(Memory::Lost);
+        let (all, held) = (answers(&[(1, 7), (2, 7)]), own_log_at(7));
+        let mut judge = |elapsed, skewed| gate.judge(elapsed, &all, &held, skewed);
+        assert!(matches!(
+            judge(CLOCK_ALLOWED * 2 - Duration::from_millis(1), None),
+            Verdict::Shut(_)
+        ));
+        assert!(matches!(
+            judge(Duration::from_secs(1), Some("it is off by 2 s")),
+            Verdict::Shut(reason) if reason.contains("off by 2 s")
+        ));
+        assert_eq!(judge(Duration::ZERO, None), Verdict::Open);
+        // Later the clock alone decides over stamps, as on every node.
+        assert_eq!(
+            judge(Duration::ZERO, Some("it is off by 2 s")),
+            Verdict::Open
+        );
     }
 
     #[test]
@@ -176,26 +233,29 @@ mod tests {
         let mut gate = gate(Memory::Cut);
         let some = answers(&[(1, 5)]);
         assert!(matches!(
-            gate.judge(Duration::ZERO, &some, &own_log_at(5)),
+            gate.judge(Duration::ZERO, &some, &own_log_at(5), None),
             Verdict::Shut(_)
         ));
-        assert_eq!(gate.judge(CUT_WAIT, &some, &own_log_at(5)), Verdict::Open);
+        assert_eq!(
+            gate.judge(CUT_WAIT, &some, &own_log_at(5), None),
+            Verdict::Open
+        );
     }
 
     #[test]
     fn a_peer_that_is_ahead_shuts_the_gate_whenever_it_is_heard() {
         let mut gate = gate(Memory::Whole);
         assert_eq!(
-            gate.judge(WHOLE_WAIT, &BTreeMap::new(), &own_log_at(5)),
+            gate.judge(WHOLE_WAIT, &BTreeMap::new(), &own_log_at(5), None),
             Verdict::Open
         );
         let ahead = answers(&[(2, 9)]);
         assert!(matches!(
-            gate.judge(Duration::ZERO, &ahead, &own_log_at(5)),
+            gate.judge(Duration::ZERO, &ahead, &own_log_at(5), None),
             Verdict::Shut(_)
         ));
         assert_eq!(
-            gate.judge(Duration::ZERO, &ahead, &own_log_at(9)),
+            gate.judge(Duration::ZERO, &ahead, &own_log_at(9), None),
             Verdict::Open
         );
     }

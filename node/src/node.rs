@@ -11,7 +11,7 @@ use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError, TlsSeams
 use meridian_client::wire::{PROTOCOL_VERSION, Welcome};
 use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
 use meridian_clock::{
-    Hlc, HlcStart, LogId, PartitionId, Promise, RegionId, Timestamp, VersionVector,
+    Hlc, HlcStart, LogId, PartitionId, Promise, RegionId, SkewGuard, Timestamp, VersionVector,
 };
 use meridian_conflict::{Policies, PolicyError, Route};
 use meridian_event::StreamId;
@@ -373,7 +373,8 @@ impl Node {
     fn spawn_upkeep(self: &Arc<Self>, time: Arc<TimeKeeper>, memory: Memory, disk: Arc<dyn Disk>) {
         let peers = self.config.members.iter().map(|member| member.id);
         let peers = peers.filter(|id| *id != self.config.region).collect();
-        let mut gate = Gate::new(memory, self.config.region, peers);
+        let clock_allowed = SkewGuard::allowed_of(self.config.max_offset);
+        let mut gate = Gate::new(memory, self.config.region, peers, clock_allowed);
         let mut opened = false;
         let (store, links) = (Arc::clone(&self.store), Arc::clone(&self.links));
         let (shut, tasks) = (Arc::clone(&self.shut), self.tasks.clone());
@@ -399,12 +400,17 @@ impl Node {
                         .into_iter()
                         .map(|head| (head.log, head.position)),
                 );
-                let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held) {
+                let skewed = time.hlc().skewed();
+                let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held, skewed.as_deref()) {
                     Verdict::Open => None,
                     Verdict::Shut(reason) => Some(reason),
                 };
                 if verdict.is_none() && !opened {
                     opened = true;
+                    if memory == Memory::Lost {
+                        // The clock is trusted now, and may be put back later.
+                        time.hlc().start_above(time.hlc().physical_now());
+                    }
                     links.writing_own();
                     if let Err(error) = store.settle_heads() {
                         warn!(%error, "the log's end is settled, but that cannot be noted");

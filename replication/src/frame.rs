@@ -17,11 +17,13 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// The newest protocol version that this build speaks.
-pub const LINK_VERSION: u16 = 2;
+pub const LINK_VERSION: u16 = 3;
 /// The oldest protocol version that this build still understands.
 pub const LINK_VERSION_MIN: u16 = 1;
 /// From this version on, [`Settled`] and [`Agreement`] are understood.
 pub const SETTLED_SINCE: u16 = 2;
+/// From this version on, [`Start`] and [`Taken`] are understood.
+pub const START_SINCE: u16 = 3;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -51,6 +53,23 @@ pub struct Hello {
     pub partitions: u16,
     /// What this connection is for.
     pub lane: Lane,
+}
+
+/// Which start of the sender this is; each side sends it once, after the handshake. Whoever still has
+/// a connection to an earlier start takes nothing more from it: the sender may have lost its disk in
+/// between, and is about to ask how much of its own logs others have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Drawn at each start.
+    pub id: u64,
+}
+
+/// How far the sender has taken in the receiver's own logs, durable or not. Sent before each
+/// [`Vector`]: what waits for the sender's disk will be held by it, though it is not yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// One entry for each of the receiver's logs of which the sender has anything.
+    pub logs: Vec<(LogId, Position)>,
 }
 
 /// Why one side will not talk to the other. Both log it.
@@ -404,6 +423,10 @@ pub enum Message {
     Settled(Settled),
     /// What the settled order came to.
     Agreement(Agreement),
+    /// Which start of the sender this is.
+    Start(Start),
+    /// What the sender has of the receiver's own logs, durable or not.
+    Taken(Taken),
 }
 
 impl Message {
@@ -423,6 +446,8 @@ impl Message {
             Self::Fetch(_) => 11,
             Self::Settled(_) => 12,
             Self::Agreement(_) => 13,
+            Self::Start(_) => 14,
+            Self::Taken(_) => 15,
         }
     }
 
@@ -442,6 +467,8 @@ impl Message {
             Self::Fetch(_) => "Fetch",
             Self::Settled(_) => "Settled",
             Self::Agreement(_) => "Agreement",
+            Self::Start(_) => "Start",
+            Self::Taken(_) => "Taken",
         }
     }
 
@@ -460,6 +487,8 @@ impl Message {
             Self::Fetch(fetch) => frame::encode_message(kind, fetch),
             Self::Settled(settled) => frame::encode_message(kind, settled),
             Self::Agreement(agreement) => frame::encode_message(kind, agreement),
+            Self::Start(start) => frame::encode_message(kind, start),
+            Self::Taken(taken) => frame::encode_message(kind, taken),
             Self::Blocks(blocks) => {
                 let mut body = postcard::to_stdvec(&blocks.promise).unwrap_or_default();
                 let block_bytes: usize = blocks.blocks.iter().map(|b| b.bytes().len()).sum();
@@ -493,6 +522,8 @@ impl Message {
             11 => Self::Fetch(frame::decode_message(kind, body)?),
             12 => Self::Settled(frame::decode_message(kind, body)?),
             13 => Self::Agreement(frame::decode_message(kind, body)?),
+            14 => Self::Start(frame::decode_message(kind, body)?),
+            15 => Self::Taken(frame::decode_message(kind, body)?),
             _ => return Err(FrameError::UnknownKind { kind }),
         })
     }

@@ -374,6 +374,13 @@ impl Store {
     pub fn housekeep(&self) -> bool {
         matches!(self.core.housekeep(), Step::Done | Step::DonePaced)
     }
+
+    /// Whether a step of [`Store::housekeep`] failed and should be taken again after a while, though
+    /// [`Store::wants_commit`] does not ask for it. For [`crate::Lanes::Driven`].
+    pub fn housekeeping_failed(&self) -> bool {
+        let queue = self.core.queue();
+        queue.seal_failed || queue.prepare_failed
+    }
 }
 
 impl Drop for Store {

@@ -10,7 +10,7 @@ use super::Member;
 use super::endpoint::{ConnectError, close, code, explain};
 use super::state::{BulkConnection, Shared};
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
-use crate::frame::{Lane, Message, Refusal};
+use crate::frame::{Lane, Message, Refusal, START_SINCE};
 use crate::link::Backoff;
 
 /// Why there is no link to a peer, or not any more.
@@ -86,16 +86,23 @@ pub(crate) async fn run(shared: Arc<Shared>, member: Member) {
 
 /// Opens a link and keeps it as long as it lasts.
 async fn link(shared: &Arc<Shared>, member: &Member) -> LinkError {
-    let (connection, reader, writer) = match open(shared, member, Lane::Live).await {
+    let open = match open(shared, member, Lane::Live).await {
         Ok(open) => open,
         Err(error) => return error,
     };
+    let Open {
+        connection,
+        version,
+        start,
+        reader,
+        writer,
+    } = open;
     writer.prefer();
     tracing::info!(region = %member.name, addr = %member.addr, "linked: pulling from it");
-    shared.connected(member.id, &connection);
+    shared.connected(member.id, &connection, start);
     let error = tokio::select! {
         Err(error) = listen(shared, member.id, reader) => error,
-        Err(error) = speak(shared, member.id, writer) => LinkError::from(error),
+        Err(error) = speak(shared, member.id, version, writer) => LinkError::from(error),
         reason = connection.closed() => LinkError::Lost(explain(&reason)),
     };
     let error = error.or_close_reason(&connection);
@@ -108,7 +115,14 @@ async fn link(shared: &Arc<Shared>, member: &Member) -> LinkError {
     error
 }
 
-type Open = (quinn::Connection, MessageReader, MessageWriter);
+struct Open {
+    connection: quinn::Connection,
+    version: u16,
+    // Which start of the peer it leads to, if the peer says so.
+    start: Option<u64>,
+    reader: MessageReader,
+    writer: MessageWriter,
+}
 
 /// Dials `member` and shakes hands.
 async fn open(shared: &Arc<Shared>, member: &Member, lane: Lane) -> Result<Open, LinkError> {
@@ -118,7 +132,13 @@ async fn open(shared: &Arc<Shared>, member: &Member, lane: Lane) -> Result<Open,
         .connect(member.addr, &member.name, Alpn::Link, within)
         .await?;
     match greet(shared, member, lane, &connection).await {
-        Ok((reader, writer)) => Ok((connection, reader, writer)),
+        Ok((version, start, reader, writer)) => Ok(Open {
+            connection,
+            version,
+            start,
+            reader,
+            writer,
+        }),
         Err(error) => {
             let error = error.or_close_reason(&connection);
             let code = match &error {
@@ -137,7 +157,7 @@ async fn greet(
     member: &Member,
     lane: Lane,
     connection: &quinn::Connection,
-) -> Result<(MessageReader, MessageWriter), LinkError> {
+) -> Result<(u16, Option<u64>, MessageReader, MessageWriter), LinkError> {
     let within = shared.config.timings.connect;
     let (send, recv) = timeout(within, connection.open_bi())
         .await
@@ -159,15 +179,27 @@ async fn greet(
         Ok(PeerName::Client(name)) => format!("client {name}"),
         Err(error) => return Err(LinkError::Lost(error.to_string())),
     };
-    if let Err(refusal) = shared
+    let version = match shared
         .credentials
         .judge(&hello, &certificate, Some(member.id))
     {
-        writer.write(&Message::Refused(refusal.clone())).await?;
-        writer.finish().await;
-        return Err(LinkError::RefusedByUs(refusal));
+        Ok(version) => version,
+        Err(refusal) => {
+            writer.write(&Message::Refused(refusal.clone())).await?;
+            writer.finish().await;
+            return Err(LinkError::RefusedByUs(refusal));
+        }
+    };
+    let mut start = None;
+    if version >= START_SINCE {
+        writer.write(&Message::Start(shared.start)).await?;
+        match reader.expect(within).await? {
+            Message::Start(theirs) => start = Some(theirs.id),
+            other => return Err(unexpected("Start", &other).into()),
+        }
     }
-    Ok((reader, writer))
+    shared.started(member.id, start);
+    Ok((version, start, reader, writer))
 }
 
 /// Takes in what the peer says on the control stream. Never returns `Ok`.
@@ -190,6 +222,7 @@ async fn listen(
             }
             Message::Settled(settled) => shared.settled_elsewhere(&settled),
             Message::Agreement(agreement) => shared.agreed_elsewhere(peer, &agreement),
+            Message::Taken(taken) => shared.taken(peer, &taken),
             Message::Vector(vector) => {
                 shared.vector(peer, vector, true, std::mem::take(&mut is_first));
             }
@@ -202,51 +235,59 @@ async fn listen(
 async fn speak(
     shared: &Arc<Shared>,
     peer: RegionId,
+    version: u16,
     mut writer: MessageWriter,
 ) -> Result<std::convert::Infallible, WireError> {
     let mut every = interval(shared.config.timings.vector);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         every.tick().await;
+        if version >= START_SINCE {
+            let taken = shared.taken_of(peer);
+            writer.write(&Message::Taken(taken)).await?;
+        }
         let vector = shared.vector_for(peer);
         writer.write(&Message::Vector(vector)).await?;
     }
 }
 
-/// The connection to pull from `peer` on. The live one is there or not; the bulk one is opened when
-/// it is needed.
+/// The connection to pull from `peer` on, and which start of it that leads to. The live one is there
+/// or not; the bulk one is opened when it is needed.
 pub(crate) async fn connection(
     shared: &Arc<Shared>,
     peer: RegionId,
     lane: Lane,
-) -> Result<quinn::Connection, String> {
+) -> Result<(quinn::Connection, Option<u64>), String> {
     let not_linked = || "the peer is not linked".to_owned();
-    let (live, bulk, member) = {
+    let (live, live_start, bulk, member) = {
         let state = shared.lock();
         let known = state.peers.get(&peer).ok_or_else(not_linked)?;
         (
             known.live.clone(),
+            known.live_start,
             Arc::clone(&known.bulk),
             known.member.clone(),
         )
     };
     let live = live.ok_or_else(not_linked)?;
     if lane == Lane::Live {
-        return Ok(live);
+        return Ok((live, live_start));
     }
     let mut bulk = bulk.lock().await;
     if let Some(open) = bulk.as_ref()
         && open.connection.close_reason().is_none()
     {
-        return Ok(open.connection.clone());
+        return Ok((open.connection.clone(), open.start));
     }
-    let (connection, reader, writer) = open(shared, &member, Lane::Bulk)
+    let opened = open(shared, &member, Lane::Bulk)
         .await
         .map_err(|error| error.to_string())?;
     tracing::info!(region = %member.name, "catching up on a connection of its own");
+    let way = (opened.connection.clone(), opened.start);
     *bulk = Some(BulkConnection {
-        connection: connection.clone(),
-        _control: (reader, writer),
+        connection: opened.connection,
+        start: opened.start,
+        _control: (opened.reader, opened.writer),
     });
-    Ok(connection)
+    Ok(way)
 }

@@ -46,7 +46,7 @@ impl Links {
     /// Begins to dial every member but ourselves. Must be called on a tokio runtime.
     ///
     /// `promises` is asked at each heartbeat what we promise of our own logs. `rng_seed` seeds the
-    /// jitter of redialling.
+    /// jitter of redialling and names this start of the node, so it must be another one each time.
     pub fn start(
         config: LinksConfig,
         store: Arc<Store>,

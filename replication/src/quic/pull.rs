@@ -1,12 +1,12 @@
 //! Pulls one log from one peer, for as long as the puller wants it.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use meridian_clock::{Position, Timestamp};
 use meridian_event::Block;
 use meridian_points::{Bug, buggify, planted, reached};
-use meridian_store::SubmitError;
+use meridian_store::{Store, SubmitError};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -104,9 +104,10 @@ async fn pull_alone(
     subscription: Subscription,
 ) -> Result<std::convert::Infallible, Failure> {
     let stuck = shared.config.timings.stuck;
-    let connection = dial::connection(shared, subscription.via, subscription.lane)
+    let (connection, start) = dial::connection(shared, subscription.via, subscription.lane)
         .await
         .map_err(Failure::NoConnection)?;
+    let source = Source::new(shared, subscription, start);
     let (send, recv) = timeout(stuck, connection.open_bi())
         .await
         .map_err(|_| WireError::TimedOut { within: stuck })?
@@ -158,7 +159,7 @@ async fn pull_alone(
             }
             message = reader.read() => match message?.ok_or(WireError::Ended)? {
                 Message::Blocks(blocks) => {
-                    let mut ack = take(shared, subscription, &mut inbound, &mut stamps, blocks, &failed).await?;
+                    let mut ack = take(shared, &source, &mut inbound, &mut stamps, blocks, &failed).await?;
                     if planted(Bug::AckUnsynced) {
                         ack = inbound.handle_durable(inbound.accepted())?.map(Message::Ack);
                     }
@@ -176,12 +177,13 @@ async fn pull_alone(
 /// Judges each block and hands it to the store without waiting until it is durable.
 async fn take(
     shared: &Arc<Shared>,
-    subscription: Subscription,
+    source: &Source,
     inbound: &mut InboundSubscription,
     stamps: &mut VecDeque<(Position, Timestamp)>,
     blocks: Blocks,
     failed: &Arc<CommitWatch>,
 ) -> Result<Option<Message>, Failure> {
+    let subscription = source.subscription;
     odd::pause("blocks that came wait to be judged").await;
     // The store decodes a block before it finds that it has no room for it, so ask first.
     room(shared).await?;
@@ -196,7 +198,7 @@ async fn take(
                 newest = newest.max(header.last_timestamp);
                 stamps.push_back((header.last_position(), header.last_timestamp));
                 note_way(shared, subscription);
-                submit(shared, block, failed).await?;
+                submit(shared, source, block, failed).await?;
             }
             Verdict::AlreadyHeld(ack) => {
                 reached("a block came that was already held");
@@ -221,19 +223,61 @@ async fn take(
     Ok(give_back)
 }
 
-async fn submit(
-    shared: &Arc<Shared>,
-    block: Block,
-    failed: &Arc<CommitWatch>,
-) -> Result<(), Failure> {
-    loop {
+/// Where blocks come from.
+struct Source {
+    subscription: Subscription,
+    // Which start of the peer it is, and the newest that was heard of.
+    start: Option<u64>,
+    newest: Option<Arc<RwLock<Option<u64>>>>,
+}
+
+impl Source {
+    fn new(shared: &Shared, subscription: Subscription, start: Option<u64>) -> Self {
+        let state = shared.lock();
+        let known = state.peers.get(&subscription.via);
+        Self {
+            subscription,
+            start,
+            newest: known.map(|known| Arc::clone(&known.start)),
+        }
+    }
+
+    // Hands the block to the store unless the peer has started anew since it sent it.
+    fn submit(
+        &self,
+        store: &Store,
+        block: Block,
+        failed: &Arc<CommitWatch>,
+    ) -> Option<Result<(), SubmitError>> {
+        let newest = self.newest.as_ref()?.read();
+        let newest = newest.unwrap_or_else(PoisonError::into_inner);
+        if *newest != self.start && !planted(Bug::ForgetTaken) {
+            return None;
+        }
         let failed = Arc::clone(failed);
         let done = move |outcome: Result<(), _>| {
             if outcome.is_err() {
                 failed.0.notify_one();
             }
         };
-        match shared.store.submit(block.clone(), Box::new(done)) {
+        Some(store.submit(block, Box::new(done)))
+    }
+}
+
+async fn submit(
+    shared: &Arc<Shared>,
+    source: &Source,
+    block: Block,
+    failed: &Arc<CommitWatch>,
+) -> Result<(), Failure> {
+    loop {
+        let Some(submitted) = source.submit(&shared.store, block.clone(), failed) else {
+            reached("a block of a peer's earlier start was not taken");
+            return Err(Failure::NoConnection(
+                "the peer has started anew".to_owned(),
+            ));
+        };
+        match submitted {
             Ok(()) => return Ok(()),
             Err(SubmitError::Full) => room(shared).await?,
             Err(SubmitError::WrongChain { log, position, .. }) => {

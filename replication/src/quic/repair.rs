@@ -75,7 +75,7 @@ async fn fetch(
     range: &DamagedRange,
 ) -> Result<usize, FetchError> {
     let stuck = shared.config.timings.stuck;
-    let connection = dial::connection(shared, peer, Lane::Live)
+    let (connection, _) = dial::connection(shared, peer, Lane::Live)
         .await
         .map_err(FetchError::NoConnection)?;
     let (send, recv) = timeout(stuck, connection.open_bi())

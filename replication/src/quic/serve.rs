@@ -15,8 +15,8 @@ use super::odd;
 use super::state::Shared;
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
 use crate::frame::{
-    Ack, Blocks, Fetch, Hello, Lane, Message, NotServed, Refusal, SETTLED_SINCE, Subscribe,
-    Subscribed,
+    Ack, Blocks, Fetch, Hello, Lane, Message, NotServed, Refusal, SETTLED_SINCE, START_SINCE,
+    Subscribe, Subscribed,
 };
 use crate::link::{AckError, OutboundSubscription};
 
@@ -132,6 +132,16 @@ async fn greet(
     };
     let welcome = shared.credentials.hello(hello.lane);
     writer.write(&Message::Welcome(welcome)).await?;
+    let mut start = None;
+    if version >= START_SINCE {
+        writer.write(&Message::Start(shared.start)).await?;
+        match reader.expect(within).await? {
+            Message::Start(theirs) => start = Some(theirs.id),
+            Message::Refused(refusal) => return Err(ServeError::RefusedByPeer(refusal)),
+            other => return Err(unexpected("Start", &other).into()),
+        }
+    }
+    shared.started(hello.region, start);
     writer.prefer();
     Ok((hello, version, reader, writer))
 }
@@ -149,6 +159,7 @@ async fn listen(
             Message::Vector(vector) => {
                 shared.vector(peer, vector, false, std::mem::take(&mut is_first));
             }
+            Message::Taken(taken) => shared.taken(peer, &taken),
             Message::Refused(refusal) => return Err(ServeError::RefusedByPeer(refusal)),
             other => return Err(unexpected("Vector", &other).into()),
         }
@@ -182,6 +193,9 @@ async fn speak(
         };
         if buggify("a vector or heartbeat is left out") {
             continue;
+        }
+        if version >= START_SINCE && matches!(message, Message::Vector(_)) {
+            writer.write(&Message::Taken(shared.taken_of(peer))).await?;
         }
         writer.write(&message).await?;
         if knows_settled {

@@ -1,7 +1,8 @@
 //! What all tasks of the links share.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::mem;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -20,7 +21,7 @@ use super::links::HeldByRegion;
 use super::wire::{MessageReader, MessageWriter};
 use super::{Endpoint, LinksConfig, Member, PromiseSource, pull};
 use crate::frame::{
-    Agreed, Agreement, ClockEcho, Head, Heartbeat, Lane, Settled, Vector, all_logs,
+    Agreed, Agreement, ClockEcho, Head, Heartbeat, Lane, Settled, Start, Taken, Vector, all_logs,
 };
 use crate::link::handshake::Credentials;
 use crate::link::{
@@ -46,6 +47,8 @@ impl From<LogHead> for Head {
 #[derive(Debug)]
 pub(crate) struct BulkConnection {
     pub(crate) connection: quinn::Connection,
+    /// Which start of the peer it leads to.
+    pub(crate) start: Option<u64>,
     pub(crate) _control: (MessageReader, MessageWriter),
 }
 
@@ -62,6 +65,11 @@ pub(crate) struct Peer {
     pub(crate) member: Member,
     /// The connection on which we pull, once its handshake is done.
     pub(crate) live: Option<quinn::Connection>,
+    /// Which start of the peer that leads to.
+    pub(crate) live_start: Option<u64>,
+    /// The start of the peer that was last heard of. Read while a block of another one would be
+    /// given to the store, so that none is after this has changed.
+    pub(crate) start: Arc<RwLock<Option<u64>>>,
     /// The connection on which we catch up; locked while it is being opened.
     pub(crate) bulk: Arc<tokio::sync::Mutex<Option<BulkConnection>>>,
     bulk_used_at: Instant,
@@ -80,6 +88,8 @@ impl Peer {
         Self {
             member,
             live: None,
+            live_start: None,
+            start: Arc::default(),
             bulk: Arc::default(),
             bulk_used_at: Instant::default(),
             inbound: BTreeMap::new(),
@@ -114,8 +124,11 @@ pub(crate) struct State {
     pub(crate) skew: SkewGuard,
     pub(crate) peers: BTreeMap<RegionId, Peer>,
     pub(crate) seen: BTreeMap<RegionId, VersionVector>,
-    // What each peer said it holds, and which peers said what is complete: only who did both is seen.
+    // What each peer said it holds, and which peers said what is complete: only who did both, and
+    // whose clock is known, is seen.
     vectors: BTreeMap<RegionId, VersionVector>,
+    // What each peer said to have taken in our own logs, durably or not.
+    taken: BTreeMap<RegionId, VersionVector>,
     promising: BTreeSet<RegionId>,
     pub(crate) jitter: Jitter,
     pulls: BTreeMap<u64, CancellationToken>,
@@ -126,6 +139,8 @@ pub(crate) struct State {
 
 pub(crate) struct Shared {
     pub(crate) config: LinksConfig,
+    /// Which start of this node this is.
+    pub(crate) start: Start,
     pub(crate) credentials: Credentials,
     pub(crate) store: Arc<Store>,
     pub(crate) hlc: Arc<Hlc>,
@@ -205,6 +220,7 @@ impl Shared {
                 .collect(),
             seen: BTreeMap::new(),
             vectors: BTreeMap::new(),
+            taken: BTreeMap::new(),
             promising: BTreeSet::new(),
             jitter: Jitter::new(rng_seed),
             pulls: BTreeMap::new(),
@@ -216,6 +232,7 @@ impl Shared {
             .expect("the bounds of the histogram are constants that fit");
         Self {
             config,
+            start: Start { id: rng_seed },
             credentials,
             store,
             hlc,
@@ -279,8 +296,65 @@ impl Shared {
         }
     }
 
+    /// `peer` is in this start of it. What came from an earlier one and is not with the store yet is
+    /// never given to it: the peer may have lost it, and is about to hear how much of its logs is held
+    /// here, to go on from there.
+    pub(crate) fn started(&self, peer: RegionId, start: Option<u64>) {
+        let state = self.lock();
+        let Some(known) = state.peers.get(&peer) else {
+            return;
+        };
+        let earlier = {
+            let mut newest = known.start.write().unwrap_or_else(PoisonError::into_inner);
+            mem::replace(&mut *newest, start)
+        };
+        if earlier.is_none() || earlier == start {
+            return;
+        }
+        let reason = "the peer has started anew";
+        if let Some(live) = &known.live
+            && known.live_start != start
+        {
+            reached("a peer that started anew ended what its earlier start had sent");
+            close(live, code::REPLACED, reason);
+        }
+        // One that is being opened right now hears of it by its own handshake.
+        if let Ok(mut bulk) = known.bulk.try_lock()
+            && let Some(open) = bulk.take_if(|open| open.start != start)
+        {
+            close(&open.connection, code::REPLACED, reason);
+        }
+    }
+
+    /// What we have taken in `peer`'s own logs. After [`Shared::started`] nothing of an earlier start
+    /// comes on top of it.
+    pub(crate) fn taken_of(&self, peer: RegionId) -> Taken {
+        let logs = self.logs.keys().filter(|log| log.origin == peer);
+        let taken = logs.map(|log| (*log, self.store.submitted_head(*log).position));
+        Taken {
+            logs: taken
+                .filter(|(_, position)| *position > Position::ZERO)
+                .collect(),
+        }
+    }
+
+    /// `peer` said what it has taken in our own logs.
+    pub(crate) fn taken(&self, peer: RegionId, taken: &Taken) {
+        let ours = taken
+            .logs
+            .iter()
+            .filter(|(log, _)| log.origin == self.config.region && self.logs.contains_key(log));
+        let ours = ours.copied().collect();
+        self.lock().taken.insert(peer, ours);
+    }
+
     /// We can pull from `peer` over `connection`.
-    pub(crate) fn connected(self: &Arc<Self>, peer: RegionId, connection: &quinn::Connection) {
+    pub(crate) fn connected(
+        self: &Arc<Self>,
+        peer: RegionId,
+        connection: &quinn::Connection,
+        start: Option<u64>,
+    ) {
         let now = self.now();
         let mut state = self.lock();
         // Shutdown has closed what it found under this lock; what comes later closes itself.
@@ -290,6 +364,7 @@ impl Shared {
         }
         if let Some(known) = state.peers.get_mut(&peer) {
             known.live = Some(connection.clone());
+            known.live_start = start;
             known.connects += 1;
             known.last_error = None;
             known.last_heard = Some(now);
@@ -424,11 +499,16 @@ impl Shared {
         if changed {
             self.publish_held(&state);
         }
-        let said = vector
+        let mut said: VersionVector = vector
             .heads
             .iter()
             .map(|head| (head.log, head.position))
             .collect();
+        if let Some(taken) = state.taken.get(&peer)
+            && !planted(Bug::ForgetTaken)
+        {
+            said.merge(taken);
+        }
         state.vectors.insert(peer, said);
         self.publish_seen(&mut state, peer);
         if is_source {
@@ -449,10 +529,11 @@ impl Shared {
         }
     }
 
-    // A peer counts as heard once it said what it holds and what it knows to be complete: a node
-    // that lost its memory needs both before it stamps again.
+    // A peer counts as heard once it said what it holds and what it knows to be complete, and its
+    // clock was compared with ours: a node that lost its memory needs all three before it stamps
+    // again.
     fn publish_seen(&self, state: &mut State, peer: RegionId) {
-        if !state.promising.contains(&peer) {
+        if !state.promising.contains(&peer) || state.skew.offset_nanos(peer).is_none() {
             return;
         }
         let Some(said) = state.vectors.get(&peer) else {

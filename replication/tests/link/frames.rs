@@ -8,7 +8,7 @@ use meridian_event::Chain;
 use meridian_event::frame::{self, FrameError};
 use meridian_replication::frame::{
     Ack, Agreed, Agreement, Blocks, ClockEcho, Fetch, Head, Heartbeat, Hello, Holding, Lane,
-    Message, NotServed, Refusal, Settled, Stable, Subscribe, Subscribed, Vector,
+    Message, NotServed, Refusal, Settled, Stable, Start, Subscribe, Subscribed, Taken, Vector,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -36,6 +36,8 @@ const GOLDEN: &[(&str, &[u8])] = golden![
     "fetch",
     "settled",
     "agreement",
+    "start",
+    "taken",
 ];
 
 fn hello(lane: Lane) -> Hello {
@@ -205,6 +207,12 @@ fn messages(name: &str) -> Vec<Message> {
                 chain: Chain([0xc4; 32]),
             }],
         })],
+        "start" => vec![Message::Start(Start {
+            id: 0x0102_0304_0506_0708,
+        })],
+        "taken" => vec![Message::Taken(Taken {
+            logs: vec![(log_of(B), Position(97))],
+        })],
         other => panic!("no messages are called {other}"),
     }
 }
@@ -244,10 +252,10 @@ fn the_golden_bytes_still_mean_what_they_meant() {
 fn there_is_a_golden_file_for_every_kind_of_message() {
     let all = GOLDEN.iter().map(|(name, _)| messages(name));
     let kinds: Vec<u8> = all.map(|messages| messages[0].kind()).collect();
-    assert_eq!(kinds, (1..=13).collect::<Vec<_>>());
+    assert_eq!(kinds, (1..=15).collect::<Vec<_>>());
     assert_eq!(
-        Message::decode(14, &Bytes::new()),
-        Err(FrameError::UnknownKind { kind: 14 })
+        Message::decode(16, &Bytes::new()),
+        Err(FrameError::UnknownKind { kind: 16 })
     );
 }
 
@@ -370,6 +378,15 @@ fn a_message() -> impl Strategy<Value = Message> {
             after: head.position,
             until: Position(until),
         })),
+        any::<u64>().prop_map(|id| Message::Start(Start { id })),
+        prop::collection::vec((a_log(), any::<u64>()), 0..4).prop_map(|logs| {
+            let logs = logs
+                .into_iter()
+                .map(|(log, position)| (log, Position(position)));
+            Message::Taken(Taken {
+                logs: logs.collect(),
+            })
+        }),
     ]
 }
 

@@ -53,6 +53,8 @@ bugs! {
         "A member that has said nothing for two seconds is taken out of the watermarks.";
     ForgetPromised, "forget-promised",
         "A node that lost its disk stamps at or below what it had promised before.";
+    ForgetTaken, "forget-taken",
+        "What waits for our disk is not told to the region whose log it is, and more from before its restart is taken.";
     OpenGate, "open-gate", "A node that lost its disk gives out positions before its peers have answered.";
     OneRegionLess, "one-region-less", "`regions:N` and `all` are answered with one region too few.";
     IgnoreExpected, "ignore-expected", "The expected revision is not compared.";

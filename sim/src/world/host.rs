@@ -1,15 +1,16 @@
 //! One machine: its disk and clock, which outlive the node that runs on it.
 
 use std::collections::BTreeMap;
+use std::mem;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use meridian_clock::{LogId, Position};
-use meridian_node::Node;
 use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Network, Random, Seams};
+use meridian_node::{Identity, Node};
 use meridian_store::{Lanes, SimDisk, Store};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -58,6 +59,8 @@ struct Changing {
     node: Weak<Node>,
     rng: Rng,
     start_error: Option<String>,
+    // Whether its first disk was made ready for a new region, as an operator does.
+    prepared: bool,
     // How far each log was reported as committed from this disk.
     reported: BTreeMap<LogId, Position>,
     lost: Vec<String>,
@@ -121,6 +124,7 @@ impl Machine {
                 node: Weak::new(),
                 rng,
                 start_error: None,
+                prepared: false,
                 reported: BTreeMap::new(),
                 lost: Vec::new(),
             }),
@@ -207,6 +211,14 @@ impl Machine {
         };
         self.stopped.store(false, Ordering::Relaxed);
         self.forget_start_error();
+        if !mem::replace(&mut self.changing().prepared, true)
+            && let Err(error) = Identity::create_fresh(&*seams.disk, &self.config, &*seams.random)
+        {
+            self.trace.note(
+                elapsed(),
+                format_args!("{} is not prepared: {error}", self.name),
+            );
+        }
         let node = match Node::start(self.config.clone(), seams).await {
             Ok(node) => node,
             Err(error) => {
@@ -242,10 +254,17 @@ impl Machine {
     }
 }
 
+// How long after a failed step of housekeeping, as the store's own thread waits.
+const HOUSEKEEP_AGAIN: Duration = Duration::from_secs(1);
+
 // Does what the store's threads do in a real node, in virtual time.
 async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
     loop {
-        store.wants_commit().await;
+        tokio::select! {
+            biased;
+            () = store.wants_commit() => {}
+            () = sleep(HOUSEKEEP_AGAIN), if store.housekeeping_failed() => {}
+        }
         let slow = machine.slow.load(Ordering::Relaxed);
         let (low, high) = machine.commit_us;
         let wait = Duration::from_micros(rng.between(low, high) * slow);
