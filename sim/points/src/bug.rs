@@ -53,6 +53,9 @@ bugs! {
         "A member that has said nothing for two seconds is taken out of the watermarks.";
     ForgetPromised, "forget-promised",
         "A node that lost its disk stamps at or below what it had promised before.";
+    SplitCheckpoint, "split-checkpoint",
+        "A read model's checkpoint is committed apart from its rows.";
+    ForgetFence, "forget-fence", "A worker goes on writing a read model that another one has taken over.";
     ForgetTaken, "forget-taken",
         "What waits for our disk is not told to the region whose log it is, and more from before its restart is taken.";
     OpenGate, "open-gate", "A node that lost its disk gives out positions before its peers have answered.";
