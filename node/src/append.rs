@@ -72,6 +72,31 @@ impl Appends {
         let began = Instant::now();
         let own = began + self.timeout;
         let deadline = deadline.map_or(own, |asked| asked.min(own));
+        if request.stream.is_internal() && hops == 0 {
+            return Err(AppendError::Invalid {
+                reason: format!(
+                    "stream names that begin with $ are the server's own; rename {}",
+                    request.stream
+                ),
+            });
+        }
+        self.append_any(request, hops, deadline, began).await
+    }
+
+    /// Appends to a stream of the server's own.
+    pub(crate) async fn append_own(&self, request: AppendRequest) -> Result<Appended, AppendError> {
+        let began = Instant::now();
+        self.append_any(request, 0, began + self.timeout, began)
+            .await
+    }
+
+    async fn append_any(
+        &self,
+        request: AppendRequest,
+        hops: u8,
+        deadline: Instant,
+        began: Instant,
+    ) -> Result<Appended, AppendError> {
         let _in_flight = self.metrics.append_begun();
         let weight: usize = request
             .events
@@ -191,12 +216,6 @@ impl Appends {
         };
         if request.events.is_empty() {
             return invalid("a batch has at least one event".to_owned());
-        }
-        if request.stream.is_internal() {
-            return invalid(format!(
-                "stream names that begin with $ are the server's own; rename {}",
-                request.stream
-            ));
         }
         let limits = &self.limits;
         if request.events.len() > limits.batch_events_max {

@@ -150,3 +150,11 @@ pub fn in_folder(folder: &Path) -> io::Result<Vec<PathBuf>> {
 pub fn remove_folder(folder: &Path) -> io::Result<()> {
     std::fs::remove_dir_all(folder)
 }
+
+/// Removes the file at `path`.
+///
+/// # Errors
+/// When it is not there or cannot be removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)
+}

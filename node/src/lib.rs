@@ -26,6 +26,7 @@ mod live;
 pub mod metrics;
 mod node;
 mod odd;
+mod projections;
 mod reads;
 mod remembered;
 pub mod seams;
@@ -39,6 +40,7 @@ mod why;
 pub use blame::{HeldBack, HeldReason, HeldTier};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
+pub use projections::{ModelStatus, ProjectionError, ProjectionStatus, Projections};
 pub use status::{
     DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus, PartitionWatermarks, Watermarks,
 };

@@ -39,6 +39,7 @@ use crate::feed::Feeds;
 use crate::gate::{Gate, Memory, Verdict};
 use crate::identity::{FirstWrite, Identity, IdentityError, is_lost, note_found, note_lost};
 use crate::metrics::{Metrics, Origin};
+use crate::projections::{Lane, Projections};
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
 use crate::session::{SessionSeal, parse_key};
@@ -58,6 +59,9 @@ const DRAIN_FOR: Duration = Duration::from_secs(10);
 /// Why a node did not start. Nothing is left running.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// The folder of the read models cannot be looked through.
+    #[error("the folder of the read models cannot be read; check its permissions")]
+    ReadModels(#[source] io::Error),
     /// The configuration contradicts itself.
     #[error("the configuration cannot be used: {0}")]
     Config(String),
@@ -144,6 +148,7 @@ pub struct Node {
     tls_seams: TlsSeams,
     appends: Appends,
     shut: Arc<RwLock<Option<String>>>,
+    projections: Arc<Projections>,
     metrics: Arc<Metrics>,
     http_addr: SocketAddr,
     quic_addr: SocketAddr,
@@ -318,6 +323,25 @@ impl Node {
             (0..config.partitions).map(|partition| LogId::new(member.id, PartitionId(partition)))
         });
         let logs: Vec<_> = logs.collect();
+        let started = Instant::now();
+        let mut jitter = [0; 1];
+        seams.random.fill(&mut jitter);
+        let projections = Projections::start(crate::projections::Shared {
+            root: seams.read_models,
+            store: Arc::clone(&store),
+            logs: logs.clone(),
+            names: Arc::clone(&names),
+            marks: links.marks(),
+            now: Arc::new(move || started.elapsed()),
+            lane: match seams.lanes {
+                meridian_store::Lanes::Driven => Lane::Inline,
+                _ => Lane::Blocking,
+            },
+            jitter: jitter[0],
+            tasks: tasks.clone(),
+            tracker: tracker.clone(),
+        })
+        .map_err(StartError::ReadModels)?;
         let node = Arc::new(Self {
             names,
             policies,
@@ -333,6 +357,7 @@ impl Node {
             tls_seams: seams.tls,
             appends,
             shut,
+            projections,
             metrics,
             http_addr,
             quic_addr,
@@ -342,6 +367,7 @@ impl Node {
             tracker,
             config,
         });
+        node.projections.open(&node);
         node.spawn_upkeep(time, memory, Arc::clone(&disk));
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
@@ -550,6 +576,16 @@ impl Node {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         self.appends.append(request, hops, Some(deadline)).await
+    }
+
+    /// Appends to a stream of the server's own.
+    pub(crate) async fn append_own(&self, request: AppendRequest) -> Result<Appended, AppendError> {
+        self.appends.append_own(request).await
+    }
+
+    /// The projections of this region.
+    pub fn projections(&self) -> &Arc<Projections> {
+        &self.projections
     }
 
     pub(crate) fn feeds(&self) -> &Feeds {

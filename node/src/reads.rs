@@ -99,6 +99,17 @@ impl Node {
         }
     }
 
+    /// As [`Node::read_live`], without waiting.
+    ///
+    /// # Errors
+    /// When the cursor is not one of ours, or the log cannot be read.
+    pub fn read_live_now(&self, read: &LiveRead) -> Result<LivePage, ReadError> {
+        let after = self.read_cursor(&read.after)?;
+        let limit = (read.limit as usize).clamp(1, PAGE_EVENTS_MAX);
+        let page = live::read_live(self.store(), after, &read.filter, limit).map_err(unreadable)?;
+        Ok(page.sealed(self.cursors()))
+    }
+
     pub(crate) fn read_cursor(
         &self,
         cursor: &meridian_client::LiveCursor,

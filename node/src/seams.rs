@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -69,6 +69,9 @@ pub struct Seams {
     pub lanes: meridian_store::Lanes,
     /// What TLS encrypts with and checks certificates against.
     pub tls: TlsSeams,
+    /// The folder of the read models: databases that others read, so real files. It is created when
+    /// it is needed.
+    pub read_models: PathBuf,
 }
 
 impl Seams {
@@ -84,6 +87,7 @@ impl Seams {
             network: Arc::new(HostNetwork),
             lanes: StoreOptions::default().lanes,
             tls: TlsSeams::default(),
+            read_models: data.join("projections"),
         })
     }
 }

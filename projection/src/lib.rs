@@ -22,7 +22,10 @@ pub use definition::{
 };
 pub use feed::{Feed, FeedError, FeedEvent, Reached};
 pub use sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
-pub use sqlite::{Answer, Limits, Query, QueryError, SqliteSink, check_sqlite};
+pub use sqlite::{
+    Answer, Limits, Query, QueryError, SqliteSink, TableDiff, check_sqlite, diff_sqlite,
+    list_parked,
+};
 pub use worker::{Batches, Doing, Drained, Now, Status, Step, Worker};
 
 /// The wall-clock part of a timestamp, RFC 3339 in UTC.

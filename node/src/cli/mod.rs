@@ -11,6 +11,7 @@ mod import;
 mod init;
 mod local;
 mod output;
+mod projection;
 mod read;
 mod serve;
 mod settled;
@@ -68,6 +69,9 @@ enum Command {
     Tail(tail::Args),
     /// Show the regions, their links, how far each holds what the others wrote, and how far the order is settled
     Status(status::Args),
+    /// Read models: define, follow, mend, exchange and ask them
+    #[command(subcommand)]
+    Projection(projection::Command),
     /// Ask why: what holds the settled order back, or how two events are ordered
     #[command(subcommand)]
     Why(why::Question),
@@ -167,6 +171,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Read(args) => read::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
         Command::Status(args) => status::run(args, output).await,
+        Command::Projection(command) => projection::run(command, output).await,
         Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),
         Command::Certificate(command) => certificate::run(&command, output),

@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::live;
 use crate::metrics::Metrics;
+use crate::projections::Projections;
 use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
@@ -129,6 +130,9 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// When one of them is no event, is not held here, or cannot be read.
     fn why_order(&self, a: &str, b: &str) -> Result<OrderReason, WhyError>;
+
+    /// The projections of this region, if it has a place for any.
+    fn projections(&self) -> Option<Arc<Projections>>;
 
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
@@ -249,6 +253,10 @@ impl Backend for Node {
 
     fn why_order(&self, a: &str, b: &str) -> Result<OrderReason, WhyError> {
         Self::why_order(self, a, b)
+    }
+
+    fn projections(&self) -> Option<Arc<Projections>> {
+        Some(Arc::clone(Self::projections(self)))
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

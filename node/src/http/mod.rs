@@ -22,6 +22,11 @@ mod openapi;
 mod operations;
 mod params;
 mod problem;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
+mod projections;
 mod routes;
 mod server;
 mod session;

@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{append, categories, events, operations, settling, stream, why};
+use super::{append, categories, events, operations, projections, settling, stream, why};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -29,6 +29,20 @@ use super::{append, categories, events, operations, settling, stream, why};
         categories::read,
         categories::set,
         categories::unset,
+        projections::list,
+        projections::read,
+        projections::put,
+        projections::delete,
+        projections::rebuild,
+        projections::promote,
+        projections::rollback,
+        projections::pause,
+        projections::resume,
+        projections::diff,
+        projections::parked,
+        projections::retry,
+        projections::drop_parked,
+        projections::query,
         operations::healthz,
         operations::readyz,
         operations::metrics,
@@ -37,6 +51,7 @@ use super::{append, categories, events, operations, settling, stream, why};
     tags(
         (name = "events", description = "Append and read"),
         (name = "categories", description = "How writes to a category's streams are settled"),
+        (name = "projections", description = "Read models: define, follow, mend, exchange and ask them"),
         (name = "operations", description = "What operators and their tools ask"),
     )
 )]

@@ -6,13 +6,14 @@ use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use meridian_client::{AppendError, ReadError};
+use meridian_projection::QueryError;
 use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::Door;
 use super::session::SESSION_HEADER;
 use super::views::{EpochView, EventView};
-use crate::WhyError;
+use crate::{ProjectionError, WhyError};
 
 /// What went wrong, in one word that does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -20,6 +21,8 @@ use crate::WhyError;
 pub(super) enum Code {
     /// 409: someone else wrote first. See `actual` and `events_since`, then decide again.
     WrongExpectedRevision,
+    /// 409: it is not in a state for that. `detail` says what to do first.
+    Conflict,
     /// 421: another region orders this stream. Send the request to `home`.
     NotHome,
     /// 503: nothing was written, or it cannot be read now. Try again after `Retry-After` seconds.
@@ -48,7 +51,7 @@ pub(super) enum Code {
 impl Code {
     fn status(self) -> StatusCode {
         match self {
-            Self::WrongExpectedRevision => StatusCode::CONFLICT,
+            Self::WrongExpectedRevision | Self::Conflict => StatusCode::CONFLICT,
             Self::NotHome => StatusCode::MISDIRECTED_REQUEST,
             Self::Unavailable | Self::Stale => StatusCode::SERVICE_UNAVAILABLE,
             Self::Indeterminate => StatusCode::GATEWAY_TIMEOUT,
@@ -296,6 +299,28 @@ impl Problem {
             WhyError::Invalid { .. } => Self::invalid(error.to_string()),
             WhyError::NotHeld { .. } => Self::new(Code::NotFound, error.to_string()),
             WhyError::Read(error) => Self::of_read(error),
+        }
+    }
+
+    /// The answer to what a projection did not do.
+    pub(super) fn of_projection(error: ProjectionError, door: &Door) -> Self {
+        let detail = error.to_string();
+        match error {
+            ProjectionError::NotFound(_) | ProjectionError::NotParked { .. } => {
+                Self::not_found(detail)
+            }
+            ProjectionError::Definition(_) => Self::invalid(detail),
+            ProjectionError::Conflict(_) => Self::new(Code::Conflict, detail),
+            ProjectionError::Unavailable(_) => Self::unavailable(detail, 1000),
+            ProjectionError::Stale(_) => Self::new(Code::Stale, detail).and(More {
+                retry_after_ms: Some(1000),
+                ..More::default()
+            }),
+            ProjectionError::Query(QueryError::Unavailable { .. }) => {
+                Self::unavailable(detail, 1000)
+            }
+            ProjectionError::Query(_) => Self::invalid(detail),
+            ProjectionError::Append(error) => Self::of_append(error, door),
         }
     }
 

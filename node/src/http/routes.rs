@@ -14,7 +14,9 @@ use jiff::fmt::rfc2822::DateTimePrinter;
 use tokio::time::Instant;
 
 use super::problem::Problem;
-use super::{Door, append, categories, events, openapi, operations, settling, stream, why};
+use super::{
+    Door, append, categories, events, openapi, operations, projections, settling, stream, why,
+};
 use crate::metrics::{HttpRequest, HttpRoute};
 
 /// Every path of the API. The document at `/openapi.json` has the same, which a test checks.
@@ -37,6 +39,32 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
                 .put(categories::set)
                 .delete(categories::unset),
         ),
+        ("/v1/projections", get(projections::list)),
+        (
+            "/v1/projections/{name}",
+            get(projections::read)
+                .put(projections::put)
+                .delete(projections::delete),
+        ),
+        ("/v1/projections/{name}/rebuild", post(projections::rebuild)),
+        ("/v1/projections/{name}/promote", post(projections::promote)),
+        (
+            "/v1/projections/{name}/rollback",
+            post(projections::rollback),
+        ),
+        ("/v1/projections/{name}/pause", post(projections::pause)),
+        ("/v1/projections/{name}/resume", post(projections::resume)),
+        ("/v1/projections/{name}/diff", get(projections::diff)),
+        ("/v1/projections/{name}/parked", get(projections::parked)),
+        (
+            "/v1/projections/{name}/parked/{id}/retry",
+            post(projections::retry),
+        ),
+        (
+            "/v1/projections/{name}/parked/{id}/drop",
+            post(projections::drop_parked),
+        ),
+        ("/v1/projections/{name}/query", post(projections::query)),
         ("/healthz", get(operations::healthz)),
         ("/readyz", get(operations::readyz)),
         ("/metrics", get(operations::metrics)),

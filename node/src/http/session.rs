@@ -48,6 +48,11 @@ impl Session {
         caught_up.map_err(|error| Problem::of_read(&error))
     }
 
+    /// How long its caller waits until what was seen is shown.
+    pub(super) fn wait(&self) -> Duration {
+        self.wait
+    }
+
     /// A token for what was seen so far.
     pub(super) fn token(&self, door: &Door) -> HeaderValue {
         let token = door.backend.token(&self.seen);

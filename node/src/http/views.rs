@@ -66,7 +66,7 @@ impl EventView {
 
 /// The JSON text in `bytes`. Every door takes JSON only; what is none all the same came from a
 /// broken peer and is shown as a string rather than hidden.
-fn raw_json(bytes: &[u8]) -> Box<RawValue> {
+pub(super) fn raw_json(bytes: &[u8]) -> Box<RawValue> {
     serde_json::from_slice(bytes)
         .or_else(|_| serde_json::value::to_raw_value(&String::from_utf8_lossy(bytes)))
         .unwrap_or_default()

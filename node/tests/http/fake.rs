@@ -17,7 +17,7 @@ use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Ti
 use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
 use meridian_node::session::{Seen, SessionSeal};
-use meridian_node::{DigestEntry, NodeStatus, OrderReason, Watermarks, WhyError};
+use meridian_node::{DigestEntry, NodeStatus, OrderReason, Projections, Watermarks, WhyError};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -313,6 +313,10 @@ impl Backend for Fake {
             region: "us-east".to_owned(),
             reason: "this log is held here to position 0".to_owned(),
         })
+    }
+
+    fn projections(&self) -> Option<Arc<Projections>> {
+        None
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

@@ -3,6 +3,7 @@
 //! `schema` checks a definition's SQL and compares tables, `query` answers questions; here rows are
 //! written. A file is in WAL mode, so that queries and the one writer do not wait for each other.
 
+mod diff;
 mod query;
 mod schema;
 
@@ -15,10 +16,11 @@ use meridian_clock::{OrderKey, Timestamp};
 use meridian_event::{EventId, crc32c};
 use meridian_points::{Bug, planted, reached};
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Row, ToSql, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, params};
 
 use uuid::Uuid;
 
+pub use diff::{TableDiff, diff_sqlite};
 pub use query::{Answer, Limits, Query, QueryError};
 pub use schema::check as check_sqlite;
 
@@ -478,6 +480,34 @@ impl Sink for SqliteSink {
             .map_err(SinkError::unavailable)?;
         Ok(count.try_into().unwrap_or(0))
     }
+}
+
+/// The parked events of the read model in a file, in the order of parking, after number `after` and at
+/// most `limit`; with those left out for good if `skipped`.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn list_parked(
+    path: &Path,
+    after: i64,
+    limit: usize,
+    skipped: bool,
+) -> Result<Vec<Parked>, SinkError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let select = format!(
+        "SELECT {PARKED_COLUMNS} FROM meridian_parked
+         WHERE id > ?1 AND (?2 OR kind <> 'skipped') ORDER BY id LIMIT ?3"
+    );
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+    let list = || {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(BUSY_FOR)?;
+        let mut statement = connection.prepare(&select)?;
+        statement
+            .query_map(params![after, skipped, limit], parked_of_row)?
+            .collect::<rusqlite::Result<Vec<_>>>()
+    };
+    list().map_err(SinkError::unavailable)
 }
 
 const PARKED_COLUMNS: &str = "id, kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts";

@@ -215,7 +215,7 @@ fn weight(value: ValueRef<'_>) -> usize {
     }
 }
 
-fn to_json(value: ValueRef<'_>) -> serde_json::Value {
+pub(super) fn to_json(value: ValueRef<'_>) -> serde_json::Value {
     match value {
         ValueRef::Null => serde_json::Value::Null,
         ValueRef::Integer(number) => number.into(),

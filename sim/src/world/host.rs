@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::mem;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -208,6 +209,7 @@ impl Machine {
             network: Arc::clone(&self.network) as Arc<dyn Network>,
             lanes: Lanes::Driven,
             tls: cryptography::seams(),
+            read_models: PathBuf::from("no-read-models"),
         };
         self.stopped.store(false, Ordering::Relaxed);
         self.forget_start_error();

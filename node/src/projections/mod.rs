@@ -1,0 +1,433 @@
+//! The projections of this node: which there are, and the read models of each.
+//!
+//! Definitions are events of the streams `$projections-<name>`, so every region has the same ones
+//! (`follow`). Each region builds its own read models from its own copy of the log (`model`), because a
+//! query must not leave the region. Which of them answers is up to the region's operator (`shelf`).
+//! `driver` runs a worker, `feed` is what it reads.
+
+mod driver;
+mod feed;
+mod follow;
+mod model;
+mod shelf;
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use meridian_client::{AppendError, AppendRequest, Durability, Expected};
+use meridian_clock::{LogId, Timestamp};
+use meridian_event::{EventId, EventType, NewEvent, StreamId};
+use meridian_projection::{
+    Answer, Definition, DefinitionError, Drained, Limits, Now, Parked, Query, QueryError,
+    SinkError, Status, TableDiff, check_name, check_sqlite, list_parked,
+};
+use meridian_replication::link::Marks;
+use meridian_store::Store;
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use driver::Lane;
+use model::Projection;
+
+use crate::Node;
+use crate::session::Seen;
+use crate::status::Names;
+
+/// The category of the streams that define projections.
+pub(crate) const CATEGORY: &str = "$projections";
+/// The type of an event that defines a projection, and of one that removes it.
+const DEFINED: &str = "ProjectionDefined";
+const REMOVED: &str = "ProjectionRemoved";
+/// How long a call waits until what it asked for is in force here.
+const IN_FORCE_WAIT: Duration = Duration::from_secs(10);
+/// How long a promotion waits for the two read models to be equally far.
+const LEVEL_WAIT: Duration = Duration::from_secs(10);
+/// How many rows of each kind a comparison lists.
+const EXAMPLES_MAX: usize = 20;
+/// How many parked events one answer lists.
+const PARKED_MAX: usize = 1_000;
+
+/// Why a projection does not do what it is asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum ProjectionError {
+    /// There is none of that name.
+    #[error("there is no projection {0:?} here; `GET /v1/projections` lists them")]
+    NotFound(String),
+    /// There is no such parked event.
+    #[error("projection {name:?} has no parked event {id}")]
+    NotParked {
+        /// The projection.
+        name: String,
+        /// The number.
+        id: i64,
+    },
+    /// The definition is wrong.
+    #[error(transparent)]
+    Definition(#[from] DefinitionError),
+    /// It is not in a state for that.
+    #[error("{0}")]
+    Conflict(String),
+    /// It cannot be done now.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The read model is behind what the caller has seen.
+    #[error("{0}")]
+    Stale(String),
+    /// The query is wrong, or too much.
+    #[error(transparent)]
+    Query(#[from] QueryError),
+    /// The definition was not written.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+}
+
+impl From<SinkError> for ProjectionError {
+    fn from(error: SinkError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+/// One read model of a projection.
+#[derive(Clone, Debug, Serialize)]
+pub struct ModelStatus {
+    /// Its number in this region.
+    pub number: u32,
+    /// The version of its definition.
+    pub version: u32,
+    /// What its worker is doing.
+    #[serde(flatten)]
+    pub status: Status,
+    /// How far it is behind what is settled.
+    pub lag: Duration,
+}
+
+/// A projection as it stands in this region.
+#[derive(Clone, Debug)]
+pub struct ProjectionStatus {
+    /// What it is: the newest definition.
+    pub definition: Definition,
+    /// Whether its workers are held.
+    pub paused: bool,
+    /// The read model that answers.
+    pub active: Option<ModelStatus>,
+    /// The one that is being built to take over.
+    pub candidate: Option<ModelStatus>,
+    /// The one that answered before.
+    pub previous: Option<ModelStatus>,
+}
+
+/// What all projections of a node share.
+pub(crate) struct Shared {
+    pub(crate) root: PathBuf,
+    pub(crate) store: Arc<Store>,
+    pub(crate) logs: Vec<LogId>,
+    pub(crate) names: Arc<Names>,
+    pub(crate) marks: watch::Receiver<Arc<Marks>>,
+    pub(crate) now: Now,
+    pub(crate) lane: Lane,
+    pub(crate) jitter: u8,
+    pub(crate) tasks: CancellationToken,
+    pub(crate) tracker: TaskTracker,
+}
+
+/// The projections of a node.
+pub struct Projections {
+    shared: Arc<Shared>,
+    node: OnceLock<Weak<Node>>,
+    running: Mutex<BTreeMap<String, Arc<Projection>>>,
+    // Changes when a definition came into force.
+    changed: watch::Sender<u64>,
+}
+
+impl Projections {
+    /// Takes up the read models that an earlier life left. [`Projections::open`] starts the rest.
+    pub(crate) fn start(shared: Shared) -> io::Result<Arc<Self>> {
+        let projections = Arc::new(Self {
+            shared: Arc::new(shared),
+            node: OnceLock::new(),
+            running: Mutex::default(),
+            changed: watch::Sender::default(),
+        });
+        let root = &projections.shared.root;
+        if crate::files::exists(root) {
+            for folder in crate::files::in_folder(root)? {
+                let name = folder.file_name().and_then(|name| name.to_str());
+                let Some(name) = name.filter(|name| check_name(name).is_ok()) else {
+                    continue;
+                };
+                let projection = Projection::load(&projections.shared, name, &folder);
+                projections
+                    .lock()
+                    .insert(name.to_owned(), Arc::new(projection));
+            }
+        }
+        Ok(projections)
+    }
+
+    /// Follows the definitions in `node`'s log.
+    pub(crate) fn open(self: &Arc<Self>, node: &Arc<Node>) {
+        if self.node.set(Arc::downgrade(node)).is_ok() {
+            let follow = follow::run(Arc::clone(self), Arc::downgrade(node));
+            self.shared.tracker.spawn(follow);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Projection>>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Projection>, ProjectionError> {
+        let found = self.lock().get(name).filter(|it| it.is_defined()).cloned();
+        found.ok_or_else(|| ProjectionError::NotFound(name.to_owned()))
+    }
+
+    /// All of them, by name.
+    pub fn list(&self) -> Vec<ProjectionStatus> {
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        all.iter().filter_map(|it| it.status()).collect()
+    }
+
+    /// One of them.
+    ///
+    /// # Errors
+    /// When there is none of that name.
+    pub fn get(&self, name: &str) -> Result<ProjectionStatus, ProjectionError> {
+        let found = self.find(name)?;
+        found
+            .status()
+            .ok_or_else(|| ProjectionError::NotFound(name.to_owned()))
+    }
+
+    /// Checks a definition and writes it to the log, from where every region takes it. Answers once it
+    /// is in force here.
+    ///
+    /// # Errors
+    /// When it is wrong, or does not follow on the one before, or cannot be written.
+    pub async fn put(&self, definition: Definition) -> Result<ProjectionStatus, ProjectionError> {
+        definition.check()?;
+        if definition.tier == meridian_projection::FeedTier::Live {
+            return Err(ProjectionError::Conflict(
+                "projections of the live tier are not served yet; use the stable tier".to_owned(),
+            ));
+        }
+        let checked = definition.clone();
+        self.shared
+            .lane
+            .run(move || check_sqlite(&checked))
+            .await
+            .map_err(ProjectionError::Unavailable)??;
+        let name = definition.name.clone();
+        if let Ok(present) = self.find(&name) {
+            present.check_follows(&definition)?;
+        }
+        let data = serde_json::to_vec(&definition)
+            .map_err(|error| ProjectionError::Unavailable(error.to_string()))?;
+        let revision = self.write(&name, DEFINED, data).await?;
+        self.in_force(&name, revision).await?;
+        self.get(&name)
+    }
+
+    /// Removes a projection in every region, and its read models.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it cannot be written.
+    pub async fn delete(&self, name: &str) -> Result<(), ProjectionError> {
+        self.find(name)?;
+        let revision = self.write(name, REMOVED, b"{}".to_vec()).await?;
+        self.in_force(name, revision).await
+    }
+
+    async fn write(&self, name: &str, what: &str, data: Vec<u8>) -> Result<u64, ProjectionError> {
+        let stopping = || ProjectionError::Unavailable("the node is stopping".to_owned());
+        let node = self
+            .node
+            .get()
+            .and_then(Weak::upgrade)
+            .ok_or_else(stopping)?;
+        let named = |error: meridian_event::NameError| ProjectionError::Conflict(error.to_string());
+        let mut id = [0; 16];
+        node.random().fill(&mut id);
+        let request = AppendRequest {
+            stream: StreamId::new(&format!("{CATEGORY}-{name}")).map_err(named)?,
+            expected: Expected::Any,
+            durability: Durability::Region,
+            events: vec![NewEvent {
+                id: EventId::from_random(id),
+                event_type: EventType::new(what).map_err(named)?,
+                data: data.into(),
+                metadata: bytes::Bytes::new(),
+            }],
+        };
+        let appended = node.append_own(request).await?;
+        Ok(appended.first_revision.0)
+    }
+
+    // Waits until the definition at `revision` is followed here.
+    async fn in_force(&self, name: &str, revision: u64) -> Result<(), ProjectionError> {
+        let mut changed = self.changed.subscribe();
+        let waited = timeout(IN_FORCE_WAIT, async {
+            loop {
+                changed.borrow_and_update();
+                let defined = self.lock().get(name).and_then(|it| it.defined_at());
+                if defined.is_some_and(|defined| defined >= revision) {
+                    return true;
+                }
+                if changed.changed().await.is_err() {
+                    return false;
+                }
+            }
+        });
+        match waited.await {
+            Ok(true) => Ok(()),
+            _ => Err(ProjectionError::Unavailable(format!(
+                "the definition is written and has not come back here within {IN_FORCE_WAIT:?}; it will come into force by itself"
+            ))),
+        }
+    }
+
+    // A definition came in the log.
+    fn define(&self, name: &str, revision: u64, definition: Option<Definition>) {
+        let projection = {
+            let mut running = self.lock();
+            let folder = self.shared.root.join(name);
+            let found = running
+                .entry(name.to_owned())
+                .or_insert_with(|| Arc::new(Projection::load(&self.shared, name, &folder)));
+            Arc::clone(found)
+        };
+        projection.define(revision, definition);
+        self.changed.send_modify(|count| *count += 1);
+    }
+
+    /// Holds the workers of a projection. Queries go on.
+    ///
+    /// # Errors
+    /// When there is none of that name, or that cannot be noted.
+    pub fn pause(&self, name: &str, paused: bool) -> Result<ProjectionStatus, ProjectionError> {
+        self.find(name)?.pause(paused)?;
+        self.get(name)
+    }
+
+    /// Builds a read model anew, beside the one that answers.
+    ///
+    /// # Errors
+    /// When there is none of that name, or that cannot be noted.
+    pub fn rebuild(&self, name: &str) -> Result<ProjectionStatus, ProjectionError> {
+        self.find(name)?.rebuild()?;
+        self.get(name)
+    }
+
+    /// Lets the candidate answer from here on; the one that answered is kept for a rollback.
+    ///
+    /// # Errors
+    /// When there is no candidate, or it is not as far as the one that answers.
+    pub async fn promote(&self, name: &str) -> Result<ProjectionStatus, ProjectionError> {
+        self.find(name)?.promote().await?;
+        self.get(name)
+    }
+
+    /// Lets the read model answer again that answered before.
+    ///
+    /// # Errors
+    /// When there is none, or it is not as far as the one that answers.
+    pub async fn rollback(&self, name: &str) -> Result<ProjectionStatus, ProjectionError> {
+        self.find(name)?.roll_back().await?;
+        self.get(name)
+    }
+
+    /// Compares the read model that answers with its candidate, or with the one that answered before, row
+    /// by row at one place of the order. Returns up to where, and what differs.
+    ///
+    /// # Errors
+    /// When there is nothing to compare with, or the two do not get to one place in time.
+    pub async fn diff(&self, name: &str) -> Result<(Timestamp, Vec<TableDiff>), ProjectionError> {
+        self.find(name)?.diff().await
+    }
+
+    /// The parked events of the read model that answers, after number `after`; with those left out for
+    /// good if `skipped`.
+    ///
+    /// # Errors
+    /// When there is none of that name, or its database cannot be read.
+    pub async fn parked(
+        &self,
+        name: &str,
+        after: i64,
+        skipped: bool,
+    ) -> Result<Vec<Parked>, ProjectionError> {
+        let path = self.find(name)?.active_path()?;
+        let list = move || list_parked(&path, after, PARKED_MAX, skipped);
+        let listed = self.shared.lane.run(list).await;
+        Ok(listed.map_err(ProjectionError::Unavailable)??)
+    }
+
+    /// Tries a parked event again, with what its stream has parked behind it.
+    ///
+    /// # Errors
+    /// When it is not there, or the database cannot be used.
+    pub async fn retry(&self, name: &str, id: i64) -> Result<Drained, ProjectionError> {
+        self.find(name)?.retry(id).await
+    }
+
+    /// Leaves a parked event out for good.
+    ///
+    /// # Errors
+    /// When it is not there, or the database cannot be used.
+    pub async fn drop_parked(
+        &self,
+        name: &str,
+        id: i64,
+        reason: String,
+    ) -> Result<Drained, ProjectionError> {
+        self.find(name)?.drop_parked(id, reason).await
+    }
+
+    /// Asks a read model, once everything that `at_least` has seen is in it.
+    ///
+    /// # Errors
+    /// When the query is wrong or too much, or the read model is not that far within `wait`.
+    pub async fn query(
+        &self,
+        name: &str,
+        query: Query,
+        at_least: &Seen,
+        wait: Duration,
+    ) -> Result<Answer, ProjectionError> {
+        let projection = self.find(name)?;
+        let deadline = Instant::now() + wait.min(crate::session::WAIT_MAX);
+        let path = projection.answering(at_least.at, deadline).await?;
+        let now = Arc::clone(&self.shared.now);
+        let ask = move || query.ask(&path, Limits::default(), &now);
+        let answer = self.shared.lane.run(ask).await;
+        Ok(answer.map_err(ProjectionError::Unavailable)??)
+    }
+}
+
+/// Waits until `reached` holds of what is watched.
+async fn until<T>(
+    watched: &mut watch::Receiver<T>,
+    deadline: Instant,
+    reached: impl Fn(&T) -> bool,
+) -> bool {
+    loop {
+        if reached(&watched.borrow_and_update()) {
+            return true;
+        }
+        if !matches!(timeout_at(deadline, watched.changed()).await, Ok(Ok(()))) {
+            return false;
+        }
+    }
+}
+
+fn cannot_note(folder: &Path, error: &io::Error) -> ProjectionError {
+    ProjectionError::Unavailable(format!(
+        "that cannot be noted in {}: {error}; nothing has changed",
+        folder.display()
+    ))
+}

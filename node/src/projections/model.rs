@@ -1,0 +1,517 @@
+//! One projection in this region: its read models, and which of them answers.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use meridian_clock::Timestamp;
+use meridian_projection::{
+    Batches, Definition, Doing, Drained, SinkError, SqliteSink, Status, TableDiff, Worker,
+    diff_sqlite,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, info_span};
+
+use super::driver::{COMMANDS_MAX, Cab, Command, drive};
+use super::feed::{OrderFeed, settled};
+use super::shelf::{Shelf, model_path, remove_model};
+use super::{
+    EXAMPLES_MAX, LEVEL_WAIT, ModelStatus, ProjectionError, ProjectionStatus, Shared, cannot_note,
+    until,
+};
+
+// A read model with its worker.
+struct Model {
+    definition: Definition,
+    commands: mpsc::Sender<Command>,
+    status: watch::Receiver<Arc<Status>>,
+    cancel: CancellationToken,
+}
+
+struct State {
+    shelf: Shelf,
+    models: BTreeMap<u32, Model>,
+    // No query is answered by a read model that is not so far, so that a change of read models takes
+    // nobody back.
+    floor: Timestamp,
+}
+
+/// One projection in this region.
+pub(crate) struct Projection {
+    shared: Arc<Shared>,
+    name: String,
+    folder: PathBuf,
+    paused: watch::Sender<bool>,
+    // How far its workers read at most.
+    bound: watch::Sender<Option<Timestamp>>,
+    state: Mutex<State>,
+    // Held by whoever compares or exchanges read models.
+    exchanging: tokio::sync::Mutex<()>,
+}
+
+impl Projection {
+    /// Takes up what an earlier life left in `folder`.
+    pub(super) fn load(shared: &Arc<Shared>, name: &str, folder: &Path) -> Self {
+        let shelf = Shelf::load(folder).unwrap_or_else(|error| {
+            tracing::error!(name, folder = %folder.display(), %error, "what is known of a projection's read models cannot be read; they are built anew");
+            Shelf::default()
+        });
+        let projection = Self {
+            shared: Arc::clone(shared),
+            name: name.to_owned(),
+            folder: folder.to_owned(),
+            paused: watch::Sender::new(shelf.paused),
+            bound: watch::Sender::new(None),
+            state: Mutex::new(State {
+                shelf: Shelf::default(),
+                models: BTreeMap::new(),
+                floor: Timestamp::ZERO,
+            }),
+            exchanging: tokio::sync::Mutex::default(),
+        };
+        {
+            let mut state = projection.lock();
+            for (number, definition) in &shelf.models {
+                let model = projection.start(*number, definition.clone());
+                state.models.insert(*number, model);
+            }
+            state.shelf = shelf;
+        }
+        projection
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn start(&self, number: u32, definition: Definition) -> Model {
+        let shared = &self.shared;
+        let (commands, obeys) = mpsc::channel(COMMANDS_MAX);
+        let feed = OrderFeed::new(
+            &shared.store,
+            &shared.logs,
+            &shared.names,
+            shared.marks.clone(),
+            definition.tier,
+            self.bound.subscribe(),
+        );
+        let sink = SqliteSink::new(&model_path(&self.folder, number), definition.clone());
+        let worker = Worker::new(
+            definition.clone(),
+            Box::new(feed),
+            Box::new(sink),
+            Batches::default(),
+            Arc::clone(&shared.now),
+            shared.jitter,
+        );
+        let (status, told) = watch::channel(Arc::new(worker.status()));
+        let cancel = shared.tasks.child_token();
+        let cab = Cab {
+            lane: shared.lane,
+            commands: obeys,
+            status,
+            marks: shared.marks.clone(),
+            paused: self.paused.subscribe(),
+            cancel: cancel.clone(),
+        };
+        let span = info_span!("projection", name = %self.name, model = number);
+        shared.tracker.spawn(drive(worker, cab).instrument(span));
+        Model {
+            definition,
+            commands,
+            status: told,
+            cancel,
+        }
+    }
+
+    /// Whether there is a definition of it.
+    pub(super) fn is_defined(&self) -> bool {
+        self.lock().shelf.newest().is_some()
+    }
+
+    /// The revision of its definition's stream that is in force.
+    pub(super) fn defined_at(&self) -> Option<u64> {
+        self.lock().shelf.defined_at
+    }
+
+    /// Whether `definition` can follow on the newest one.
+    pub(super) fn check_follows(&self, definition: &Definition) -> Result<(), ProjectionError> {
+        let state = self.lock();
+        let Some((_, newest)) = state.shelf.newest() else {
+            return Ok(());
+        };
+        if definition.version < newest.version {
+            return Err(ProjectionError::Conflict(format!(
+                "version {} of {:?} is in force; write a higher one",
+                newest.version, self.name
+            )));
+        }
+        if definition.version == newest.version && !newest.can_go_on_as(definition) {
+            return Err(ProjectionError::Conflict(format!(
+                "version {} of {:?} has another source, tier, sink or schema; raise `version`, so that a new read model is built beside the present one",
+                newest.version, self.name
+            )));
+        }
+        Ok(())
+    }
+
+    /// Brings the definition at `revision` into force; `None` removes the projection.
+    pub(super) fn define(&self, revision: u64, definition: Option<Definition>) {
+        let mut state = self.lock();
+        if state.shelf.defined_at.is_some_and(|at| at >= revision) {
+            return;
+        }
+        let mut shelf = state.shelf.clone();
+        shelf.defined_at = Some(revision);
+        let mut update = None;
+        match definition {
+            None => {
+                (shelf.active, shelf.candidate, shelf.previous) = (None, None, None);
+                shelf.paused = false;
+            }
+            Some(definition) => match shelf.newest().map(|(number, it)| (number, it.clone())) {
+                None => shelf.active = Some(shelf.add(definition)),
+                Some((number, newest))
+                    if definition.version == newest.version && newest.can_go_on_as(&definition) =>
+                {
+                    shelf.models.insert(number, definition.clone());
+                    update = (definition != newest).then_some((number, definition));
+                }
+                Some((_, newest)) if definition.version > newest.version => {
+                    shelf.candidate = Some(shelf.add(definition));
+                }
+                Some((_, newest)) => {
+                    tracing::warn!(name = %self.name, version = definition.version, in_force = newest.version, "two regions defined a projection at once; the higher version stays");
+                }
+            },
+        }
+        if let Err(error) = self.put(&mut state, shelf) {
+            tracing::error!(name = %self.name, %error, "a definition cannot be brought into force");
+            return;
+        }
+        if let Some((number, definition)) = update {
+            let sink = SqliteSink::new(&model_path(&self.folder, number), definition.clone());
+            if let Some(model) = state.models.get_mut(&number) {
+                model.definition = definition.clone();
+                let command = Command::GoOnAs(Box::new(definition), Box::new(sink));
+                if model.commands.try_send(command).is_err() {
+                    tracing::warn!(name = %self.name, "a worker is told of its new definition by starting it anew");
+                    model.cancel.cancel();
+                    let fresh = self.start(number, model.definition.clone());
+                    *model = fresh;
+                }
+            }
+        }
+    }
+
+    // Notes a new shelf, starts the read models that came and ends those that went.
+    fn put(&self, state: &mut State, mut shelf: Shelf) -> Result<(), ProjectionError> {
+        let gone = shelf.sweep();
+        shelf
+            .save(&self.folder)
+            .map_err(|error| cannot_note(&self.folder, &error))?;
+        for number in gone {
+            if let Some(model) = state.models.remove(&number) {
+                model.cancel.cancel();
+            }
+            remove_model(&self.folder, number);
+        }
+        for (number, definition) in &shelf.models {
+            if !state.models.contains_key(number) {
+                // Left by an earlier life that did not get to note it.
+                remove_model(&self.folder, *number);
+                let model = self.start(*number, definition.clone());
+                state.models.insert(*number, model);
+            }
+        }
+        self.paused
+            .send_if_modified(|paused| std::mem::replace(paused, shelf.paused) != shelf.paused);
+        state.shelf = shelf;
+        Ok(())
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Shelf)) -> Result<(), ProjectionError> {
+        let mut state = self.lock();
+        let mut shelf = state.shelf.clone();
+        change(&mut shelf);
+        self.put(&mut state, shelf)
+    }
+
+    /// Where it stands; `None` when it was removed.
+    pub(super) fn status(&self) -> Option<ProjectionStatus> {
+        let state = self.lock();
+        let (_, newest) = state.shelf.newest()?;
+        let of = |number: Option<u32>| {
+            let number = number?;
+            let model = state.models.get(&number)?;
+            let status = Status::clone(&model.status.borrow());
+            let settled = settled(&self.shared.marks.borrow(), model.definition.tier);
+            Some(ModelStatus {
+                number,
+                version: model.definition.version,
+                lag: settled.after(status.checkpoint.through),
+                status,
+            })
+        };
+        Some(ProjectionStatus {
+            definition: newest.clone(),
+            paused: state.shelf.paused,
+            active: of(state.shelf.active),
+            candidate: of(state.shelf.candidate),
+            previous: of(state.shelf.previous),
+        })
+    }
+
+    /// Holds its workers, or lets them go on, also where the policy stopped them.
+    pub(super) fn pause(&self, paused: bool) -> Result<(), ProjectionError> {
+        self.change(|shelf| shelf.paused = paused)?;
+        if !paused {
+            for model in self.lock().models.values() {
+                // A worker whose queue is full is not stopped.
+                drop(model.commands.try_send(Command::Resume));
+            }
+        }
+        Ok(())
+    }
+
+    /// Builds its newest definition's read model anew.
+    pub(super) fn rebuild(&self) -> Result<(), ProjectionError> {
+        self.change(|shelf| {
+            if let Some((_, definition)) = shelf.newest() {
+                shelf.candidate = Some(shelf.add(definition.clone()));
+            }
+        })
+    }
+
+    fn number(
+        &self,
+        which: impl Fn(&Shelf) -> Option<u32>,
+        what: &str,
+    ) -> Result<u32, ProjectionError> {
+        which(&self.lock().shelf).ok_or_else(|| {
+            ProjectionError::Conflict(format!("projection {:?} has {what}", self.name))
+        })
+    }
+
+    fn watch(&self, number: u32) -> Result<watch::Receiver<Arc<Status>>, ProjectionError> {
+        let state = self.lock();
+        let model = state.models.get(&number);
+        model
+            .map(|model| model.status.clone())
+            .ok_or_else(|| ProjectionError::NotFound(self.name.clone()))
+    }
+
+    // How far the read model that answers has come.
+    fn through(&self) -> Timestamp {
+        let state = self.lock();
+        let active = state
+            .shelf
+            .active
+            .and_then(|number| state.models.get(&number));
+        active.map_or(Timestamp::ZERO, |model| {
+            model.status.borrow().checkpoint.through
+        })
+    }
+
+    /// Lets the candidate answer.
+    pub(super) async fn promote(&self) -> Result<(), ProjectionError> {
+        let _one_at_a_time = self.exchanging.lock().await;
+        let number = self.number(
+            |shelf| shelf.candidate,
+            "no candidate; put a higher version of its definition, or rebuild it",
+        )?;
+        self.level(number).await?;
+        self.exchange(|shelf| {
+            shelf.previous = shelf.active;
+            shelf.active = Some(number);
+            shelf.candidate = None;
+        })
+    }
+
+    /// Lets the one answer again that answered before.
+    pub(super) async fn roll_back(&self) -> Result<(), ProjectionError> {
+        let _one_at_a_time = self.exchanging.lock().await;
+        let number = self.number(
+            |shelf| shelf.previous,
+            "no read model that answered before; only a promotion can be rolled back",
+        )?;
+        self.level(number).await?;
+        self.exchange(|shelf| {
+            shelf.previous = shelf.active;
+            shelf.active = Some(number);
+        })
+    }
+
+    // Nothing that was answered so far is newer than what will be.
+    fn exchange(&self, change: impl FnOnce(&mut Shelf)) -> Result<(), ProjectionError> {
+        let floor = self.through();
+        {
+            let mut state = self.lock();
+            state.floor = state.floor.max(floor);
+        }
+        self.change(change)
+    }
+
+    // Waits until read model `number` is as far as the one that answers.
+    async fn level(&self, number: u32) -> Result<(), ProjectionError> {
+        let mut status = self.watch(number)?;
+        let behind = |what: &str, status: &Status| {
+            ProjectionError::Conflict(format!(
+                "read model {number} of projection {:?} {what}: it is complete to {}, the one that answers to {}; try again when it has caught up",
+                self.name,
+                status.checkpoint.through,
+                self.through()
+            ))
+        };
+        {
+            let now = status.borrow();
+            if !matches!(now.doing, Doing::Following) && now.checkpoint.through < self.through() {
+                return Err(behind("is still being built", &now));
+            }
+        }
+        let goal = self.through();
+        let deadline = Instant::now() + LEVEL_WAIT;
+        if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
+            return Ok(());
+        }
+        let now = Arc::clone(&status.borrow());
+        Err(behind("does not catch up", &now))
+    }
+
+    /// Compares two read models at one place.
+    pub(super) async fn diff(&self) -> Result<(Timestamp, Vec<TableDiff>), ProjectionError> {
+        let _one_at_a_time = self.exchanging.lock().await;
+        let active = self.number(|shelf| shelf.active, "no read model yet")?;
+        let other = self.number(
+            |shelf| shelf.candidate.or(shelf.previous),
+            "no second read model to compare with; put a higher version, or rebuild it",
+        )?;
+        let paths = [active, other].map(|number| model_path(&self.folder, number));
+        let mut statuses = [self.watch(active)?, self.watch(other)?];
+        let deadline = Instant::now() + LEVEL_WAIT;
+        let stopped = StopAt(&self.bound);
+        loop {
+            // What is settled now, or what one of them read before it was told to stop.
+            let furthest = statuses
+                .iter()
+                .map(|it| it.borrow().checkpoint.through)
+                .max();
+            let tier = self.lock().shelf.models.get(&active).map(|it| it.tier);
+            let settled = settled(&self.shared.marks.borrow(), tier.unwrap_or_default());
+            let bound = settled.max(furthest.unwrap_or_default());
+            self.bound.send_replace(Some(bound));
+            let mut is_level = true;
+            for status in &mut statuses {
+                let there = until(status, deadline, |it| {
+                    it.checkpoint.through >= bound && it.doing == Doing::Following
+                });
+                if !there.await {
+                    return Err(ProjectionError::Conflict(format!(
+                        "the two read models of projection {:?} do not both get to {bound} within {LEVEL_WAIT:?}; compare them when both have caught up",
+                        self.name
+                    )));
+                }
+                is_level &= status.borrow().checkpoint.through == bound;
+            }
+            if is_level {
+                let [one, two] = paths.clone();
+                let compare = move || diff_sqlite(&one, &two, EXAMPLES_MAX);
+                let compared = self.shared.lane.run(compare).await;
+                drop(stopped);
+                return Ok((bound, compared.map_err(ProjectionError::Unavailable)??));
+            }
+        }
+    }
+
+    /// Where the read model that answers has its rows.
+    pub(super) fn active_path(&self) -> Result<PathBuf, ProjectionError> {
+        let number = self.number(|shelf| shelf.active, "no read model yet")?;
+        Ok(model_path(&self.folder, number))
+    }
+
+    /// Where the read model is that answers, once it is complete to `at_least`.
+    pub(super) async fn answering(
+        &self,
+        at_least: Timestamp,
+        deadline: Instant,
+    ) -> Result<PathBuf, ProjectionError> {
+        let number = self.number(|shelf| shelf.active, "no read model yet")?;
+        let goal = self.lock().floor.max(at_least);
+        let mut status = self.watch(number)?;
+        if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
+            return Ok(model_path(&self.folder, number));
+        }
+        let now = Arc::clone(&status.borrow());
+        Err(ProjectionError::Stale(format!(
+            "projection {:?} is complete to {}, {:?} before what was seen ({goal}); its worker is {}",
+            self.name,
+            now.checkpoint.through,
+            goal.after(now.checkpoint.through),
+            match &now.error {
+                Some(error) => format!("held up: {error}"),
+                None => format!("{:?}", now.doing),
+            }
+        )))
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<Option<T>, SinkError>>) -> Command,
+        id: i64,
+    ) -> Result<T, ProjectionError> {
+        let number = self.number(|shelf| shelf.active, "no read model yet")?;
+        let commands = {
+            let state = self.lock();
+            let model = state.models.get(&number);
+            model.map(|model| model.commands.clone())
+        };
+        let commands = commands.ok_or_else(|| ProjectionError::NotFound(self.name.clone()))?;
+        let (answer, answered) = oneshot::channel();
+        let ended = || {
+            ProjectionError::Unavailable(format!(
+                "the worker of projection {:?} has ended; the node's log says why",
+                self.name
+            ))
+        };
+        commands
+            .try_send(command(answer))
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => ProjectionError::Unavailable(format!(
+                    "the worker of projection {:?} has more to do than it can take; try again",
+                    self.name
+                )),
+                mpsc::error::TrySendError::Closed(_) => ended(),
+            })?;
+        let answer = answered.await.map_err(|_| ended())??;
+        answer.ok_or_else(|| ProjectionError::NotParked {
+            name: self.name.clone(),
+            id,
+        })
+    }
+
+    /// Tries a parked event again.
+    pub(super) async fn retry(&self, id: i64) -> Result<Drained, ProjectionError> {
+        self.ask(|answer| Command::Retry(id, answer), id).await
+    }
+
+    /// Leaves a parked event out for good.
+    pub(super) async fn drop_parked(
+        &self,
+        id: i64,
+        reason: String,
+    ) -> Result<Drained, ProjectionError> {
+        self.ask(|answer| Command::Drop(id, reason, answer), id)
+            .await
+    }
+}
+
+// Lets workers go on when the comparison ends, however it does.
+struct StopAt<'a>(&'a watch::Sender<Option<Timestamp>>);
+
+impl Drop for StopAt<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(None);
+    }
+}

@@ -1,0 +1,103 @@
+//! Which read models of one projection there are, and which of them answers: a small file beside them.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use meridian_projection::Definition;
+use serde::{Deserialize, Serialize};
+
+use crate::files;
+
+const FILE: &str = "shelf.json";
+
+/// The read models of one projection.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Shelf {
+    /// The number that the next one gets; none is given twice.
+    next: u32,
+    /// The revision of its definition's stream up to which it is defined; what is older changes
+    /// nothing.
+    pub(crate) defined_at: Option<u64>,
+    /// The one that answers queries.
+    pub(crate) active: Option<u32>,
+    /// The one that answered before, kept for a rollback.
+    pub(crate) previous: Option<u32>,
+    /// The one that is being built to take over.
+    pub(crate) candidate: Option<u32>,
+    /// Nothing is applied to any of them.
+    pub(crate) paused: bool,
+    /// What each of them is.
+    pub(crate) models: BTreeMap<u32, Definition>,
+}
+
+impl Shelf {
+    /// The shelf in `folder`, which may not be there yet.
+    ///
+    /// # Errors
+    /// When the file is there and is no shelf.
+    pub(crate) fn load(folder: &Path) -> io::Result<Self> {
+        let path = folder.join(FILE);
+        if !files::exists(&path) {
+            return Ok(Self::default());
+        }
+        serde_json::from_str(&files::read_text(&path)?).map_err(io::Error::other)
+    }
+
+    /// Writes it, whole or not at all.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before is there then.
+    pub(crate) fn save(&self, folder: &Path) -> io::Result<()> {
+        files::make_private_folder(folder)?;
+        let text = serde_json::to_string_pretty(self).map_err(io::Error::other)?;
+        files::replace(&folder.join(FILE), &text, 0o600)
+    }
+
+    /// Puts a new read model on it.
+    pub(crate) fn add(&mut self, definition: Definition) -> u32 {
+        self.next += 1;
+        self.models.insert(self.next, definition);
+        self.next
+    }
+
+    /// The read model that a later definition follows on.
+    pub(crate) fn newest(&self) -> Option<(u32, &Definition)> {
+        let number = self.candidate.or(self.active)?;
+        Some((number, self.models.get(&number)?))
+    }
+
+    /// Takes away what neither answers, nor did, nor will. Returns their numbers.
+    pub(crate) fn sweep(&mut self) -> Vec<u32> {
+        let kept = [self.active, self.previous, self.candidate];
+        let unused: Vec<u32> = self
+            .models
+            .keys()
+            .copied()
+            .filter(|number| !kept.contains(&Some(*number)))
+            .collect();
+        for number in &unused {
+            self.models.remove(number);
+        }
+        unused
+    }
+}
+
+/// Where a read model's rows are.
+pub(crate) fn model_path(folder: &Path, number: u32) -> PathBuf {
+    folder.join(format!("model-{number}.db"))
+}
+
+/// Removes a read model's files.
+pub(crate) fn remove_model(folder: &Path, number: u32) {
+    let path = model_path(folder, number);
+    for suffix in ["", "-wal", "-shm"] {
+        let mut name = path.clone().into_os_string();
+        name.push(suffix);
+        if let Err(error) = files::remove(Path::new(&name))
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "a read model that is not needed any more cannot be removed");
+        }
+    }
+}
