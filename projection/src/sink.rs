@@ -115,7 +115,7 @@ pub enum SinkError {
     },
     /// It has rows, and nothing that can be believed says of which events.
     #[error(
-        "the read model's checkpoint is {what}, so nothing tells which events are in its rows; rebuild it: `meridian projections rebuild`"
+        "the read model's checkpoint is {what}, so nothing tells which events are in its rows; rebuild it: `meridian projection rebuild`"
     )]
     NoCheckpoint {
         /// Missing, or changed by hand.

@@ -266,7 +266,7 @@ pub(super) async fn promote(State(door): State<Door>, Name(name): Name) -> Answe
     tag = "projections",
     params(("name" = String, Path, description = "Its name")),
     responses(
-        (status = 200, description = "It answers; the other one is kept", body = ProjectionView),
+        (status = 200, description = "It answers; the other one is a candidate again", body = ProjectionView),
         (status = 404, description = "`not_found`: there is none of that name", body = Problem, content_type = "application/problem+json"),
         (status = 409, description = "`conflict`: none answered before", body = Problem, content_type = "application/problem+json"),
     )

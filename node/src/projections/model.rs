@@ -339,8 +339,10 @@ impl Projection {
         )?;
         self.level(number).await?;
         self.exchange(|shelf| {
-            shelf.previous = shelf.active;
+            // It may be promoted again.
+            shelf.candidate = shelf.candidate.or(shelf.active);
             shelf.active = Some(number);
+            shelf.previous = None;
         })
     }
 
@@ -438,7 +440,8 @@ impl Projection {
         deadline: Instant,
     ) -> Result<PathBuf, ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
-        let goal = self.lock().floor.max(at_least);
+        // Nothing answers before its worker has said how far it is.
+        let goal = self.lock().floor.max(at_least).max(Timestamp(1));
         let mut status = self.watch(number)?;
         if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
             return Ok(model_path(&self.folder, number));

@@ -321,11 +321,25 @@ pub fn get(url: &str) -> Option<(u16, Value)> {
     })
 }
 
-/// `POST` of a JSON text; answers as [`get`] does.
+/// Sends a request with a JSON body; the answer's status and JSON, if there is an answer.
 pub fn post(url: &str, body: &str) -> Option<(u16, Value)> {
+    send(reqwest::Method::POST, url, body).map(|(status, _, answer)| (status, answer))
+}
+
+/// As [`post`], with PUT.
+pub fn put(url: &str, body: &str) -> Option<(u16, Value)> {
+    send(reqwest::Method::PUT, url, body).map(|(status, _, answer)| (status, answer))
+}
+
+/// As [`post`], with the session token that came with the answer.
+pub fn post_for_token(url: &str, body: &str) -> Option<(u16, Option<String>, Value)> {
+    send(reqwest::Method::POST, url, body)
+}
+
+fn send(method: reqwest::Method, url: &str, body: &str) -> Option<(u16, Option<String>, Value)> {
     block_on(async {
         let request = reqwest::Client::new()
-            .post(url)
+            .request(method, url)
             .header("content-type", "application/json");
         let answer = request
             .body(body.to_owned())
@@ -334,8 +348,11 @@ pub fn post(url: &str, body: &str) -> Option<(u16, Value)> {
             .await
             .ok()?;
         let status = answer.status().as_u16();
-        let body = answer.bytes().await.ok()?;
-        Some((status, serde_json::from_slice(&body).unwrap_or_default()))
+        let token = answer.headers().get("meridian-session");
+        let token = token
+            .and_then(|token| token.to_str().ok())
+            .map(str::to_owned);
+        Some((status, token, answer.json().await.ok()?))
     })
 }
 

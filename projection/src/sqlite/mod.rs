@@ -208,6 +208,9 @@ fn load_checkpoint(connection: &Connection) -> Result<Checkpoint, SinkError> {
     let changed = SinkError::NoCheckpoint {
         what: "changed by hand",
     };
+    if !has_table(connection, "meridian_checkpoint").map_err(SinkError::unavailable)? {
+        return Err(SinkError::NoCheckpoint { what: "missing" });
+    }
     let row = connection
         .prepare_cached("SELECT place, through, applied, skipped, sum FROM meridian_checkpoint")
         .and_then(|mut statement| {

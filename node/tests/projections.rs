@@ -1,0 +1,505 @@
+//! Projections over real processes: the same read models in every region, whatever is killed.
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use serde_json::{Value, json};
+use support::{Federation, get, meridian, path, post, put, text, until};
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const FLIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/flights-slice.ndjson.gz");
+const EVENTS: u64 = 6_000;
+const MAP: &str = "EWR=a,JFK=b,LGA=c";
+
+fn example(name: &str) -> String {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../projection/examples");
+    support::read(&file.join(format!("{name}.toml")))
+}
+
+fn definition(name: &str) -> Value {
+    let definition = meridian_projection::Definition::from_toml(&example(name));
+    serde_json::to_value(definition.expect("an example is a definition")).expect("JSON")
+}
+
+fn url(federation: &Federation, index: usize, name: &str, rest: &str) -> String {
+    federation.url(index, &format!("/v1/projections/{name}{rest}"))
+}
+
+fn define(federation: &Federation, index: usize, definition: &Value) -> (u16, Value) {
+    let name = definition["name"].as_str().expect("a name");
+    put(&url(federation, index, name, ""), &definition.to_string()).expect("an answer")
+}
+
+fn define_surely(federation: &Federation, index: usize, definition: &Value) {
+    until("a definition is taken", || {
+        let (status, answer) = define(federation, index, definition);
+        assert!(status == 200 || status >= 500, "{status} {answer}");
+        status == 200
+    });
+}
+
+fn importer(federation: &Federation) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_meridian"))
+        .args(["import", FLIGHTS, "--config"])
+        .arg(&federation.regions[0].config)
+        .args(["--map", MAP, "--in-flight", "64", "--give-up-after", "10m"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the importer starts")
+}
+
+fn import(federation: &Federation) {
+    assert!(importer(federation).wait().expect("it ends").success());
+}
+
+fn ask(federation: &Federation, index: usize, name: &str, sql: &str) -> Option<(u16, Value)> {
+    let query = json!({ "sql": sql });
+    post(&url(federation, index, name, "/query"), &query.to_string())
+}
+
+fn rows(federation: &Federation, index: usize, name: &str) -> Option<Value> {
+    let (status, mut answer) = ask(
+        federation,
+        index,
+        name,
+        &format!("SELECT * FROM {name} ORDER BY 1"),
+    )?;
+    (status == 200).then(|| answer["rows"].take())
+}
+
+fn projection(federation: &Federation, index: usize, name: &str) -> Option<Value> {
+    let (status, projection) = get(&url(federation, index, name, ""))?;
+    (status == 200).then_some(projection)
+}
+
+// Waits until the read model that answers in a region has applied so many events.
+fn until_applied(federation: &Federation, index: usize, name: &str, events: u64) {
+    until(
+        &format!("{name} has {events} events in region {index}"),
+        || {
+            projection(federation, index, name).is_some_and(|it| {
+                it["active"]["applied"] == events && it["active"]["doing"] == "following"
+            })
+        },
+    );
+}
+
+fn flights() -> Vec<Value> {
+    let file = std::fs::File::open(FLIGHTS).expect("the flights are there");
+    let lines = std::io::read_to_string(flate2::read::GzDecoder::new(file)).expect("text");
+    lines
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("JSON"))
+        .collect()
+}
+
+// What the flights come to, by carrier.
+fn delays() -> Value {
+    let mut delays = BTreeMap::<String, (u64, i64)>::new();
+    for flight in flights() {
+        let carrier = flight["data"]["carrier"].as_str().expect("a carrier");
+        let sums = delays.entry(carrier.to_owned()).or_default();
+        sums.0 += 1;
+        sums.1 += flight["data"]["dep_delay"].as_i64().unwrap_or(0);
+    }
+    let rows = delays.into_iter();
+    rows.map(|(carrier, (events, minutes))| json!([carrier, events, minutes]))
+        .collect()
+}
+
+fn departures() -> u64 {
+    let departed = flights()
+        .into_iter()
+        .filter(|it| it["type"] == "FlightDeparted");
+    departed.count() as u64
+}
+
+#[test]
+fn every_region_builds_the_same_read_models_whatever_is_killed() {
+    let mut federation = Federation::running(&NAMES);
+    define_surely(&federation, 1, &definition("carrier_delays"));
+    define_surely(&federation, 2, &definition("aircraft_last_seen"));
+    let mut importing = importer(&federation);
+    for round in 0..6 {
+        let victim = round % 3;
+        thread::sleep(std::time::Duration::from_millis(300));
+        federation.kill(victim);
+        federation.start(victim);
+        federation.until_ready(victim);
+    }
+    assert!(importing.wait().expect("it ends").success());
+    import(&federation);
+    let mut last_seen = Vec::new();
+    for index in 0..3 {
+        until_applied(&federation, index, "carrier_delays", EVENTS);
+        until_applied(&federation, index, "aircraft_last_seen", departures());
+        assert_eq!(
+            rows(&federation, index, "carrier_delays"),
+            Some(delays()),
+            "region {index}"
+        );
+        last_seen.push(rows(&federation, index, "aircraft_last_seen").expect("rows"));
+    }
+    assert_eq!(last_seen[0], last_seen[1]);
+    assert_eq!(last_seen[1], last_seen[2]);
+    // Built anew, at once, while the region is killed now and then: the same again.
+    let (status, answer) =
+        post(&url(&federation, 0, "carrier_delays", "/rebuild"), "{}").expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    for _ in 0..3 {
+        federation.kill(0);
+        federation.start(0);
+        federation.until_ready(0);
+    }
+    until("the candidate has caught up", || {
+        projection(&federation, 0, "carrier_delays")
+            .is_some_and(|it| it["candidate"]["applied"] == EVENTS)
+    });
+    let (status, diff) = get(&url(&federation, 0, "carrier_delays", "/diff")).expect("an answer");
+    assert_eq!((status, &diff["same"]), (200, &json!(true)), "{diff}");
+}
+
+// Handles no flight of one aircraft.
+const SICK: &str = "aircraft-N14542";
+
+fn sick() -> Value {
+    let mut definition = definition("aircraft_last_seen");
+    let handler = definition["on"]["FlightDeparted"]
+        .as_str()
+        .expect("a statement");
+    let sick = handler.replacen(
+        ":data ->> 'origin'",
+        &format!("CASE :stream WHEN '{SICK}' THEN NULL ELSE :data ->> 'origin' END"),
+        1,
+    );
+    assert_ne!(sick, handler);
+    definition["on"]["FlightDeparted"] = sick.into();
+    definition["failure"] = json!({ "policy": "quarantine", "retries": 1, "first_ms": 50 });
+    definition
+}
+
+fn parked(federation: &Federation, rest: &str) -> Vec<Value> {
+    let listed = get(&url(
+        federation,
+        0,
+        "aircraft_last_seen",
+        &format!("/parked{rest}"),
+    ));
+    let (status, mut listed) = listed.expect("an answer");
+    assert_eq!(status, 200, "{listed}");
+    match listed["parked"].take() {
+        Value::Array(parked) => parked,
+        other => panic!("{other}"),
+    }
+}
+
+#[test]
+fn each_policy_does_what_it_promises_and_mended_handlers_make_it_good() {
+    let federation = Federation::running(&["a"]);
+    let name = "aircraft_last_seen";
+    let of_the_sick = flights()
+        .iter()
+        .filter(|it| it["stream"] == SICK && it["type"] == "FlightDeparted")
+        .count() as u64;
+    let healthy = departures() - of_the_sick;
+    let imported = meridian(&["import", FLIGHTS, "--url", &federation.url(0, "")]);
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+
+    define_surely(&federation, 0, &sick());
+    until_applied(&federation, 0, name, healthy);
+    let held = parked(&federation, "");
+    assert_eq!(held.len() as u64, of_the_sick);
+    assert!(held.iter().all(|it| it["stream"] == SICK), "{held:?}");
+    assert_eq!(
+        (&held[0]["kind"], &held[1]["kind"]),
+        (&json!("quarantined"), &json!("behind"))
+    );
+    let reason = held[0]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("NOT NULL"), "{reason}");
+
+    // Still sick: it says so. Mended, in the same version: all are applied, in order.
+    let retry = url(
+        &federation,
+        0,
+        name,
+        &format!("/parked/{}/retry", held[0]["id"]),
+    );
+    let (status, drained) = post(&retry, "{}").expect("an answer");
+    assert_eq!((status, &drained["applied"]), (200, &json!(0)), "{drained}");
+    let mut mended = definition(name);
+    mended["failure"] = sick()["failure"].clone();
+    define_surely(&federation, 0, &mended);
+    let (status, drained) = post(&retry, "{}").expect("an answer");
+    assert_eq!(
+        (status, &drained["applied"]),
+        (200, &json!(of_the_sick)),
+        "{drained}"
+    );
+    assert_eq!(parked(&federation, ""), Vec::<Value>::new());
+    let good = rows(&federation, 0, name).expect("rows");
+    let straight = {
+        let (status, answer) =
+            post(&url(&federation, 0, name, "/rebuild"), "{}").expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+        until("the candidate has caught up", || {
+            projection(&federation, 0, name)
+                .is_some_and(|it| it["candidate"]["applied"] == departures())
+        });
+        let (status, answer) =
+            post(&url(&federation, 0, name, "/promote"), "{}").expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+        rows(&federation, 0, name).expect("rows")
+    };
+    assert_eq!(good, straight);
+
+    // The other policies, each in a version of its own.
+    for (version, policy) in [(2, "skip"), (3, "dead-letter"), (4, "stop")] {
+        let mut next = sick();
+        next["version"] = version.into();
+        next["failure"]["policy"] = policy.into();
+        define_surely(&federation, 0, &next);
+        let candidate = |check: &dyn Fn(&Value) -> bool| {
+            until(&format!("{policy} is seen"), || {
+                projection(&federation, 0, name).is_some_and(|it| check(&it["candidate"]))
+            });
+        };
+        match policy {
+            "skip" => candidate(&|it| it["applied"] == healthy && it["skipped"] == of_the_sick),
+            "dead-letter" => {
+                candidate(&|it| it["applied"] == healthy && it["parked"] == of_the_sick)
+            }
+            _ => candidate(&|it| {
+                it["doing"] == "stopped"
+                    && it["error"]
+                        .as_str()
+                        .is_some_and(|error| error.contains(SICK))
+            }),
+        }
+    }
+    // What was stopped goes on once it is mended and told to.
+    mended["version"] = 4.into();
+    define_surely(&federation, 0, &mended);
+    until("it goes on", || {
+        projection(&federation, 0, name)
+            .is_some_and(|it| it["candidate"]["applied"] == departures())
+    });
+}
+
+#[test]
+fn a_new_version_is_built_beside_compared_promoted_and_rolled_back_under_a_live_import() {
+    let federation = Federation::running(&NAMES);
+    let name = "carrier_delays";
+    define_surely(&federation, 0, &definition(name));
+    let mut importing = importer(&federation);
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Nobody who asks is ever refused or taken back.
+        let asking = scope.spawn(|| {
+            let (mut last, mut asked) = ((0, 0), 0);
+            while !ends.load(Ordering::Relaxed) {
+                let answer = ask(
+                    &federation,
+                    0,
+                    name,
+                    "SELECT coalesce(sum(events), 0) FROM carrier_delays",
+                );
+                let (status, answer) = answer.expect("an answer");
+                assert_eq!(status, 200, "{answer}");
+                let key = answer["order_key"].as_str().expect("an order key");
+                let timestamp: u64 = key
+                    .split('.')
+                    .next()
+                    .expect("a part")
+                    .parse()
+                    .expect("a number");
+                let sum = answer["rows"][0][0].as_u64().expect("a number");
+                assert!((timestamp, sum) >= last, "{answer} after {last:?}");
+                (last, asked) = ((timestamp, sum), asked + 1);
+            }
+            asked
+        });
+        let change = |what: &str| {
+            until(&format!("{what} is done"), || {
+                let (status, answer) =
+                    post(&url(&federation, 0, name, what), "{}").expect("an answer");
+                assert!(status == 200 || status == 409, "{status} {answer}");
+                status == 200
+            });
+        };
+        // A right one.
+        let mut second = definition(name);
+        second["version"] = 2.into();
+        define_surely(&federation, 0, &second);
+        change("/promote");
+        change("/rollback");
+        change("/promote");
+        assert!(importing.wait().expect("it ends").success());
+        until_applied(&federation, 0, name, EVENTS);
+        assert_eq!(rows(&federation, 0, name), Some(delays()));
+        // A wrong one: it forgets cancelled flights.
+        let mut third = definition(name);
+        third["version"] = 3.into();
+        third["on"]["FlightCancelled"] = "DELETE FROM carrier_delays WHERE carrier = 'none'".into();
+        define_surely(&federation, 0, &third);
+        until("the third has caught up", || {
+            projection(&federation, 0, name).is_some_and(|it| it["candidate"]["applied"] == EVENTS)
+        });
+        let (status, diff) = get(&url(&federation, 0, name, "/diff")).expect("an answer");
+        assert_eq!((status, &diff["same"]), (200, &json!(false)), "{diff}");
+        let differing = diff["tables"][0]["only_in"][0].as_u64().expect("a number");
+        assert!(differing > 0, "{diff}");
+        assert_eq!(
+            diff["tables"][0]["examples"][0].as_array().map(Vec::len),
+            usize::try_from(differing).ok()
+        );
+        ends.store(true, Ordering::Relaxed);
+        let asked = asking.join().expect("nobody was refused or taken back");
+        assert!(asked > 10, "{asked}");
+    });
+}
+
+#[test]
+fn what_cannot_be_is_refused_in_words() {
+    let federation = Federation::running(&["a"]);
+    let good = definition("carrier_delays");
+    let refused = |change: &dyn Fn(&mut Value), because: &str| {
+        let mut bad = good.clone();
+        change(&mut bad);
+        let (status, problem) = define(&federation, 0, &bad);
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &json!("invalid")),
+            "{problem}"
+        );
+        let detail = problem["detail"].as_str().expect("a detail");
+        assert!(detail.contains(because), "{because:?} is not in {detail:?}");
+    };
+    refused(&|it| it["verison"] = 1.into(), "verison");
+    refused(
+        &|it| it["source"]["types"] = json!(["FlightDepartd"]),
+        "did you mean \"FlightDeparted\"?",
+    );
+    refused(
+        &|it| it["on"]["FlightDeparted"] = "INSRT".into(),
+        "syntax error",
+    );
+    refused(
+        &|it| it["on"]["FlightDeparted"] = "DELETE FROM nowhere".into(),
+        "no such table",
+    );
+    refused(
+        &|it| it["schema"] = "CREATE TABLE meridian_parked (a)".into(),
+        "the engine's own",
+    );
+    refused(&|it| it["tier"] = "live".into(), "commutative");
+    for name in ["..%2Fx", "A", "a%2Fb"] {
+        let (status, problem) = put(&url(&federation, 0, name, ""), &{
+            let mut bad = good.clone();
+            bad["name"] = "".into();
+            bad.to_string()
+        })
+        .expect("an answer");
+        assert_eq!(status, 400, "{name}: {problem}");
+    }
+    let (status, problem) = ask(&federation, 0, "nobody", "SELECT 1").expect("an answer");
+    assert_eq!((status, &problem["code"]), (404, &json!("not_found")));
+
+    define_surely(&federation, 0, &good);
+    for sql in [
+        "DELETE FROM carrier_delays",
+        "SELECT 1; SELECT 2",
+        "ATTACH 'x' AS x",
+        "SELECT * FROM nowhere",
+    ] {
+        let (status, problem) = ask(&federation, 0, "carrier_delays", sql).expect("an answer");
+        assert_eq!(
+            (status, &problem["code"]),
+            (400, &json!("invalid")),
+            "{sql}: {problem}"
+        );
+    }
+    // Another schema in the same version, and an older version.
+    let mut other = good.clone();
+    other["schema"] = format!("{} ", good["schema"].as_str().expect("SQL")).into();
+    let (status, problem) = define(&federation, 0, &other);
+    assert_eq!(
+        (status, &problem["code"]),
+        (409, &json!("conflict")),
+        "{problem}"
+    );
+    let (status, _) =
+        post(&url(&federation, 0, "carrier_delays", "/promote"), "{}").expect("an answer");
+    assert_eq!(status, 409);
+    // Its stream is the server's own.
+    let body = json!({ "events": [{ "type": "ProjectionRemoved", "data": {} }] }).to_string();
+    let (status, problem) = post(
+        &federation.url(0, "/v1/streams/$projections-carrier_delays/events"),
+        &body,
+    )
+    .expect("an answer");
+    assert_eq!(status, 400, "{problem}");
+
+    let removed = meridian(&[
+        "projection",
+        "remove",
+        "carrier_delays",
+        "--url",
+        &federation.url(0, ""),
+    ]);
+    assert!(removed.status.success(), "{}", text(&removed.stderr));
+    let (status, _) = ask(&federation, 0, "carrier_delays", "SELECT 1").expect("an answer");
+    assert_eq!(status, 404);
+    let file =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../projection/examples/carrier_delays.toml");
+    let again = meridian(&[
+        "projection",
+        "put",
+        path(&file),
+        "--url",
+        &federation.url(0, ""),
+    ]);
+    assert!(again.status.success(), "{}", text(&again.stderr));
+}
+
+#[test]
+fn a_query_shows_what_its_token_stands_for() {
+    let federation = Federation::running(&NAMES);
+    let name = "carrier_delays";
+    define_surely(&federation, 0, &definition(name));
+    for number in 1..20_u64 {
+        let index = usize::try_from(number % 3).expect("small");
+        let event =
+            json!({ "events": [{ "type": "FlightCancelled", "data": { "carrier": "XX" } }] });
+        let stream = federation.url(index, &format!("/v1/streams/aircraft-{number}/events"));
+        let (status, token, answer) =
+            support::post_for_token(&stream, &event.to_string()).expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+        let elsewhere = (index + 1) % 3;
+        let query = json!({
+            "sql": "SELECT events FROM carrier_delays WHERE carrier = :carrier",
+            "params": { "carrier": "XX" },
+            "at_least": token,
+        });
+        until("the answer is not stale", || {
+            let asked = post(
+                &url(&federation, elsewhere, name, "/query"),
+                &query.to_string(),
+            );
+            let (status, answer) = asked.expect("an answer");
+            assert!(
+                status == 200 || answer["code"] == "stale" || answer["code"] == "not_found",
+                "{status} {answer}"
+            );
+            if status == 200 {
+                assert_eq!(answer["rows"][0][0], number, "it never shows less");
+            }
+            status == 200
+        });
+    }
+}
