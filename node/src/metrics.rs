@@ -83,6 +83,15 @@ pub struct Peer {
     pub peer: String,
 }
 
+/// Labels: one read model of a projection.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReadModel {
+    /// The projection.
+    pub projection: String,
+    /// `active`, `candidate` or `previous`.
+    pub role: String,
+}
+
 /// Which way events go over a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the variants are the label's values")]
@@ -244,6 +253,18 @@ pub struct Metrics {
     /// Events of this region's own logs that a peer has not made durable yet.
     pub unreplicated_events: Family<Peer, Gauge>,
 
+    /// How far a read model is behind what is settled.
+    pub projection_lag_seconds: Family<ReadModel, Level>,
+    /// Events that a read model has applied.
+    pub projection_applied_events: Family<ReadModel, Gauge>,
+    /// Events that wait for a mended handler or an operator.
+    pub projection_parked_events: Family<ReadModel, Gauge>,
+    /// Events that were left out for good.
+    pub projection_skipped_events: Family<ReadModel, Gauge>,
+    /// When the last event was written that a read model is complete to, in seconds since 1970.
+    pub projection_checkpoint_timestamp_seconds: Family<ReadModel, Level>,
+    /// 1 while a read model's worker cannot go on: stopped, or without its database or log.
+    pub projection_held_up: Family<ReadModel, Gauge>,
     /// Alarms that stand now, by kind.
     pub alarms: Family<Alarm, Gauge>,
     /// When this node's certificate ends, in seconds since 1970.
@@ -358,6 +379,30 @@ impl Metrics {
             unreplicated_events: list.add(
                 "unreplicated_events",
                 "Events of this region's own logs that a peer has not made durable yet",
+            ),
+            projection_lag_seconds: list.in_seconds(
+                "projection_lag",
+                "How far a read model is behind what is settled here",
+            ),
+            projection_applied_events: list.add(
+                "projection_applied_events",
+                "Events that a read model has applied",
+            ),
+            projection_parked_events: list.add(
+                "projection_parked_events",
+                "Events of a read model that wait for a mended handler or an operator",
+            ),
+            projection_skipped_events: list.add(
+                "projection_skipped_events",
+                "Events that a read model has left out for good",
+            ),
+            projection_checkpoint_timestamp_seconds: list.in_seconds(
+                "projection_checkpoint_timestamp",
+                "The timestamp that a read model is complete to, since 1970-01-01",
+            ),
+            projection_held_up: list.add(
+                "projection_held_up",
+                "1 while a read model's worker cannot go on: see its projection's status",
             ),
             alarms: list.add("alarms", "Alarms that stand now, by kind"),
             certificate_expiry_seconds: list.in_seconds(

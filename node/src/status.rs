@@ -399,6 +399,7 @@ pub(crate) fn refresh_metrics(node: &Node) {
         let seconds = Duration::from_millis(held.for_ms).as_secs_f64();
         level.set(level.get().max(seconds));
     }
+    crate::projections::refresh_metrics(node);
     metrics.alarms.clear();
     for _ in node.links().disagreements() {
         let label = Alarm {

@@ -1,5 +1,10 @@
 //! Projections over real processes: the same read models in every region, whatever is killed.
 
+#![expect(
+    clippy::disallowed_methods,
+    reason = "it waits while an import goes on, and reads the flights themselves"
+)]
+
 mod support;
 
 use std::collections::BTreeMap;

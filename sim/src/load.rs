@@ -20,6 +20,7 @@ use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
 use tokio::time::sleep;
 
 use crate::history::{Call, History, Outcome, Read, Repeated, Seen};
+use crate::invariants::exactly_once::EVENT_TYPE;
 use crate::plan::LoadPlan;
 use crate::rng::Rng;
 use crate::world::clock::elapsed;
@@ -100,7 +101,7 @@ impl Writer {
                 .collect();
             NewEvent {
                 id: EventId::from_random(rng.bytes16()),
-                event_type: EventType::new("Happened").expect("a sound type"),
+                event_type: EventType::new(EVENT_TYPE).expect("a sound type"),
                 data: Bytes::from(format!("{{\"text\":\"{text}\"}}")),
                 metadata: Bytes::new(),
             }

@@ -25,6 +25,9 @@ pub struct Plan {
     /// How many of the points in our code, in a hundred, do what is right but unusual.
     #[serde(default)]
     pub points_percent: u32,
+    /// Every node keeps a read model, in a SQLite file.
+    #[serde(default)]
+    pub read_models: bool,
     /// The regions, numbered from 1 in this sequence.
     pub regions: Vec<RegionPlan>,
     /// The network between each two regions.
@@ -382,6 +385,7 @@ impl Plan {
             partitions: 2,
             segment_kib: 256,
             points_percent: 0,
+            read_models: false,
             regions: Vec::new(),
             links: Vec::new(),
             load: LoadPlan {
@@ -542,6 +546,7 @@ impl Plan {
             .extend(storms::draw(seed, plan.regions.len(), plan.chaos_ms));
         plan.faults.sort_by_key(|fault| fault.at_ms);
         // Drawn apart, so that the rest of a seed's plan does not depend on it.
+        plan.read_models = Rng::part(seed, "read models").below(2) == 0;
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.

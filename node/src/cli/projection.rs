@@ -260,7 +260,10 @@ fn show(projections: &[Value], output: Output) -> anyhow::Result<Outcome> {
                 text(&model["applied"]),
                 text(&model["parked"]),
                 text(&model["skipped"]),
-                format!("{} ms", text(&model["lag_ms"])),
+                match &model["lag_ms"] {
+                    Value::Null => "-".to_owned(),
+                    lag => format!("{} ms", text(lag)),
+                },
                 text(&model["through_at"]),
             ]);
             if !model["error"].is_null() {

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{FromRequestParts, Path, Request, State};
 use axum::http::request::Parts;
+use meridian_clock::Timestamp;
 use meridian_projection::{Answer, Definition, Drained, Parked, Query, TableDiff};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -70,8 +71,8 @@ pub(super) struct ModelView {
     /// The wall-clock part of `through`, RFC 3339.
     #[schema(format = "date-time")]
     through_at: String,
-    /// How far it is behind what is settled here, in milliseconds.
-    lag_ms: u64,
+    /// How far it is behind what is settled here, in milliseconds; null before its worker has begun.
+    lag_ms: Option<u64>,
     /// How many events were applied.
     applied: u64,
     /// How many were left out for good.
@@ -92,7 +93,8 @@ impl ModelView {
             checkpoint: checkpoint.place.to_string(),
             through: checkpoint.through.to_string(),
             through_at: rfc3339(checkpoint.through),
-            lag_ms: u64::try_from(model.lag.as_millis()).unwrap_or(u64::MAX),
+            lag_ms: (checkpoint.through > Timestamp::ZERO)
+                .then(|| u64::try_from(model.lag.as_millis()).unwrap_or(u64::MAX)),
             applied: checkpoint.applied,
             skipped: checkpoint.skipped,
             parked: model.status.parked,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_points::buggify;
 use meridian_projection::{Definition, Drained, Sink, SinkError, Status, Step, Worker};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{spawn_blocking, yield_now};
@@ -72,10 +73,13 @@ pub(super) struct Cab {
     pub(super) marks: watch::Receiver<Arc<Marks>>,
     pub(super) paused: watch::Receiver<bool>,
     pub(super) cancel: CancellationToken,
+    /// Another worker for the same read model.
+    pub(super) another: Box<dyn Fn() -> Worker + Send + Sync>,
 }
 
 /// Drives `worker` until it is cancelled, or another one has taken its read model over.
 pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
+    let mut overtaken: Option<Worker> = None;
     loop {
         if cab.cancel.is_cancelled() {
             return;
@@ -109,6 +113,14 @@ pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
             }
         };
         worker = back;
+        let applied = |worker: &Worker| worker.status().checkpoint.applied;
+        if let Some(mut earlier) = overtaken.take_if(|it| applied(it) < applied(&worker)) {
+            // As on a node that was taken for dead: it goes on, which must come to nothing.
+            earlier.step();
+        }
+        if overtaken.is_none() && buggify("a worker is overtaken by another one") {
+            overtaken = Some(std::mem::replace(&mut worker, (cab.another)()));
+        }
         cab.status.send_replace(Arc::new(worker.status()));
         let wait = match step {
             Step::More => {

@@ -21,7 +21,7 @@ use meridian_client::{AppendError, AppendRequest, Durability, Expected};
 use meridian_clock::{LogId, Timestamp};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_projection::{
-    Answer, Definition, DefinitionError, Drained, Limits, Now, Parked, Query, QueryError,
+    Answer, Definition, DefinitionError, Doing, Drained, Limits, Now, Parked, Query, QueryError,
     SinkError, Status, TableDiff, check_name, check_sqlite, list_parked,
 };
 use meridian_replication::link::Marks;
@@ -36,6 +36,7 @@ pub(crate) use driver::Lane;
 use model::Projection;
 
 use crate::Node;
+use crate::metrics::ReadModel;
 use crate::session::Seen;
 use crate::status::Names;
 
@@ -291,6 +292,13 @@ impl Projections {
         }
     }
 
+    /// Brings a definition into force in this region only, as if it had come in the log at `revision` of
+    /// its stream.
+    pub fn define_here(&self, revision: u64, definition: Definition) {
+        let name = definition.name.clone();
+        self.define(&name, revision, Some(definition));
+    }
+
     // A definition came in the log.
     fn define(&self, name: &str, revision: u64, definition: Option<Definition>) {
         let projection = {
@@ -430,4 +438,56 @@ fn cannot_note(folder: &Path, error: &io::Error) -> ProjectionError {
         "that cannot be noted in {}: {error}; nothing has changed",
         folder.display()
     ))
+}
+
+/// Brings the gauges of all read models up to date.
+pub(crate) fn refresh_metrics(node: &Node) {
+    let metrics = node.metrics();
+    let gauges = [
+        &metrics.projection_applied_events,
+        &metrics.projection_parked_events,
+        &metrics.projection_skipped_events,
+        &metrics.projection_held_up,
+    ];
+    // Those of a read model that went must not stay.
+    gauges.iter().for_each(|gauge| {
+        gauge.clear();
+    });
+    metrics.projection_lag_seconds.clear();
+    metrics.projection_checkpoint_timestamp_seconds.clear();
+    let count = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+    for projection in node.projections().list() {
+        let roles = [
+            ("active", &projection.active),
+            ("candidate", &projection.candidate),
+            ("previous", &projection.previous),
+        ];
+        for (role, model) in roles {
+            let Some(model) = model else {
+                continue;
+            };
+            let label = ReadModel {
+                projection: projection.definition.name.clone(),
+                role: role.to_owned(),
+            };
+            let checkpoint = &model.status.checkpoint;
+            let held_up = model.status.error.is_some() && model.status.doing != Doing::Following;
+            for (gauge, value) in gauges.iter().zip([
+                count(checkpoint.applied),
+                count(model.status.parked),
+                count(checkpoint.skipped),
+                held_up.into(),
+            ]) {
+                gauge.get_or_create(&label).set(value);
+            }
+            metrics
+                .projection_lag_seconds
+                .get_or_create(&label)
+                .set(model.lag.as_secs_f64());
+            metrics
+                .projection_checkpoint_timestamp_seconds
+                .get_or_create(&label)
+                .set(checkpoint.through.since_unix().as_secs_f64());
+        }
+    }
 }

@@ -89,23 +89,30 @@ impl Projection {
     fn start(&self, number: u32, definition: Definition) -> Model {
         let shared = &self.shared;
         let (commands, obeys) = mpsc::channel(COMMANDS_MAX);
-        let feed = OrderFeed::new(
-            &shared.store,
-            &shared.logs,
-            &shared.names,
-            shared.marks.clone(),
-            definition.tier,
-            self.bound.subscribe(),
-        );
-        let sink = SqliteSink::new(&model_path(&self.folder, number), definition.clone());
-        let worker = Worker::new(
-            definition.clone(),
-            Box::new(feed),
-            Box::new(sink),
-            Batches::default(),
-            Arc::clone(&shared.now),
-            shared.jitter,
-        );
+        let another = {
+            let (shared, bound) = (Arc::clone(shared), self.bound.subscribe());
+            let path = model_path(&self.folder, number);
+            let definition = definition.clone();
+            move || {
+                let feed = OrderFeed::new(
+                    &shared.store,
+                    &shared.logs,
+                    &shared.names,
+                    shared.marks.clone(),
+                    definition.tier,
+                    bound.clone(),
+                );
+                Worker::new(
+                    definition.clone(),
+                    Box::new(feed),
+                    Box::new(SqliteSink::new(&path, definition.clone())),
+                    Batches::default(),
+                    Arc::clone(&shared.now),
+                    shared.jitter,
+                )
+            }
+        };
+        let worker = another();
         let (status, told) = watch::channel(Arc::new(worker.status()));
         let cancel = shared.tasks.child_token();
         let cab = Cab {
@@ -115,6 +122,7 @@ impl Projection {
             marks: shared.marks.clone(),
             paused: self.paused.subscribe(),
             cancel: cancel.clone(),
+            another: Box::new(another),
         };
         let span = info_span!("projection", name = %self.name, model = number);
         shared.tracker.spawn(drive(worker, cab).instrument(span));

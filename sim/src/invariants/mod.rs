@@ -7,6 +7,7 @@ mod accounted;
 mod contained;
 mod dense;
 mod durable;
+pub mod exactly_once;
 mod idempotent;
 mod identical;
 mod linearizable;
@@ -67,6 +68,8 @@ pub struct Evidence {
     pub seen: Vec<Seen>,
     /// Requests that were answered otherwise when they were repeated.
     pub repeated: Vec<Repeated>,
+    /// What the nodes' read models hold.
+    pub read_models: Vec<exactly_once::ReadModel>,
 }
 
 impl Evidence {
@@ -93,7 +96,7 @@ impl Evidence {
 /// Everything that is broken, each with the name of the invariant in front.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     type Check = fn(&Evidence) -> Vec<String>;
-    let all: [(&str, Check); 13] = [
+    let all: [(&str, Check); 14] = [
         ("dense", dense::check),
         ("identical", identical::check),
         ("durable", durable::check),
@@ -107,6 +110,7 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
         ("same-order", same_order::check),
         ("watermark", watermark::check),
         ("session", session::check),
+        ("exactly-once", exactly_once::check),
     ];
     all.into_iter()
         .flat_map(|(name, check)| {

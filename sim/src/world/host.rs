@@ -13,6 +13,7 @@ use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Network, Random, Seams};
 use meridian_node::{Identity, Node};
 use meridian_store::{Lanes, SimDisk, Store};
+use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -22,6 +23,7 @@ use super::network::SimNetwork;
 use super::story::What;
 use super::trace::Trace;
 use super::witness;
+use crate::invariants::exactly_once;
 use crate::rng::Rng;
 
 /// A machine and what is wrong with it now.
@@ -57,6 +59,8 @@ pub struct Machine {
 
 struct Changing {
     disk: SimDisk,
+    // Where its read models are: files that the simulated power does not reach.
+    read_models: Option<TempDir>,
     node: Weak<Node>,
     rng: Rng,
     start_error: Option<String>,
@@ -71,6 +75,10 @@ struct SeededRandom {
     name: String,
     rng: Mutex<Rng>,
     trace: Trace,
+}
+
+fn folder() -> TempDir {
+    TempDir::with_prefix("meridian-sim-").expect("the system has a place for temporary files")
 }
 
 impl Random for SeededRandom {
@@ -100,6 +108,8 @@ pub struct Parts {
     pub network: Arc<SimNetwork>,
     /// See [`Machine::config`].
     pub config: NodeConfig,
+    /// Whether it keeps a read model.
+    pub read_models: bool,
 }
 
 impl Machine {
@@ -122,6 +132,7 @@ impl Machine {
             config: parts.config,
             changing: Mutex::new(Changing {
                 disk: SimDisk::new(rng.next_u64()),
+                read_models: parts.read_models.then(folder),
                 node: Weak::new(),
                 rng,
                 start_error: None,
@@ -141,11 +152,21 @@ impl Machine {
         self.changing().disk.clone()
     }
 
+    /// The folder of its read models, if it keeps any.
+    pub fn read_models(&self) -> Option<PathBuf> {
+        let changing = self.changing();
+        let folder = changing.read_models.as_ref()?;
+        Some(folder.path().to_owned())
+    }
+
     /// Gives it an empty disk.
     pub fn replace_disk(&self) {
         let mut changing = self.changing();
         let seed = changing.rng.next_u64();
         changing.disk = SimDisk::new(seed);
+        if changing.read_models.is_some() {
+            changing.read_models = Some(folder());
+        }
         self.lives.fetch_add(1, Ordering::Relaxed);
         changing.reported.clear();
     }
@@ -209,7 +230,9 @@ impl Machine {
             network: Arc::clone(&self.network) as Arc<dyn Network>,
             lanes: Lanes::Driven,
             tls: cryptography::seams(),
-            read_models: PathBuf::from("no-read-models"),
+            read_models: self
+                .read_models()
+                .unwrap_or_else(|| "no-read-models".into()),
         };
         self.stopped.store(false, Ordering::Relaxed);
         self.forget_start_error();
@@ -236,6 +259,10 @@ impl Machine {
         self.trace
             .note(elapsed(), format_args!("{} runs", self.name));
         self.trace.tell(elapsed(), What::Runs(self.index));
+        if self.read_models().is_some() {
+            node.projections()
+                .define_here(1, exactly_once::definition());
+        }
         self.compare_with_committed(&node);
         self.changing().node = Arc::downgrade(&node);
         let driver = tokio::spawn(drive(

@@ -281,6 +281,7 @@ impl World {
                 trace: trace.clone(),
                 network: Arc::new(network),
                 config: setup::node_config(plan, index, &members, &certificates),
+                read_models: plan.read_models,
             };
             let machine = Arc::new(Machine::new(
                 plan.seed,

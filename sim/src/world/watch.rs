@@ -9,13 +9,14 @@ use std::time::Duration;
 use meridian_client::SettledTier;
 use meridian_clock::{Position, Timestamp};
 use meridian_node::Node;
+use meridian_projection::Doing;
 use meridian_store::{Disk, Health, ReadError};
 
 use super::World;
 use super::clock::EPOCH;
 use super::host::Machine;
 use super::story::What;
-use crate::invariants::{self, Copy, Evidence};
+use crate::invariants::{self, Copy, Evidence, exactly_once};
 
 // Not all the time: asking whether all is well reads all logs.
 const SETTLED_EVERY: Duration = Duration::from_millis(200);
@@ -143,6 +144,15 @@ impl World {
                 ));
                 continue;
             };
+            for projection in node.projections().list() {
+                let active = projection.active.map(|model| model.status);
+                if active
+                    .as_ref()
+                    .is_none_or(|it| it.doing != Doing::Following)
+                {
+                    why.push(format!("{} does not follow: {active:?}", machine.name));
+                }
+            }
             if let Err(reason) = node.ready() {
                 why.push(format!("{} is not ready: {reason}", machine.name));
             }
@@ -176,6 +186,14 @@ impl World {
         why
     }
 
+    // What the read models of the running nodes hold.
+    fn read_models(&self) -> Vec<exactly_once::ReadModel> {
+        let running = self.machines.iter().filter(|it| it.node().is_some());
+        running
+            .filter_map(|it| Some(exactly_once::read(&it.name, &it.read_models()?)))
+            .collect()
+    }
+
     pub(super) fn audit(&mut self) {
         let mut copies = Vec::new();
         for machine in &self.machines {
@@ -207,6 +225,7 @@ impl World {
             settled: std::mem::take(&mut self.settled),
             seen: self.history.all_seen(),
             repeated: self.history.all_repeated(),
+            read_models: self.read_models(),
         };
         self.report.broken.extend(self.witness.broken());
         for machine in &self.machines {
