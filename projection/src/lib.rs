@@ -12,6 +12,8 @@
 
 pub mod definition;
 mod feed;
+mod parameter;
+mod query;
 mod sink;
 mod sqlite;
 mod worker;
@@ -21,11 +23,9 @@ pub use definition::{
     check_name,
 };
 pub use feed::{Feed, FeedError, FeedEvent, Reached};
+pub use query::{Answer, Limits, Query, QueryError};
 pub use sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
-pub use sqlite::{
-    Answer, Limits, Query, QueryError, SqliteSink, TableDiff, check_sqlite, diff_sqlite,
-    list_parked,
-};
+pub use sqlite::{SqliteSink, TableDiff, check_sqlite, diff_sqlite, list_parked};
 pub use worker::{Batches, Doing, Drained, Now, Status, Step, Worker};
 
 /// The wall-clock part of a timestamp, RFC 3339 in UTC.

@@ -1,7 +1,7 @@
 //! Where a projection's rows go: a database that commits rows and checkpoint together.
 
 use meridian_clock::{OrderKey, Timestamp};
-use meridian_event::EventId;
+use meridian_event::{EventId, crc32c};
 use serde::Serialize;
 
 use crate::feed::FeedEvent;
@@ -17,6 +17,17 @@ pub struct Checkpoint {
     pub applied: u64,
     /// How many were left out by the policy `skip`.
     pub skipped: u64,
+}
+
+impl Checkpoint {
+    /// What is kept beside it, to tell one that a worker wrote from one that was changed by hand.
+    pub(crate) fn sum(&self) -> i64 {
+        let text = format!(
+            "{} {} {} {}",
+            self.place, self.through, self.applied, self.skipped
+        );
+        crc32c(&[text.as_bytes()]).into()
+    }
 }
 
 /// Why an event is among the parked ones.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use meridian_clock::{OrderKey, Timestamp};
-use meridian_event::{EventId, crc32c};
+use meridian_event::EventId;
 use meridian_points::{Bug, planted, reached};
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, params};
@@ -21,11 +21,11 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, 
 use uuid::Uuid;
 
 pub use diff::{TableDiff, diff_sqlite};
-pub use query::{Answer, Limits, Query, QueryError};
 pub use schema::check as check_sqlite;
 
 use crate::definition::Definition;
 use crate::feed::FeedEvent;
+use crate::parameter::Parameter;
 use crate::recorded_at;
 use crate::sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 
@@ -58,38 +58,6 @@ const OWN_TABLES: &str = "
     );
     CREATE INDEX meridian_parked_by_stream ON meridian_parked (stream, id);
 ";
-
-/// One of the things that an event gives to a statement.
-#[derive(Clone, Copy, Debug)]
-enum Parameter {
-    Data,
-    Metadata,
-    Stream,
-    Revision,
-    Type,
-    Id,
-    Timestamp,
-    Region,
-    RecordedAt,
-}
-
-impl Parameter {
-    // `name` as SQLite gives it, with its sigil.
-    fn of_name(name: &str) -> Option<Self> {
-        Some(match name.get(1..)? {
-            "data" => Self::Data,
-            "metadata" => Self::Metadata,
-            "stream" => Self::Stream,
-            "revision" => Self::Revision,
-            "type" => Self::Type,
-            "id" => Self::Id,
-            "timestamp" => Self::Timestamp,
-            "region" => Self::Region,
-            "recorded_at" => Self::RecordedAt,
-            _ => return None,
-        })
-    }
-}
 
 // JSON is text for SQLite's functions; what is no text at all is given as bytes.
 struct Text<'a>(&'a [u8]);
@@ -163,7 +131,7 @@ impl SqliteSink {
                     checkpoint.through.0.to_string(),
                     i64::try_from(checkpoint.applied).unwrap_or(i64::MAX),
                     i64::try_from(checkpoint.skipped).unwrap_or(i64::MAX),
-                    sum(checkpoint),
+                    checkpoint.sum(),
                 ])
             })
             .map_err(SinkError::unavailable)?;
@@ -187,14 +155,6 @@ fn open(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "cache_size", -65_536)?;
     connection.set_prepared_statement_cache_capacity(256);
     Ok(connection)
-}
-
-fn sum(checkpoint: &Checkpoint) -> i64 {
-    let text = format!(
-        "{} {} {} {}",
-        checkpoint.place, checkpoint.through, checkpoint.applied, checkpoint.skipped
-    );
-    crc32c(&[text.as_bytes()]).into()
 }
 
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
@@ -240,7 +200,7 @@ fn load_checkpoint(connection: &Connection) -> Result<Checkpoint, SinkError> {
         })
     };
     match read() {
-        Some(checkpoint) if sum(&checkpoint) == noted => Ok(checkpoint),
+        Some(checkpoint) if checkpoint.sum() == noted => Ok(checkpoint),
         _ => Err(changed),
     }
 }
@@ -291,7 +251,7 @@ impl Sink for SqliteSink {
                         params![
                             empty.place.to_string(),
                             empty.through.0.to_string(),
-                            sum(&empty)
+                            empty.sum()
                         ],
                     )
                 });

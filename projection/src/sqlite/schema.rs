@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use rusqlite::Connection;
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
-use super::{Handler, Parameter};
+use super::Handler;
 use crate::definition::{Definition, DefinitionError, OWN_PREFIX, PARAMETERS, nearest};
+use crate::parameter::Parameter;
 use crate::sink::SinkError;
 
 /// Checks all SQL of a definition against an empty database.
@@ -80,7 +81,11 @@ fn check_statement(
     }
     for number in 1..=statement.parameter_count() {
         let name = statement.parameter_name(number).unwrap_or("?");
-        if Parameter::of_name(name).is_none() || !name.starts_with(':') {
+        if name
+            .strip_prefix(':')
+            .and_then(Parameter::of_name)
+            .is_none()
+        {
             return Err(DefinitionError::Parameter {
                 event_type: event_type.to_owned(),
                 parameter: name.to_owned(),
@@ -113,7 +118,7 @@ pub(super) fn handlers(
         let statement = connection.prepare_cached(text)?;
         let names =
             (1..=statement.parameter_count()).map(|number| statement.parameter_name(number));
-        let parameters = names.map(|name| Parameter::of_name(name.unwrap_or_default()));
+        let parameters = names.map(|name| Parameter::of_name(name?.strip_prefix(':')?));
         let parameters: Option<Vec<_>> = parameters.collect();
         let handler = Handler {
             sql: text.clone(),
