@@ -1,6 +1,7 @@
 //! What a projection is: which events it reads, and what it does with each.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +22,8 @@ pub const PARAMETERS: [&str; 9] = [
 ];
 /// Tables of a read model whose names begin so are the engine's own.
 pub const OWN_PREFIX: &str = "meridian_";
+/// What stands in place of a password.
+const HIDDEN: &str = "***";
 
 /// A projection as its owner writes it, in TOML or JSON.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -85,12 +88,55 @@ pub struct Source {
 }
 
 /// Where rows go.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind", deny_unknown_fields)]
 pub enum SinkKind {
     /// A SQLite file in the node's data folder.
     #[default]
     Sqlite,
+    /// A schema in a PostgreSQL database.
+    Postgres {
+        /// Where it is: `postgresql://user:password@host:5432/database`, or
+        /// `postgresql:///database?host=/folder/of/the/socket`. Serialized as it is; see
+        /// [`Definition::without_password`].
+        url: String,
+    },
+}
+
+impl fmt::Debug for SinkKind {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite => out.write_str("Sqlite"),
+            Self::Postgres { url } => out
+                .debug_struct("Postgres")
+                .field("url", &hide_passwords(url))
+                .finish(),
+        }
+    }
+}
+
+/// The text without the passwords of URLs in it: rather too much is hidden than too little.
+fn hide_passwords(text: &str) -> String {
+    let hide_in_line = |line: &str| {
+        let mut shown = line.to_owned();
+        if let Some(begins) = shown.find("://").map(|at| at + 3)
+            && let Some(at) = shown.rfind('@').filter(|at| *at > begins)
+            && let Some(colon) = shown[begins..at].find(':').map(|it| begins + it)
+        {
+            shown.replace_range(colon + 1..at, HIDDEN);
+        }
+        let mut from = 0;
+        while let Some(found) = shown[from..].find("password=") {
+            let begins = from + found + "password=".len();
+            let length = shown[begins..].find(['&', '"', '\'', ' ']);
+            let end = length.map_or(shown.len(), |it| begins + it);
+            shown.replace_range(begins..end, HIDDEN);
+            from = begins + HIDDEN.len();
+        }
+        shown
+    };
+    let lines: Vec<_> = text.lines().map(hide_in_line).collect();
+    lines.join("\n")
 }
 
 /// What happens when a handler fails.
@@ -238,6 +284,12 @@ pub enum DefinitionError {
         /// What it may be.
         bounds: &'static str,
     },
+    /// Its rows cannot go where it says.
+    #[error("the sink cannot be: {reason}")]
+    Sink {
+        /// Why not, without any password.
+        reason: String,
+    },
     /// The database does not take the SQL.
     #[error("the SQL of {what} is not accepted: {reason}")]
     Sql {
@@ -291,7 +343,8 @@ impl Definition {
     /// When it is not one. [`Definition::check`] looks further.
     pub fn from_toml(text: &str) -> Result<Self, DefinitionError> {
         toml::from_str(text).map_err(|error| DefinitionError::Unreadable {
-            reason: error.to_string().trim_end().to_owned(),
+            // It shows the line.
+            reason: hide_passwords(error.to_string().trim_end()),
         })
     }
 
@@ -301,7 +354,7 @@ impl Definition {
     /// When it is not one. [`Definition::check`] looks further.
     pub fn from_json(text: &[u8]) -> Result<Self, DefinitionError> {
         serde_json::from_slice(text).map_err(|error| DefinitionError::Unreadable {
-            reason: error.to_string(),
+            reason: hide_passwords(&error.to_string()),
         })
     }
 
@@ -345,6 +398,9 @@ impl Definition {
             };
             category.parse::<meridian_event::Category>().map_err(bad)?;
         }
+        if let SinkKind::Postgres { url } = &self.sink {
+            crate::postgres::parse_url(url).map_err(|reason| DefinitionError::Sink { reason })?;
+        }
         if self.tier == FeedTier::Live && !self.commutative {
             return Err(DefinitionError::LiveOrder);
         }
@@ -383,6 +439,15 @@ impl Definition {
             "1 to 86400000",
         )?;
         Ok(())
+    }
+
+    /// The definition to show to others: no password is in its sink's URL.
+    pub fn without_password(&self) -> Self {
+        let mut shown = self.clone();
+        if let SinkKind::Postgres { url } = &mut shown.sink {
+            *url = hide_passwords(url);
+        }
+        shown
     }
 
     /// Whether a read model that `self` has built can go on with `later` as it is: only what happens
@@ -468,6 +533,47 @@ mod tests {
             definition.check(),
             Err(DefinitionError::NeverRuns { .. })
         ));
+    }
+
+    #[test]
+    fn a_password_is_shown_nowhere() {
+        for url in [
+            "postgresql://me:s3cret@host/db",
+            "postgres://me:s3cret@with@host:5432/db?application_name=x",
+            "postgresql:///db?host=/tmp&user=me&password=s3cret",
+            "postgresql://me:s3cret@host:port/db",
+            "postgresql://me:s3cret@/db",
+        ] {
+            let mut definition = sound();
+            definition.sink = SinkKind::Postgres { url: url.into() };
+            let inline = format!("sink = {{ kind = \"postgres\", url = \"{url}\", tsl = 1 }}\n");
+            for shown in [
+                format!("{definition:?}"),
+                format!("{:?}", definition.check()),
+                serde_json::to_string(&definition.without_password()).unwrap(),
+                format!("{:?}", Definition::from_toml(&(inline + SOUND))),
+            ] {
+                assert!(!shown.contains("s3cret"), "{shown}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_url_that_would_not_do_is_refused_when_it_is_put() {
+        for (url, reason) in [
+            ("mysql://host/db", "postgresql://"),
+            ("postgresql://me@host:port/db", "cannot be read"),
+            ("postgresql:///db", "names no host"),
+            ("postgresql://me@host/db?sslmode=require", "TLS"),
+        ] {
+            let mut definition = sound();
+            definition.sink = SinkKind::Postgres { url: url.into() };
+            let error = definition.check().unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+        let text =
+            format!("{SOUND}\n[sink]\nkind = \"postgres\"\nurl = \"postgresql:///db?host=/tmp\"");
+        assert_eq!(Definition::from_toml(&text).unwrap().check(), Ok(()));
     }
 
     #[test]

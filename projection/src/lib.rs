@@ -13,6 +13,7 @@
 pub mod definition;
 mod feed;
 mod parameter;
+mod postgres;
 mod query;
 mod sink;
 mod sqlite;
@@ -23,6 +24,7 @@ pub use definition::{
     check_name,
 };
 pub use feed::{Feed, FeedError, FeedEvent, Reached};
+pub use postgres::{CheckError, PostgresSink, check_postgres};
 pub use query::{Answer, Limits, Query, QueryError};
 pub use sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 pub use sqlite::{SqliteSink, TableDiff, check_sqlite, diff_sqlite, list_parked};
