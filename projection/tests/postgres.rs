@@ -289,6 +289,44 @@ fn what_is_not_json_is_the_handlers_failure_and_not_the_databases() {
 }
 
 #[test]
+fn the_databases_trouble_is_no_events_fault() {
+    let Some(postgres) = shared() else { return };
+    let good = flights(30);
+    for (state, is_trouble) in [
+        ("53100", true),  // its disk is full
+        ("53200", true),  // its memory is
+        ("40001", true),  // another transaction came first
+        ("55P03", true),  // a lock was not to be had
+        ("57014", true),  // it took too long
+        ("42501", true),  // it is not allowed to
+        ("22012", false), // divided by zero
+        ("23514", false), // a check says no
+        ("P0001", false), // a function says no
+    ] {
+        let mut definition = postgres.delays();
+        definition.schema.push_str(&format!(
+            "CREATE FUNCTION fail() RETURNS INT LANGUAGE plpgsql AS
+             $$ BEGIN RAISE 'as it was told' USING ERRCODE = '{state}'; END $$;"
+        ));
+        let fail = "INSERT INTO delays VALUES ('x', 1, fail())";
+        definition.on.insert("Failing".to_owned(), fail.to_owned());
+        definition.failure.policy = Policy::Skip;
+        definition.failure.retries = 0;
+        let mut events = good.clone();
+        events.push(event(100, "aircraft-1", "Failing", "{}"));
+        let world = World::new(&postgres, events);
+        let mut worker = world.worker(&definition, 10);
+        while worker.step() == Step::More {}
+        let status = worker.status();
+        assert_eq!(status.doing == Doing::WaitingForSink, is_trouble, "{state}");
+        if !is_trouble {
+            assert_eq!(status.checkpoint.skipped, 1, "{state}");
+        }
+        assert_eq!(world.model(), straight(&postgres, &good));
+    }
+}
+
+#[test]
 fn a_constraint_that_waits_for_the_commit_still_names_its_event() {
     let Some(postgres) = shared() else { return };
     let mut definition = postgres.delays();

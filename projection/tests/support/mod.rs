@@ -181,10 +181,15 @@ impl World {
 
     /// Steps until there is nothing to do or the policy stops it, letting time pass as it is asked for.
     pub(crate) fn run(&self, worker: &mut Worker) -> Step {
+        let mut waits_in_a_row = 0;
         for _ in 0..10_000 {
             match worker.step() {
-                Step::More => {}
-                Step::Wait(time) => self.pass(time),
+                Step::More => waits_in_a_row = 0,
+                Step::Wait(time) if waits_in_a_row < 100 => {
+                    waits_in_a_row += 1;
+                    self.pass(time);
+                }
+                Step::Wait(_) => break,
                 done => return done,
             }
         }
