@@ -156,9 +156,10 @@ impl Server {
     /// Starts it again after it was stopped or killed, and waits until it answers.
     pub(crate) fn go_on(&self) {
         let folder = self.folder.display();
-        // No disk fails here, only processes end: what they wrote is seen by the next ones.
+        // No disk fails here, only processes end: what they wrote is seen by the next ones. They write
+        // often, so that a kill finds some commits written and some not.
         self.run("pg_ctl", &format!(
-            "-D {folder}/data -l {folder}/log -w -t 60 -o \"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=100 -c wal_writer_delay=200ms\" start"
+            "-D {folder}/data -l {folder}/log -w -t 60 -o \"-c listen_addresses= -c unix_socket_directories={folder} -c fsync=off -c max_connections=100 -c wal_writer_delay=10ms\" start"
         ));
     }
 
