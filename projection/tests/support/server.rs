@@ -1,6 +1,7 @@
 //! A PostgreSQL server of our own, in a temporary folder, reached over its socket there.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -82,6 +83,8 @@ impl Server {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
+            // What ends the tests, Ctrl-C or a time limit, must not end it with them.
+            .process_group(0)
             .spawn()
             .unwrap();
         let server = Self {
