@@ -328,6 +328,7 @@ impl Node {
         seams.random.fill(&mut jitter);
         let projections = Projections::start(crate::projections::Shared {
             root: seams.read_models,
+            region: own.name.clone(),
             store: Arc::clone(&store),
             logs: logs.clone(),
             names: Arc::clone(&names),

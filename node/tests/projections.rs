@@ -5,6 +5,8 @@
     reason = "it waits while an import goes on, and reads the flights themselves"
 )]
 
+#[path = "../../projection/tests/support/server.rs"]
+mod server;
 mod support;
 
 use std::collections::BTreeMap;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use serde_json::{Value, json};
+use server::Server;
 use support::{Federation, get, meridian, path, post, put, text, until};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
@@ -507,4 +510,61 @@ fn a_query_shows_what_its_token_stands_for() {
             status == 200
         });
     }
+}
+
+#[test]
+fn read_models_in_postgresql_are_the_same_whatever_is_killed() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let name = "carrier_delays_postgres";
+    let mut federation = Federation::running(&NAMES);
+    let mut in_postgresql = definition(name);
+    in_postgresql["sink"]["url"] = server.url().into();
+    define_surely(&federation, 0, &in_postgresql);
+    let mut importing = importer(&federation);
+    for round in 0..3 {
+        thread::sleep(std::time::Duration::from_millis(500));
+        federation.kill(round);
+        server.kill();
+        federation.start(round);
+        server.go_on();
+        federation.until_ready(round);
+    }
+    assert!(importing.wait().expect("it ends").success());
+    import(&federation);
+    for index in 0..3 {
+        until_applied(&federation, index, name, EVENTS);
+        let sql = "SELECT * FROM carrier_delays ORDER BY carrier COLLATE \"C\"";
+        let (status, answer) = ask(&federation, index, name, sql).expect("an answer");
+        assert_eq!(
+            (status, &answer["rows"]),
+            (200, &delays()),
+            "region {index}"
+        );
+    }
+    // A second version in the same database, which counts no cancelled flights.
+    let mut second = in_postgresql.clone();
+    second["version"] = 2.into();
+    second["on"]["FlightCancelled"] = "DELETE FROM carrier_delays WHERE carrier = 'none'".into();
+    define_surely(&federation, 0, &second);
+    until("the candidate has caught up", || {
+        projection(&federation, 0, name).is_some_and(|it| it["candidate"]["applied"] == EVENTS)
+    });
+    let (status, diff) = get(&url(&federation, 0, name, "/diff")).expect("an answer");
+    assert_eq!((status, &diff["same"]), (200, &json!(false)), "{diff}");
+    for what in ["/promote", "/rollback"] {
+        let (status, answer) = post(&url(&federation, 0, name, what), "{}").expect("an answer");
+        assert_eq!(status, 200, "{answer}");
+    }
+    // Who asks the database itself sees the one that answers.
+    let sql = format!("SELECT sum(events)::bigint FROM \"{name}@a\".carrier_delays");
+    let (status, answer) = ask(&federation, 0, name, &sql).expect("an answer");
+    assert_eq!(
+        (status, &answer["rows"]),
+        (200, &json!([[EVENTS]])),
+        "{answer}"
+    );
+    let (_, shown) = get(&url(&federation, 0, name, "")).expect("an answer");
+    assert_eq!(shown["definition"]["sink"]["kind"], "postgres");
 }

@@ -11,6 +11,7 @@
 //! same transaction that moves the checkpoint past it.
 
 pub mod definition;
+mod diff;
 mod feed;
 mod parameter;
 mod postgres;
@@ -23,11 +24,15 @@ pub use definition::{
     Definition, DefinitionError, Division, Failure, FeedTier, Policy, SinkKind, Source, Workers,
     check_name,
 };
+pub use diff::TableDiff;
 pub use feed::{Feed, FeedError, FeedEvent, Reached};
-pub use postgres::{CheckError, PostgresSink, check_postgres};
+pub use postgres::{
+    CheckError, PostgresSink, check_postgres, diff_postgres, list_parked_postgres,
+    publish_postgres, remove_postgres,
+};
 pub use query::{Answer, Limits, Query, QueryError};
 pub use sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
-pub use sqlite::{SqliteSink, TableDiff, check_sqlite, diff_sqlite, list_parked};
+pub use sqlite::{SqliteSink, check_sqlite, diff_sqlite, list_parked};
 pub use worker::{Batches, Doing, Drained, Now, Status, Step, Worker};
 
 /// The wall-clock part of a timestamp, RFC 3339 in UTC.

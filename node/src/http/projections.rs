@@ -112,7 +112,7 @@ impl ProjectionView {
             active: of(&status.active),
             candidate: of(&status.candidate),
             previous: of(&status.previous),
-            definition: status.definition,
+            definition: status.definition.without_password(),
         }
     }
 }

@@ -9,6 +9,7 @@ mod driver;
 mod feed;
 mod follow;
 mod model;
+mod place;
 mod shelf;
 
 use std::collections::BTreeMap;
@@ -21,8 +22,8 @@ use meridian_client::{AppendError, AppendRequest, Durability, Expected};
 use meridian_clock::{LogId, Timestamp};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_projection::{
-    Answer, Definition, DefinitionError, Doing, Drained, Limits, Now, Parked, Query, QueryError,
-    SinkError, Status, TableDiff, check_name, check_sqlite, list_parked,
+    Answer, CheckError, Definition, DefinitionError, Doing, Drained, Now, Parked, Query,
+    QueryError, SinkError, SinkKind, Status, TableDiff, check_name, check_postgres, check_sqlite,
 };
 use meridian_replication::link::Marks;
 use meridian_store::Store;
@@ -126,6 +127,7 @@ pub struct ProjectionStatus {
 /// What all projections of a node share.
 pub(crate) struct Shared {
     pub(crate) root: PathBuf,
+    pub(crate) region: String,
     pub(crate) store: Arc<Store>,
     pub(crate) logs: Vec<LogId>,
     pub(crate) names: Arc<Names>,
@@ -217,12 +219,18 @@ impl Projections {
                 "projections of the live tier are not served yet; use the stable tier".to_owned(),
             ));
         }
+        place::check(&definition, &self.shared.region)?;
         let checked = definition.clone();
-        self.shared
-            .lane
-            .run(move || check_sqlite(&checked))
-            .await
-            .map_err(ProjectionError::Unavailable)??;
+        let check = move || match &checked.sink {
+            SinkKind::Sqlite => check_sqlite(&checked).map_err(CheckError::from),
+            SinkKind::Postgres { .. } => check_postgres(&checked),
+        };
+        let checked = self.shared.lane.run(check).await;
+        match checked.map_err(ProjectionError::Unavailable)? {
+            Ok(()) => {}
+            Err(CheckError::Definition(error)) => return Err(error.into()),
+            Err(other) => return Err(ProjectionError::Unavailable(other.to_string())),
+        }
         let name = definition.name.clone();
         if let Ok(present) = self.find(&name) {
             present.check_follows(&definition)?;
@@ -310,6 +318,10 @@ impl Projections {
             Arc::clone(found)
         };
         projection.define(revision, definition);
+        let shown = Arc::clone(&projection);
+        self.shared
+            .tracker
+            .spawn(async move { shown.publish_first().await });
         self.changed.send_modify(|count| *count += 1);
     }
 
@@ -369,8 +381,8 @@ impl Projections {
         after: i64,
         skipped: bool,
     ) -> Result<Vec<Parked>, ProjectionError> {
-        let path = self.find(name)?.active_path()?;
-        let list = move || list_parked(&path, after, PARKED_MAX, skipped);
+        let place = self.find(name)?.active_place()?;
+        let list = move || place.parked(after, PARKED_MAX, skipped);
         let listed = self.shared.lane.run(list).await;
         Ok(listed.map_err(ProjectionError::Unavailable)??)
     }
@@ -409,9 +421,9 @@ impl Projections {
     ) -> Result<Answer, ProjectionError> {
         let projection = self.find(name)?;
         let deadline = Instant::now() + wait.min(crate::session::WAIT_MAX);
-        let path = projection.answering(at_least.at, deadline).await?;
+        let place = projection.answering(at_least.at, deadline).await?;
         let now = Arc::clone(&self.shared.now);
-        let ask = move || query.ask(&path, Limits::default(), &now);
+        let ask = move || place.ask(&query, &now);
         let answer = self.shared.lane.run(ask).await;
         Ok(answer.map_err(ProjectionError::Unavailable)??)
     }

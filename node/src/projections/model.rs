@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use meridian_clock::Timestamp;
 use meridian_projection::{
-    Batches, Definition, Doing, Drained, SinkError, SqliteSink, Status, TableDiff, Worker,
-    diff_sqlite,
+    Batches, Definition, Doing, Drained, SinkError, Status, TableDiff, Worker,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
@@ -16,11 +16,15 @@ use tracing::{Instrument, info_span};
 
 use super::driver::{COMMANDS_MAX, Cab, Command, drive};
 use super::feed::{OrderFeed, settled};
-use super::shelf::{Shelf, model_path, remove_model};
+use super::place::Place;
+use super::shelf::Shelf;
 use super::{
     EXAMPLES_MAX, LEVEL_WAIT, ModelStatus, ProjectionError, ProjectionStatus, Shared, cannot_note,
     until,
 };
+
+/// How long before views are made again that could not be.
+const PUBLISH_AGAIN: Duration = Duration::from_secs(5);
 
 // A read model with its worker.
 struct Model {
@@ -91,7 +95,7 @@ impl Projection {
         let (commands, obeys) = mpsc::channel(COMMANDS_MAX);
         let another = {
             let (shared, bound) = (Arc::clone(shared), self.bound.subscribe());
-            let path = model_path(&self.folder, number);
+            let place = self.place(number, &definition);
             let definition = definition.clone();
             move || {
                 let feed = OrderFeed::new(
@@ -105,7 +109,7 @@ impl Projection {
                 Worker::new(
                     definition.clone(),
                     Box::new(feed),
-                    Box::new(SqliteSink::new(&path, definition.clone())),
+                    place.sink(&definition),
                     Batches::default(),
                     Arc::clone(&shared.now),
                     shared.jitter,
@@ -132,6 +136,20 @@ impl Projection {
             status: told,
             cancel,
         }
+    }
+
+    fn place(&self, number: u32, definition: &Definition) -> Place {
+        Place::of(&self.folder, &self.shared.region, number, definition)
+    }
+
+    // Removes a read model's rows where that may take a while.
+    fn remove(&self, number: u32, definition: &Definition) {
+        let place = self.place(number, definition);
+        let (lane, folder) = (self.shared.lane, self.folder.clone());
+        self.shared.tracker.spawn(async move {
+            // It has said itself what it could not do.
+            let _ = lane.run(move || place.remove(&folder, number)).await;
+        });
     }
 
     /// Whether there is a definition of it.
@@ -200,10 +218,10 @@ impl Projection {
             return;
         }
         if let Some((number, definition)) = update {
-            let sink = SqliteSink::new(&model_path(&self.folder, number), definition.clone());
+            let sink = self.place(number, &definition).sink(&definition);
             if let Some(model) = state.models.get_mut(&number) {
                 model.definition = definition.clone();
-                let command = Command::GoOnAs(Box::new(definition), Box::new(sink));
+                let command = Command::GoOnAs(Box::new(definition), sink);
                 if model.commands.try_send(command).is_err() {
                     tracing::warn!(name = %self.name, "a worker is told of its new definition by starting it anew");
                     model.cancel.cancel();
@@ -223,13 +241,11 @@ impl Projection {
         for number in gone {
             if let Some(model) = state.models.remove(&number) {
                 model.cancel.cancel();
+                self.remove(number, &model.definition);
             }
-            remove_model(&self.folder, number);
         }
         for (number, definition) in &shelf.models {
             if !state.models.contains_key(number) {
-                // Left by an earlier life that did not get to note it.
-                remove_model(&self.folder, *number);
                 let model = self.start(*number, definition.clone());
                 state.models.insert(*number, model);
             }
@@ -331,6 +347,7 @@ impl Projection {
             "no candidate; put a higher version of its definition, or rebuild it",
         )?;
         self.level(number).await?;
+        self.publish(number).await?;
         self.exchange(|shelf| {
             shelf.previous = shelf.active;
             shelf.active = Some(number);
@@ -346,6 +363,7 @@ impl Projection {
             "no read model that answered before; only a promotion can be rolled back",
         )?;
         self.level(number).await?;
+        self.publish(number).await?;
         self.exchange(|shelf| {
             // It may be promoted again.
             shelf.candidate = shelf.candidate.or(shelf.active);
@@ -398,7 +416,7 @@ impl Projection {
             |shelf| shelf.candidate.or(shelf.previous),
             "no second read model to compare with; put a higher version, or rebuild it",
         )?;
-        let paths = [active, other].map(|number| model_path(&self.folder, number));
+        let places = [self.place_of(active)?, self.place_of(other)?];
         let mut statuses = [self.watch(active)?, self.watch(other)?];
         let deadline = Instant::now() + LEVEL_WAIT;
         let stopped = StopAt(&self.bound);
@@ -426,19 +444,69 @@ impl Projection {
                 is_level &= status.borrow().checkpoint.through == bound;
             }
             if is_level {
-                let [one, two] = paths.clone();
-                let compare = move || diff_sqlite(&one, &two, EXAMPLES_MAX);
+                let [one, two] = places.clone();
+                let compare = move || one.diff(&two, EXAMPLES_MAX);
                 let compared = self.shared.lane.run(compare).await;
                 drop(stopped);
-                return Ok((bound, compared.map_err(ProjectionError::Unavailable)??));
+                let diffs = compared.map_err(ProjectionError::Unavailable)??;
+                let diffs = diffs.ok_or_else(|| {
+                    ProjectionError::Conflict(
+                        "the two read models are in different databases and cannot be compared row by row"
+                            .to_owned(),
+                    )
+                })?;
+                return Ok((bound, diffs));
             }
         }
     }
 
     /// Where the read model that answers has its rows.
-    pub(super) fn active_path(&self) -> Result<PathBuf, ProjectionError> {
+    pub(super) fn active_place(&self) -> Result<Place, ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
-        Ok(model_path(&self.folder, number))
+        self.place_of(number)
+    }
+
+    fn place_of(&self, number: u32) -> Result<Place, ProjectionError> {
+        let state = self.lock();
+        let model = state.models.get(&number);
+        model
+            .map(|model| self.place(number, &model.definition))
+            .ok_or_else(|| ProjectionError::NotFound(self.name.clone()))
+    }
+
+    /// Shows the read model that answers, once it is there, to those who ask its database themselves.
+    pub(super) async fn publish_first(&self) {
+        let Ok(number) = self.number(|shelf| shelf.active, "no read model yet") else {
+            return;
+        };
+        let Ok(mut status) = self.watch(number) else {
+            return;
+        };
+        loop {
+            let is_there = |it: &Arc<Status>| it.checkpoint.through > Timestamp::ZERO;
+            let cancelled = tokio::select! {
+                biased;
+                () = self.shared.tasks.cancelled() => true,
+                there = status.wait_for(is_there) => there.is_err(),
+            };
+            if cancelled {
+                return;
+            }
+            match self.publish(number).await {
+                Ok(()) => return,
+                Err(error) => {
+                    tracing::warn!(name = %self.name, %error, "the views of a read model cannot be made yet");
+                    tokio::time::sleep(PUBLISH_AGAIN).await;
+                }
+            }
+        }
+    }
+
+    // Shows the read model that answers to those who ask its database themselves.
+    async fn publish(&self, number: u32) -> Result<(), ProjectionError> {
+        let place = self.place_of(number)?;
+        let published = self.shared.lane.run(move || place.publish()).await;
+        Ok(published.map_err(ProjectionError::Unavailable)??)
     }
 
     /// Where the read model is that answers, once it is complete to `at_least`.
@@ -446,13 +514,13 @@ impl Projection {
         &self,
         at_least: Timestamp,
         deadline: Instant,
-    ) -> Result<PathBuf, ProjectionError> {
+    ) -> Result<Place, ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
         // Nothing answers before its worker has said how far it is.
         let goal = self.lock().floor.max(at_least).max(Timestamp(1));
         let mut status = self.watch(number)?;
         if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
-            return Ok(model_path(&self.folder, number));
+            return self.place_of(number);
         }
         let now = Arc::clone(&status.borrow());
         Err(ProjectionError::Stale(format!(

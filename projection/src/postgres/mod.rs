@@ -6,6 +6,7 @@
 //! Always true: rows, parked events and checkpoint are one transaction, and whoever writes holds the
 //! checkpoint's row and has compared its fence.
 
+mod care;
 mod query;
 mod schema;
 mod session;
@@ -22,6 +23,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
+pub use care::{diff_postgres, list_parked_postgres, publish_postgres, remove_postgres};
 pub use schema::{CheckError, check as check_postgres};
 
 pub(crate) use session::parse_url;

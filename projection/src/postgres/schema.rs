@@ -214,8 +214,8 @@ pub(super) fn handlers(
 }
 
 #[derive(Debug, PartialEq, Eq)]
-struct Column {
-    name: String,
+pub(super) struct Column {
+    pub(super) name: String,
     declared: String,
     not_null: bool,
     is_key: bool,
@@ -223,7 +223,10 @@ struct Column {
 
 // The tables in a schema with their columns. Types of that schema have no prefix while it is the one
 // that names are looked up in.
-fn tables(session: &Session, schema: &str) -> Result<BTreeMap<String, Vec<Column>>, Failure> {
+pub(super) fn tables(
+    session: &Session,
+    schema: &str,
+) -> Result<BTreeMap<String, Vec<Column>>, Failure> {
     let select = "
         SELECT c.relname, a.attname, format_type(a.atttypid, a.atttypmod), a.attnotnull,
             coalesce(a.attnum = ANY (i.indkey), false)

@@ -4,34 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use rusqlite::{Connection, OpenFlags, Row};
-use serde::Serialize;
 
 use super::query::to_json;
 use super::schema::{Column, quoted, tables};
+use crate::diff::TableDiff;
 use crate::sink::SinkError;
-
-/// What differs between two read models in one table.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
-pub struct TableDiff {
-    /// The table.
-    pub table: String,
-    /// Why its rows cannot be compared, such as other columns.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub incomparable: Option<String>,
-    /// How many rows there are in each.
-    pub rows: [u64; 2],
-    /// How many rows only the one has, and only the other.
-    pub only_in: [u64; 2],
-    /// Some of those, as lists of values in the order of the columns.
-    pub examples: [Vec<Vec<serde_json::Value>>; 2],
-}
-
-impl TableDiff {
-    /// Whether the table is the same in both.
-    pub fn is_same(&self) -> bool {
-        self.incomparable.is_none() && self.only_in == [0, 0] && self.rows[0] == self.rows[1]
-    }
-}
 
 /// Compares all tables of the read models in two files, which no worker moves meanwhile, and lists at
 /// most `examples_max` rows of each kind.
@@ -65,19 +42,11 @@ fn compare(one: &Path, other: &Path, examples_max: usize) -> rusqlite::Result<Ve
         .into_iter()
         .map(|table| match (found[0].get(table), found[1].get(table)) {
             (Some(a), Some(b)) if a == b => compare_table(&both, table, a, examples_max),
-            (Some(_), Some(_)) => Ok(incomparable(table, "its columns differ")),
-            (Some(_), None) => Ok(incomparable(table, "only the active read model has it")),
-            _ => Ok(incomparable(table, "only the other read model has it")),
+            (Some(_), Some(_)) => Ok(TableDiff::incomparable(table, "its columns differ")),
+            (Some(_), None) => Ok(TableDiff::only_in_one(table)),
+            _ => Ok(TableDiff::only_in_other(table)),
         });
     diffs.collect()
-}
-
-fn incomparable(table: &str, why: &str) -> TableDiff {
-    TableDiff {
-        table: table.to_owned(),
-        incomparable: Some(why.to_owned()),
-        ..TableDiff::default()
-    }
 }
 
 fn compare_table(

@@ -20,7 +20,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, 
 
 use uuid::Uuid;
 
-pub use diff::{TableDiff, diff_sqlite};
+pub use diff::diff_sqlite;
 pub use schema::check as check_sqlite;
 
 use crate::definition::Definition;
