@@ -5,6 +5,11 @@
     reason = "it waits while an import goes on, and reads the flights themselves"
 )]
 
+#[expect(
+    dead_code,
+    clippy::unwrap_used,
+    reason = "the sinks' own tests stop it and wait, too, and panic where it cannot be had"
+)]
 #[path = "../../projection/tests/support/server.rs"]
 mod server;
 mod support;

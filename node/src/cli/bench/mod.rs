@@ -4,6 +4,7 @@
 //! in turn with it, so that a busy or slow machine shows in both. Medians over rounds.
 
 mod append;
+mod project;
 mod read;
 mod replicate;
 mod settle;
@@ -71,6 +72,8 @@ pub(crate) enum What {
     Settle,
     /// Reading the log, beside reading its files with a checksum
     Read,
+    /// Building a read model in SQLite, beside the same SQL run bare
+    Project,
 }
 
 /// One line of results.
@@ -123,6 +126,12 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         // It has no raw limit beside it: what it waits for is the next heartbeat.
         What::Settle => {
             settle::run(&plan, args.markdown, output).await?;
+            files::remove_folder(&plan.dir)
+                .with_context(|| format!("remove {}", plan.dir.display()))?;
+            return Ok(Outcome::Done);
+        }
+        What::Project => {
+            project::run(&plan, args.markdown, output).await?;
             files::remove_folder(&plan.dir)
                 .with_context(|| format!("remove {}", plan.dir.display()))?;
             return Ok(Outcome::Done);

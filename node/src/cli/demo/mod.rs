@@ -18,7 +18,8 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 
 use self::cut::{Cut, CuttableNetwork};
-use self::writers::Flight;
+pub(super) use self::writers::{Flight, flights};
+
 use super::{Outcome, Output, local};
 
 const REGIONS: [&str; 3] = ["us-east", "eu-west", "ap-south"];
@@ -268,7 +269,7 @@ fn flights_by_region() -> anyhow::Result<Vec<(String, Flight)>> {
         let index = AIRPORTS.iter().position(|known| *known == airport);
         index.map(|index| REGIONS[index].to_owned())
     };
-    let flights = writers::flights()?.into_iter();
+    let flights = flights()?.into_iter();
     flights
         .map(|flight| {
             let region = region_of(&flight.airport);

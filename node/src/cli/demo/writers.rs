@@ -21,19 +21,19 @@ const FLIGHTS: &[u8] = include_bytes!("../../../data/flights-slice.ndjson.gz");
 
 /// One line of the bundled flights.
 #[derive(Clone, Debug, Deserialize)]
-pub(super) struct Flight {
+pub(crate) struct Flight {
     id: String,
     /// The airport it left.
     #[serde(rename = "region")]
     pub(super) airport: String,
-    stream: String,
+    pub(crate) stream: String,
     #[serde(rename = "type")]
-    event_type: String,
-    data: Box<RawValue>,
+    pub(crate) event_type: String,
+    pub(crate) data: Box<RawValue>,
 }
 
 /// The bundled flights, in time order.
-pub(super) fn flights() -> anyhow::Result<Vec<Flight>> {
+pub(crate) fn flights() -> anyhow::Result<Vec<Flight>> {
     let mut text = String::new();
     flate2::read::GzDecoder::new(FLIGHTS)
         .read_to_string(&mut text)
