@@ -378,6 +378,61 @@ fn a_new_version_is_built_beside_compared_promoted_and_rolled_back_under_a_live_
 }
 
 #[test]
+fn many_workers_build_what_one_does() {
+    let federation = Federation::running(&["a"]);
+    let imported = meridian(&["import", FLIGHTS, "--url", &federation.url(0, "")]);
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+    for (name, events) in [
+        ("carrier_delays", EVENTS),
+        ("aircraft_last_seen", departures()),
+    ] {
+        define_surely(&federation, 0, &definition(name));
+        until_applied(&federation, 0, name, events);
+        // Four divide the partitions, three do not.
+        let divisions = [(4, "hash"), (3, "hash"), (3, "time")];
+        // The last flights of two stretches are of one aircraft, and nothing says which counts.
+        let divisions = divisions
+            .into_iter()
+            .filter(|it| it.1 == "hash" || name == "carrier_delays");
+        for (version, (count, by)) in (2..).zip(divisions) {
+            let mut next = definition(name);
+            next["version"] = version.into();
+            next["workers"] = json!({ "count": count, "by": by });
+            define_surely(&federation, 0, &next);
+            until(
+                &format!("{count} workers by {by} have built {name}"),
+                || {
+                    let shown = projection(&federation, 0, name).expect("an answer");
+                    shown["candidate"]["version"] == version
+                        && shown["candidate"]["doing"] == "following"
+                        && shown["candidate"]["applied"] == events
+                },
+            );
+            let (status, diff) = get(&url(&federation, 0, name, "/diff")).expect("an answer");
+            assert_eq!(
+                (status, &diff["same"]),
+                (200, &json!(true)),
+                "{count} by {by}: {diff}"
+            );
+        }
+    }
+    let log = federation.log(0);
+    assert!(!log.contains("cannot be built in parts"), "{log}");
+    let left = std::fs::read_dir(
+        federation.regions[0]
+            .data
+            .join("projections/carrier_delays"),
+    );
+    let left = left
+        .expect("a folder")
+        .map(|it| it.expect("an entry").file_name());
+    let left: Vec<_> = left
+        .filter(|it| it.to_string_lossy().contains("part"))
+        .collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_words() {
     let federation = Federation::running(&["a"]);
     let good = definition("carrier_delays");

@@ -32,7 +32,9 @@ pub use postgres::{
 };
 pub use query::{Answer, Limits, Query, QueryError};
 pub use sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
-pub use sqlite::{SqliteSink, check_sqlite, diff_sqlite, list_parked};
+pub use sqlite::{
+    SqliteSink, check_sqlite, diff_sqlite, is_made_sqlite, list_parked, merge_sqlite,
+};
 pub use worker::{Batches, Doing, Drained, Now, Status, Step, Worker};
 
 /// The wall-clock part of a timestamp, RFC 3339 in UTC.

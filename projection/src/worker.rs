@@ -61,6 +61,8 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Doing {
+    /// Several workers build its parts.
+    Building,
     /// It reads what is already settled.
     CatchingUp,
     /// It has applied all that is settled.

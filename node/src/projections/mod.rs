@@ -5,6 +5,7 @@
 //! query must not leave the region. Which of them answers is up to the region's operator (`shelf`).
 //! `driver` runs a worker, `feed` is what it reads.
 
+mod build;
 mod driver;
 mod feed;
 mod follow;
@@ -137,6 +138,22 @@ pub(crate) struct Shared {
     pub(crate) jitter: u8,
     pub(crate) tasks: CancellationToken,
     pub(crate) tracker: TaskTracker,
+}
+
+impl Shared {
+    // When the first event that is held was stamped, about.
+    fn first_timestamp(&self) -> Timestamp {
+        let mut first = Timestamp::ZERO;
+        let mut reader = self
+            .store
+            .ordered(self.logs.iter().copied(), meridian_clock::OrderKey::ZERO);
+        // What cannot be read is not first; the worker will say so.
+        let _ = reader.read(self.marks.borrow().stable(), |key, _, _| {
+            first = key.timestamp;
+            std::ops::ControlFlow::Break(())
+        });
+        first
+    }
 }
 
 /// The projections of a node.

@@ -12,8 +12,9 @@ use meridian_projection::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{Instrument, info_span};
+use tracing::{Instrument, info_span, warn};
 
+use super::build::Build;
 use super::driver::{COMMANDS_MAX, Cab, Command, drive};
 use super::feed::{OrderFeed, settled};
 use super::place::Place;
@@ -129,7 +130,20 @@ impl Projection {
             another: Box::new(another),
         };
         let span = info_span!("projection", name = %self.name, model = number);
-        shared.tracker.spawn(drive(worker, cab).instrument(span));
+        let build = match self.place(number, &definition) {
+            Place::Sqlite(path) => Build::of(shared, &definition, &path),
+            Place::Postgres { .. } => None,
+        };
+        let drive = async move {
+            if let Some(build) = build
+                && let Err(reason) = build.run(&cab.status, &cab.cancel).await
+                && !cab.cancel.is_cancelled()
+            {
+                warn!(%reason, "a read model cannot be built in parts; one worker builds it");
+            }
+            drive(worker, cab).await;
+        };
+        shared.tracker.spawn(drive.instrument(span));
         Model {
             definition,
             commands,
@@ -547,6 +561,12 @@ impl Projection {
             model.map(|model| model.commands.clone())
         };
         let commands = commands.ok_or_else(|| ProjectionError::NotFound(self.name.clone()))?;
+        if self.watch(number)?.borrow().doing == Doing::Building {
+            return Err(ProjectionError::Conflict(format!(
+                "read model {number} of projection {:?} is still being built in parts; try again when it follows",
+                self.name
+            )));
+        }
         let (answer, answered) = oneshot::channel();
         let ended = || {
             ProjectionError::Unavailable(format!(

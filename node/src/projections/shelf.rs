@@ -91,8 +91,24 @@ pub(crate) fn model_path(folder: &Path, number: u32) -> PathBuf {
 /// Removes a read model's files.
 pub(crate) fn remove_model(folder: &Path, number: u32) {
     let path = model_path(folder, number);
+    remove_file_of_sqlite(&path);
+    // Parts of it that were being built.
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let parts = format!("{name}.part-");
+    for path in files::in_folder(folder).unwrap_or_default() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(&parts)
+            && let Err(error) = files::remove(&path)
+        {
+            tracing::warn!(path = %path.display(), %error, "a part of a read model that is not needed any more cannot be removed");
+        }
+    }
+}
+
+/// Removes a SQLite file with what SQLite keeps beside it, if it is there.
+pub(crate) fn remove_file_of_sqlite(path: &Path) {
     for suffix in ["", "-wal", "-shm"] {
-        let mut name = path.clone().into_os_string();
+        let mut name = path.as_os_str().to_owned();
         name.push(suffix);
         if let Err(error) = files::remove(Path::new(&name))
             && error.kind() != io::ErrorKind::NotFound

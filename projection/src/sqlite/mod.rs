@@ -4,6 +4,7 @@
 //! written. A file is in WAL mode, so that queries and the one writer do not wait for each other.
 
 mod diff;
+mod merge;
 mod query;
 mod schema;
 
@@ -21,6 +22,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, 
 use uuid::Uuid;
 
 pub use diff::diff_sqlite;
+pub use merge::{is_made_sqlite, merge_sqlite};
 pub use schema::check as check_sqlite;
 
 use crate::definition::Definition;
@@ -32,7 +34,7 @@ use crate::sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, S
 /// How long a writer waits for another one that holds the file.
 const BUSY_FOR: Duration = Duration::from_secs(5);
 
-const OWN_TABLES: &str = "
+const CHECKPOINT_TABLE: &str = "
     CREATE TABLE meridian_checkpoint (
         one INTEGER PRIMARY KEY CHECK (one = 1),
         place TEXT NOT NULL,
@@ -42,6 +44,9 @@ const OWN_TABLES: &str = "
         sum INTEGER NOT NULL,
         fence INTEGER NOT NULL
     );
+";
+
+const PARKED_TABLE: &str = "
     CREATE TABLE meridian_parked (
         id INTEGER PRIMARY KEY AUTOINCREMENT,
         kind TEXT NOT NULL,
@@ -243,7 +248,8 @@ impl Sink for SqliteSink {
             }
             let empty = Checkpoint::default();
             let made = transaction
-                .execute_batch(OWN_TABLES)
+                .execute_batch(CHECKPOINT_TABLE)
+                .and_then(|()| transaction.execute_batch(PARKED_TABLE))
                 .and_then(|()| transaction.execute_batch(&self.definition.schema))
                 .and_then(|()| {
                     transaction.execute(

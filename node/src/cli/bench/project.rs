@@ -12,7 +12,7 @@ use anyhow::{Context, bail};
 use meridian_client::{AppendRequest, Durability, Expected};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_node::Node;
-use meridian_projection::Definition;
+use meridian_projection::{Definition, Doing};
 use rusqlite::Connection;
 use serde::Serialize;
 use tokio::task::JoinSet;
@@ -24,6 +24,8 @@ use crate::cli::demo::{Flight, flights};
 /// How often the flights are written, each time with other ids.
 const CYCLES: u32 = 30;
 const IN_FLIGHT: usize = 256;
+/// How many workers build a read model.
+const WORKERS: [u16; 2] = [1, 2];
 /// How many events the bare loop puts into one transaction.
 const BARE_BATCH: usize = 50_000;
 const WITHIN: Duration = Duration::from_secs(300);
@@ -50,28 +52,38 @@ pub(super) async fn run(plan: &Plan, markdown: bool, output: Output) -> anyhow::
     write(node, &flights).await?;
 
     let events = flights.len() * CYCLES as usize;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    let mut ours = WORKERS.map(|workers| (workers, Vec::new()));
+    let mut bare = Vec::new();
+    let mut version = 0;
     for round in 0..plan.rounds {
         let path = plan.dir.join(format!("bare-{round}.db"));
         let took = bare_loop(&path, &definition, &flights)?;
         bare.push(events as f64 / took.as_secs_f64());
-        let version = u32::try_from(round + 1).unwrap_or(u32::MAX);
-        let took = build(node, &definition, version, events as u64).await?;
-        ours.push(events as f64 / took.as_secs_f64());
+        for (workers, measured) in &mut ours {
+            version += 1;
+            let mut next = definition.clone();
+            next.version = version;
+            next.workers.count = *workers;
+            let took = build(node, next, events as u64).await?;
+            measured.push(events as f64 / took.as_secs_f64());
+        }
     }
     for node in &nodes {
         node.shutdown().await;
     }
-    let (ours_per_s, bare_per_s) = (median(ours), median(bare));
-    let rows = [Row {
-        database: "SQLite",
-        workers: 1,
-        events,
-        ours_per_s,
-        bare_per_s,
-        ratio: ours_per_s / bare_per_s,
-        hundred_million_min: HUNDRED_MILLION / ours_per_s / 60.0,
-    }];
+    let bare_per_s = median(bare);
+    let rows = ours.map(|(workers, measured)| {
+        let ours_per_s = median(measured);
+        Row {
+            database: "SQLite",
+            workers,
+            events,
+            ours_per_s,
+            bare_per_s,
+            ratio: ours_per_s / bare_per_s,
+            hundred_million_min: HUNDRED_MILLION / ours_per_s / 60.0,
+        }
+    });
     if output.is_json() {
         output.json(&serde_json::json!({ "unit": "events/s", "rows": rows }))?;
         return Ok(());
@@ -147,24 +159,17 @@ async fn write(node: &Arc<Node>, flights: &[Flight]) -> anyhow::Result<()> {
 }
 
 /// Builds the read model of a new version. Returns how long that took.
-async fn build(
-    node: &Node,
-    definition: &Definition,
-    version: u32,
-    events: u64,
-) -> anyhow::Result<Duration> {
+async fn build(node: &Node, definition: Definition, events: u64) -> anyhow::Result<Duration> {
     let began = Instant::now();
-    let definition = Definition {
-        version,
-        ..definition.clone()
-    };
     let name = definition.name.clone();
+    let version = definition.version;
     node.projections().define_here(version.into(), definition);
     loop {
         let projection = node.projections().get(&name)?;
         let model = projection.candidate.or(projection.active);
         let model = model.context("a read model is being built")?;
-        if model.status.checkpoint.applied == events {
+        let is_whole = model.status.checkpoint.applied == events;
+        if is_whole && model.version == version && model.status.doing == Doing::Following {
             return Ok(began.elapsed());
         }
         if let Some(error) = model.status.error {
