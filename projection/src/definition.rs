@@ -399,7 +399,7 @@ impl Definition {
             category.parse::<meridian_event::Category>().map_err(bad)?;
         }
         if let SinkKind::Postgres { url } = &self.sink {
-            crate::postgres::parse_url(url).map_err(|reason| DefinitionError::Sink { reason })?;
+            crate::postgres::check_url(url).map_err(|reason| DefinitionError::Sink { reason })?;
         }
         if self.tier == FeedTier::Live && !self.commutative {
             return Err(DefinitionError::LiveOrder);

@@ -26,7 +26,7 @@ use uuid::Uuid;
 pub use care::{diff_postgres, list_parked_postgres, publish_postgres, remove_postgres};
 pub use schema::{CheckError, check as check_postgres};
 
-pub(crate) use session::parse_url;
+pub(crate) use session::check_url;
 
 use crate::definition::Definition;
 use crate::feed::FeedEvent;

@@ -76,7 +76,7 @@ pub fn check(definition: &Definition) -> Result<(), CheckError> {
     let SinkKind::Postgres { url } = &definition.sink else {
         return Err(wrong("its rows do not go to PostgreSQL"));
     };
-    super::parse_url(url).map_err(|reason| wrong(&reason))?;
+    super::check_url(url).map_err(|reason| wrong(&reason))?;
     if definition.merge.is_some() {
         return Err(wrong(
             "`merge` adds SQLite files together; leave it out, a read model in PostgreSQL is built in place",

@@ -98,8 +98,33 @@ impl Failure {
     }
 }
 
+/// Puts what `value` gives for NAME in place of each `${NAME}`, so that a definition, which every region
+/// and every reader of the log sees, need not say a password or where a region's database is.
+fn expand(url: &str, value: impl Fn(&str) -> Option<String>) -> Result<String, String> {
+    let mut expanded = String::new();
+    let mut rest = url;
+    while let Some((before, after)) = rest.split_once("${") {
+        let (name, after) = after
+            .split_once('}')
+            .ok_or("`url` has a ${ without its }; write ${NAME}")?;
+        let value = value(name).ok_or_else(|| {
+            format!("`url` asks for the environment variable {name}, which this node was not started with; set it, and start the node again")
+        })?;
+        expanded.push_str(before);
+        expanded.push_str(&value);
+        rest = after;
+    }
+    expanded.push_str(rest);
+    Ok(expanded)
+}
+
+/// Checks a URL as far as that can be done anywhere: what `${NAME}` stands for is not known.
+pub(crate) fn check_url(url: &str) -> Result<(), String> {
+    parse_url(&expand(url, |_| Some("any".to_owned()))?).map(|_| ())
+}
+
 /// Reads a URL. The reason for refusing one says nothing of what is in it.
-pub(crate) fn parse_url(url: &str) -> Result<Config, String> {
+fn parse_url(url: &str) -> Result<Config, String> {
     const SHAPE: &str = "write postgresql://user:password@host:5432/database, with %-codes for what is special in a password, or postgresql:///database?host=/folder/of/the/socket";
     if !url.starts_with("postgresql://") && !url.starts_with("postgres://") {
         return Err(format!("`url` does not begin with postgresql://; {SHAPE}"));
@@ -169,7 +194,9 @@ impl Drop for Session {
 
 impl Session {
     pub(super) fn connect(url: &str, who: &str) -> Result<Self, Failure> {
-        let mut config = parse_url(url).map_err(Failure::Url)?;
+        let mut config = expand(url, |name| std::env::var(name).ok())
+            .and_then(|url| parse_url(&url))
+            .map_err(Failure::Url)?;
         config.application_name(who);
         config.connect_timeout(CONNECT_WITHIN);
         config.tcp_user_timeout(ANSWER_WITHIN);
@@ -250,4 +277,24 @@ impl Session {
 /// A name as SQL quotes it.
 pub(super) fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_definition_must_not_say_comes_from_the_node() {
+        let known = |name: &str| (name == "PASSWORD").then(|| "secret".to_owned());
+        let url = "postgresql://meridian:${PASSWORD}@db/models";
+        assert_eq!(
+            expand(url, known).as_deref(),
+            Ok("postgresql://meridian:secret@db/models")
+        );
+        assert_eq!(check_url(url), Ok(()));
+        let error = expand("postgresql://${HOST}/models", known).unwrap_err();
+        assert!(error.contains("HOST"), "{error}");
+        assert!(expand("postgresql://${HOST", known).is_err());
+        assert_eq!(check_url("postgresql://${HOST}/models"), Ok(()));
+    }
 }
