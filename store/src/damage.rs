@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 
 use meridian_clock::{LogId, Position, RegionId};
 use meridian_event::Chain;
@@ -184,6 +185,15 @@ impl Register {
         let (_, known) = self.ranges.range(..=(log, position)).next_back()?;
         let range = &known.range;
         (range.log == log && range.last >= position).then_some(range)
+    }
+
+    /// The damaged ranges that are thought to lie in these bytes of `segment`.
+    pub(crate) fn within(&self, segment: u64, bytes: Range<u64>) -> Vec<DamagedRange> {
+        let known = self.ranges.values().map(|known| &known.range);
+        known
+            .filter(|it| it.segment == segment && bytes.contains(&it.offset))
+            .cloned()
+            .collect()
     }
 
     /// The damaged ranges, ascending by log and position.

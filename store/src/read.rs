@@ -267,7 +267,7 @@ impl Core {
         Ok(())
     }
 
-    /// Remembers bad bytes. Returns what they held, as far as the index knows.
+    /// Remembers bad bytes. Returns what they held, as far as the index or a gap tells.
     pub(crate) fn note_bad(
         &self,
         segment: &Segment,
@@ -288,8 +288,10 @@ impl Core {
             damage.note(range.clone());
         }
         // A mark, or something of which only a gap tells: the register has the gap, if there is one.
+        // A reader must wait for that too, or what is put back here later comes behind it.
         if ranges.is_empty() {
             damage.note_hole(segment.number, bad.offset, bad.end);
+            return Ok(damage.within(segment.number, bad.offset..bad.end));
         }
         Ok(ranges)
     }

@@ -42,6 +42,9 @@ impl From<LogHead> for Head {
     }
 }
 
+/// More than stamps can rise by counting between two promises: a millisecond is four million counts.
+const COUNTED: Duration = Duration::from_millis(10);
+
 /// An open connection for catching up. Its control stream says nothing after the handshake, but its
 /// end would be taken for the connection's.
 #[derive(Debug)]
@@ -615,7 +618,9 @@ impl Shared {
                 // We made it ourselves. If our disk was lost since, this is how we learn of it, and
                 // what was promised binds us all the same (`promised`).
                 if !state.puller.writes_own() && !planted(Bug::ForgetPromised) {
-                    self.hlc.start_above(promise.timestamp);
+                    // While our clock was behind our stamps they rose by counting; what was promised
+                    // last, and heard by nobody, is no more than some counts further.
+                    self.hlc.start_above(promise.timestamp.plus(COUNTED));
                 }
             } else if !state.puller.is_stopped(promise.log) {
                 // What its origin promises of its copy says nothing of one that differs.

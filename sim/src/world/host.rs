@@ -15,7 +15,7 @@ use meridian_node::{Identity, Node};
 use meridian_store::{Lanes, SimDisk, Store};
 use tempfile::TempDir;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::clock::{SkewedClock, elapsed};
 use super::cryptography;
@@ -288,11 +288,19 @@ const HOUSEKEEP_AGAIN: Duration = Duration::from_secs(1);
 
 // Does what the store's threads do in a real node, in virtual time.
 async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
+    let mut again_at = None;
     loop {
+        let again = again_at.unwrap_or_else(Instant::now);
         tokio::select! {
             biased;
+            () = sleep_until(again), if again_at.is_some() => {
+                again_at = None;
+                store.housekeep();
+            }
             () = store.wants_commit() => {}
-            () = sleep(HOUSEKEEP_AGAIN), if store.housekeeping_failed() => {}
+        }
+        if again_at.is_none() && store.housekeeping_failed() {
+            again_at = Some(Instant::now() + HOUSEKEEP_AGAIN);
         }
         let slow = machine.slow.load(Ordering::Relaxed);
         let (low, high) = machine.commit_us;

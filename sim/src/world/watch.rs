@@ -144,6 +144,9 @@ impl World {
                 ));
                 continue;
             };
+            if node.store().housekeeping_failed() {
+                why.push(format!("{} has an index file yet to write", machine.name));
+            }
             for projection in node.projections().list() {
                 let active = projection.active.map(|model| model.status);
                 if active
