@@ -1,22 +1,12 @@
 //! How moments look to people.
 
-use jiff::Timestamp as WallTime;
-use meridian_clock::Timestamp;
-
-/// The wall-clock part of `timestamp`, RFC 3339 in UTC.
-pub(crate) fn rfc3339(timestamp: Timestamp) -> String {
-    let since = timestamp.since_unix();
-    // 32 bits of seconds end in 2106, so neither number can be out of range.
-    let seconds = i64::try_from(since.as_secs()).unwrap_or(0);
-    let nanos = i32::try_from(since.subsec_nanos()).unwrap_or(0);
-    WallTime::new(seconds, nanos)
-        .unwrap_or(WallTime::UNIX_EPOCH)
-        .to_string()
-}
+pub(crate) use meridian_projection::recorded_at as rfc3339;
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use meridian_clock::Timestamp;
 
     use super::*;
 

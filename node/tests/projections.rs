@@ -433,6 +433,42 @@ fn many_workers_build_what_one_does() {
 }
 
 #[test]
+fn a_read_model_whose_definition_is_not_known_any_more_is_built_anew() {
+    let mut federation = Federation::running(&["a"]);
+    let name = "carrier_delays";
+    let imported = meridian(&["import", FLIGHTS, "--url", &federation.url(0, "")]);
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+    // Rows of a first version that counted wrongly, in the same tables.
+    let mut first = definition(name);
+    first["on"]["FlightCancelled"] = "DELETE FROM carrier_delays WHERE carrier = 'none'".into();
+    define_surely(&federation, 0, &first);
+    until_applied(&federation, 0, name, EVENTS);
+    let mut second = definition(name);
+    second["version"] = 2.into();
+    define_surely(&federation, 0, &second);
+    until("the second has caught up", || {
+        projection(&federation, 0, name).is_some_and(|it| it["candidate"]["applied"] == EVENTS)
+    });
+    let (status, answer) = post(&url(&federation, 0, name, "/promote"), "{}").expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    federation.kill(0);
+    let shelf = federation.regions[0]
+        .data
+        .join("projections/carrier_delays/shelf.json");
+    std::fs::write(&shelf, "{").expect("it can be written");
+    federation.start(0);
+    federation.until_ready(0);
+    // All definitions are followed anew: the first answers, and the second is built beside it again.
+    until_applied(&federation, 0, name, EVENTS);
+    until("the second has caught up again", || {
+        projection(&federation, 0, name).is_some_and(|it| it["candidate"]["applied"] == EVENTS)
+    });
+    let (status, answer) = post(&url(&federation, 0, name, "/promote"), "{}").expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(rows(&federation, 0, name), Some(delays()));
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_words() {
     let federation = Federation::running(&["a"]);
     let good = definition("carrier_delays");

@@ -1,7 +1,7 @@
 //! Read models in PostgreSQL against what their events come to, whatever happens to their workers and
 //! to the server.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it is wrong")]
+#![expect(clippy::unwrap_used, reason = "a test may end where it is wrong")]
 
 #[path = "support/server.rs"]
 mod server;

@@ -1,6 +1,6 @@
 //! Read models in SQLite against what their events come to, whatever happens to their workers.
 
-#![allow(clippy::unwrap_used, reason = "a test may end where it is wrong")]
+#![expect(clippy::unwrap_used, reason = "a test may end where it is wrong")]
 
 mod support;
 

@@ -9,10 +9,12 @@ use meridian_event::{Category, RecordedEvent};
 use meridian_projection::Definition;
 use tokio::time::sleep;
 
+use super::shelf::remove;
 use super::{CATEGORY, DEFINED, Projections, REMOVED};
 use crate::Node;
 use crate::files;
 
+const FILE: &str = "followed";
 /// How many events are looked through at once.
 const PAGE: u32 = 1_000;
 /// How long before the log is read again where it could not be.
@@ -24,7 +26,7 @@ pub(super) async fn run(projections: Arc<Projections>, node: Weak<Node>) {
         return;
     };
     let cancel = projections.shared.tasks.clone();
-    let place = projections.shared.root.join("followed");
+    let place = projections.shared.root.join(FILE);
     let mut after = remembered(&place);
     let Some(mut committed) = node.upgrade().map(|node| node.committed()) else {
         return;
@@ -79,6 +81,11 @@ pub(super) async fn run(projections: Arc<Projections>, node: Weak<Node>) {
             changed = committed.changed() => if changed.is_err() { return },
         }
     }
+}
+
+/// Lets all definitions be followed from the first one on.
+pub(super) fn forget_place(root: &Path) {
+    remove(&root.join(FILE));
 }
 
 fn remembered(place: &Path) -> String {

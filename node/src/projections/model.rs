@@ -10,20 +10,23 @@ use meridian_projection::{
     Batches, Definition, Doing, Drained, SinkError, Status, TableDiff, Worker,
 };
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, info_span, warn};
 
 use super::build::Build;
 use super::driver::{COMMANDS_MAX, Cab, Command, drive};
 use super::feed::{OrderFeed, settled};
+use super::follow::forget_place;
 use super::place::Place;
-use super::shelf::Shelf;
+use super::shelf::{Shelf, forget_models};
 use super::{
     EXAMPLES_MAX, LEVEL_WAIT, ModelStatus, ProjectionError, ProjectionStatus, Shared, cannot_note,
     until,
 };
 
+/// How long a worker may take until it has done what it is told: a database may keep it waiting.
+const OBEYED_WITHIN: Duration = Duration::from_secs(100);
 /// How long before views are made again that could not be.
 const PUBLISH_AGAIN: Duration = Duration::from_secs(5);
 
@@ -61,6 +64,9 @@ impl Projection {
     pub(super) fn load(shared: &Arc<Shared>, name: &str, folder: &Path) -> Self {
         let shelf = Shelf::load(folder).unwrap_or_else(|error| {
             tracing::error!(name, folder = %folder.display(), %error, "what is known of a projection's read models cannot be read; they are built anew");
+            // Which definition made a file is not known any more, and definitions are followed anew.
+            forget_models(folder);
+            forget_place(&shared.root);
             Shelf::default()
         });
         let projection = Self {
@@ -509,8 +515,16 @@ impl Projection {
             match self.publish(number).await {
                 Ok(()) => return,
                 Err(error) => {
+                    // It answers no more, or was removed: what does now is shown by itself.
+                    if self.lock().shelf.active != Some(number) {
+                        return;
+                    }
                     tracing::warn!(name = %self.name, %error, "the views of a read model cannot be made yet");
-                    tokio::time::sleep(PUBLISH_AGAIN).await;
+                    tokio::select! {
+                        biased;
+                        () = self.shared.tasks.cancelled() => return,
+                        () = sleep(PUBLISH_AGAIN) => {}
+                    }
                 }
             }
         }
@@ -583,7 +597,14 @@ impl Projection {
                 )),
                 mpsc::error::TrySendError::Closed(_) => ended(),
             })?;
-        let answer = answered.await.map_err(|_| ended())??;
+        let waited = timeout(OBEYED_WITHIN, answered).await;
+        let answered = waited.map_err(|_| {
+            ProjectionError::Unavailable(format!(
+                "the worker of projection {:?} has not come to it within {OBEYED_WITHIN:?}; it may yet do it, look before you repeat it",
+                self.name
+            ))
+        })?;
+        let answer = answered.map_err(|_| ended())??;
         answer.ok_or_else(|| ProjectionError::NotParked {
             name: self.name.clone(),
             id,

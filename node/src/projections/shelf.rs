@@ -88,21 +88,18 @@ pub(crate) fn model_path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("model-{number}.db"))
 }
 
+/// Removes the files of all read models in `folder`.
+pub(crate) fn forget_models(folder: &Path) {
+    remove_files(folder, "model-");
+}
+
 /// Removes a read model's files.
 pub(crate) fn remove_model(folder: &Path, number: u32) {
     let path = model_path(folder, number);
     remove_file_of_sqlite(&path);
     // Parts of it that were being built.
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let parts = format!("{name}.part-");
-    for path in files::in_folder(folder).unwrap_or_default() {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(&parts)
-            && let Err(error) = files::remove(&path)
-        {
-            tracing::warn!(path = %path.display(), %error, "a part of a read model that is not needed any more cannot be removed");
-        }
-    }
+    remove_files(folder, &format!("{name}.part-"));
 }
 
 /// Removes a SQLite file with what SQLite keeps beside it, if it is there.
@@ -110,10 +107,24 @@ pub(crate) fn remove_file_of_sqlite(path: &Path) {
     for suffix in ["", "-wal", "-shm"] {
         let mut name = path.as_os_str().to_owned();
         name.push(suffix);
-        if let Err(error) = files::remove(Path::new(&name))
-            && error.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %path.display(), %error, "a read model that is not needed any more cannot be removed");
+        remove(Path::new(&name));
+    }
+}
+
+fn remove_files(folder: &Path, prefix: &str) {
+    for path in files::in_folder(folder).unwrap_or_default() {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if name.starts_with(prefix) {
+            remove(&path);
         }
+    }
+}
+
+/// Removes a file that is not needed any more, if it is there.
+pub(super) fn remove(path: &Path) {
+    if let Err(error) = files::remove(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "a file that is not needed any more cannot be removed");
     }
 }

@@ -116,14 +116,6 @@ impl SqliteSink {
         }
     }
 
-    /// From here on events are handled as `later` says, which
-    /// [can go on](Definition::can_go_on_as) from what is there.
-    pub fn go_on_as(&mut self, later: Definition) {
-        self.definition = later;
-        // Its statements are prepared by the next claim.
-        self.open = None;
-    }
-
     // Moves the checkpoint, in the transaction.
     fn write(&self, checkpoint: &Checkpoint) -> Result<(), SinkError> {
         let connection = self.connection()?;
