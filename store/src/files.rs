@@ -25,8 +25,19 @@ pub(crate) struct Files {
 
 #[derive(Default)]
 struct Held {
+    // With when it was last asked for.
     files: BTreeMap<(Kind, u64), (u64, Arc<dyn DiskFile>)>,
+    // The same by when they were last asked for.
+    by_use: BTreeMap<u64, (Kind, u64)>,
     uses: u64,
+}
+
+impl Held {
+    fn remove(&mut self, key: (Kind, u64)) {
+        if let Some((used, _)) = self.files.remove(&key) {
+            self.by_use.remove(&used);
+        }
+    }
 }
 
 impl fmt::Debug for Files {
@@ -54,18 +65,18 @@ impl Files {
     /// Lets go of the files of `segment`, which were replaced.
     pub(crate) fn forget(&self, segment: u64) {
         let mut held = self.lock();
-        held.files.remove(&(Kind::Segment, segment));
-        held.files.remove(&(Kind::Index, segment));
+        held.remove((Kind::Segment, segment));
+        held.remove((Kind::Index, segment));
     }
 
     /// Lets go of the segment file `segment`, which was replaced.
     pub(crate) fn forget_segment_file(&self, segment: u64) {
-        self.lock().files.remove(&(Kind::Segment, segment));
+        self.lock().remove((Kind::Segment, segment));
     }
 
     /// Lets go of the index file of `segment`, which was replaced.
     pub(crate) fn forget_index(&self, segment: u64) {
-        self.lock().files.remove(&(Kind::Index, segment));
+        self.lock().remove((Kind::Index, segment));
     }
 
     fn get(
@@ -74,21 +85,29 @@ impl Files {
         segment: u64,
         path: fn(u64) -> String,
     ) -> io::Result<Arc<dyn DiskFile>> {
+        let key = (kind, segment);
         let mut held = self.lock();
-        held.uses += 1;
-        let now = held.uses;
-        if let Some((used, file)) = held.files.get_mut(&(kind, segment)) {
+        let Held {
+            files,
+            by_use,
+            uses,
+        } = &mut *held;
+        *uses += 1;
+        let now = *uses;
+        if let Some((used, file)) = files.get_mut(&key) {
+            by_use.remove(used);
+            by_use.insert(now, key);
             *used = now;
             return Ok(Arc::clone(file));
         }
         let file = self.disk.open(&path(segment), false)?;
-        if held.files.len() >= OPEN_MAX {
-            let oldest = held.files.iter().min_by_key(|(_, (used, _))| *used);
-            if let Some(key) = oldest.map(|(key, _)| *key) {
-                held.files.remove(&key);
-            }
+        if files.len() >= OPEN_MAX
+            && let Some((_, oldest)) = by_use.pop_first()
+        {
+            files.remove(&oldest);
         }
-        held.files.insert((kind, segment), (now, Arc::clone(&file)));
+        files.insert(key, (now, Arc::clone(&file)));
+        by_use.insert(now, key);
         Ok(file)
     }
 

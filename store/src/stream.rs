@@ -18,12 +18,49 @@ const BLOCK_GUESS_BYTES: usize = 16 << 10;
 
 type Segments = Arc<BTreeMap<u64, Arc<Segment>>>;
 
-/// The revisions of a stream by the origins that wrote them: first and last.
-type Shape = BTreeMap<RegionId, (Revision, Revision)>;
+/// A stream's revisions by the origins that wrote them.
+type Shape = BTreeMap<RegionId, Written>;
+
+/// What one origin wrote to a stream.
+struct Written {
+    first: Revision,
+    last: Revision,
+    // The segments that hold some of it, each with the first and last revision there.
+    segments: Vec<(u64, Revision, Revision)>,
+}
+
+impl Written {
+    // Whatever it is, it is in these segments.
+    fn unknown(segments: &Segments) -> Self {
+        let (first, last) = (Revision(0), Revision(u64::MAX));
+        let numbers = segments.keys();
+        Self {
+            first,
+            last,
+            segments: numbers.map(|number| (*number, first, last)).collect(),
+        }
+    }
+
+    // The segments that hold something at or beyond `from`, in the direction of reading.
+    fn segments_from(&self, from: Revision, forwards: bool) -> VecDeque<u64> {
+        let held = self.segments.iter();
+        match forwards {
+            true => held
+                .filter(|(_, _, last)| *last >= from)
+                .map(|(number, ..)| *number)
+                .collect(),
+            false => held
+                .rev()
+                .filter(|(_, first, _)| *first <= from)
+                .map(|(number, ..)| *number)
+                .collect(),
+        }
+    }
+}
 
 // Whether no revision was given twice: by one origin, or by one after the other.
 fn is_by_revision(shape: &Shape) -> bool {
-    let mut ranges: Vec<_> = shape.values().copied().collect();
+    let mut ranges: Vec<_> = shape.values().map(|it| (it.first, it.last)).collect();
     ranges.sort_unstable();
     ranges.windows(2).all(|pair| pair[0].1 < pair[1].0)
 }
@@ -52,7 +89,8 @@ impl Core {
         let hash = stream_hash(stream.as_str());
         let segments = self.segments();
         let shape = match origin {
-            Some(origin) => [(origin, (Revision(0), Revision(u64::MAX)))].into(),
+            // The last segment that holds any of it ends the search.
+            Some(origin) => [(origin, Written::unknown(&segments))].into(),
             None => self.shape(&segments, hash)?,
         };
         // Whether an event that no index knows is the last of its stream cannot be told before it
@@ -62,8 +100,9 @@ impl Core {
         }
         let by_revision = is_by_revision(&shape);
         let mut rows = Vec::new();
-        for (origin, (_, last)) in &shape {
-            let mut origin_rows = OriginRows::new(&segments, hash, *origin, *last, false);
+        for (origin, written) in &shape {
+            let mut origin_rows =
+                OriginRows::new(&segments, hash, *origin, written, written.last, false);
             rows.extend(origin_rows.next(self)?);
         }
         rows.sort_by_key(|(_, row)| key(row, by_revision));
@@ -88,8 +127,8 @@ impl Core {
         let mut skip = 0;
         if !by_revision {
             // Numbers from peers: they may be absurd, but must not stop us.
-            let count = shape.values().fold(0u64, |count, (first, last)| {
-                count.saturating_add((last.0 - first.0).saturating_add(1))
+            let count = shape.values().fold(0u64, |count, written| {
+                count.saturating_add((written.last.0 - written.first.0).saturating_add(1))
             });
             let last = count.saturating_sub(1);
             skip = match forwards {
@@ -99,14 +138,14 @@ impl Core {
         }
         let mut origins: Vec<OriginRows<'_>> = shape
             .iter()
-            .map(|(origin, (first, last))| {
+            .map(|(origin, written)| {
                 let from = match (by_revision, forwards) {
-                    (true, true) => range.from.max(*first),
-                    (true, false) => range.from.min(*last),
-                    (false, true) => *first,
-                    (false, false) => *last,
+                    (true, true) => range.from.max(written.first),
+                    (true, false) => range.from.min(written.last),
+                    (false, true) => written.first,
+                    (false, false) => written.last,
                 };
-                OriginRows::new(&segments, hash, *origin, from, forwards)
+                OriginRows::new(&segments, hash, *origin, written, from, forwards)
             })
             .collect();
         let mut next_row = || -> Result<Option<(Arc<Segment>, StreamRow)>, ReadError> {
@@ -129,8 +168,8 @@ impl Core {
         // Reading stops at a gap between revisions: what was before a move is still on its way here,
         // or damage took the index with it.
         let mut expected = match forwards {
-            true => shape.values().map(|(first, _)| *first).min(),
-            false => shape.values().map(|(_, last)| *last).max(),
+            true => shape.values().map(|it| it.first).min(),
+            false => shape.values().map(|it| it.last).max(),
         };
         expected = expected.map(|end| match forwards {
             true => end.max(range.from),
@@ -204,8 +243,14 @@ impl Core {
         let mut shape = Shape::new();
         for segment in segments.values() {
             for (origin, first, last) in self.ask(segment, |index| index.stream_origins(stream))? {
-                let range = shape.entry(origin).or_insert((first, last));
-                *range = (range.0.min(first), range.1.max(last));
+                let written = shape.entry(origin).or_insert(Written {
+                    first,
+                    last,
+                    segments: Vec::new(),
+                });
+                written.first = written.first.min(first);
+                written.last = written.last.max(last);
+                written.segments.push((segment.number, first, last));
             }
         }
         Ok(shape)
@@ -316,10 +361,10 @@ impl<'a> OriginRows<'a> {
         segments: &'a Segments,
         stream: u128,
         origin: RegionId,
+        written: &Written,
         from: Revision,
         forwards: bool,
     ) -> Self {
-        let numbers = segments.keys().copied();
         Self {
             segments,
             stream,
@@ -327,10 +372,7 @@ impl<'a> OriginRows<'a> {
             forwards,
             next: Some(from),
             segment: None,
-            left: match forwards {
-                true => numbers.collect(),
-                false => numbers.rev().collect(),
-            },
+            left: written.segments_from(from, forwards),
             held: VecDeque::new(),
         }
     }

@@ -228,6 +228,10 @@ impl State {
 
 impl State {
     fn forget_unnamed(&mut self) {
+        // No two names are of one file.
+        if self.files.len() == self.names.len() {
+            return;
+        }
         let pending = self.renamings.iter().flat_map(|it| &it.names);
         let named: BTreeSet<u64> = self
             .names

@@ -476,22 +476,28 @@ impl FileIndex {
         Ok(row.map(|row| place_at(row, ID_KEY_BYTES)))
     }
 
-    fn may_hold_stream(&self, file: &dyn DiskFile, stream: u128) -> Result<bool, IndexError> {
-        match &self.stream_bits {
-            Some(bits) => Ok(bits.may_hold(stream)),
-            None => self.footer.stream_filter.may_hold(file, stream),
+    // The file, unless it holds nothing of `stream`. While the filter is in memory a file that is
+    // not needed is not even opened.
+    fn file_with_stream(&self, stream: u128) -> Result<Option<Arc<dyn DiskFile>>, IndexError> {
+        if let Some(bits) = &self.stream_bits {
+            return Ok(match bits.may_hold(stream) {
+                true => Some(self.file()?),
+                false => None,
+            });
         }
+        let file = self.file()?;
+        let may_hold = self.footer.stream_filter.may_hold(&*file, stream)?;
+        Ok(may_hold.then_some(file))
     }
 
     pub(super) fn stream_origins(
         &self,
         stream: u128,
     ) -> Result<Vec<(RegionId, Revision, Revision)>, IndexError> {
-        let file = self.file()?;
         let mut origins = Vec::new();
-        if !self.may_hold_stream(&*file, stream)? {
+        let Some(file) = self.file_with_stream(stream)? else {
             return Ok(origins);
-        }
+        };
         let mut streams = self.footer.streams.reader(&*file);
         let mut at = streams.lower_bound(&stream_key(stream, RegionId(0), Revision(0)))?;
         while let Some(first) = streams.row(at)? {
@@ -518,11 +524,10 @@ impl FileIndex {
         forwards: bool,
         limit: usize,
     ) -> Result<Vec<StreamRow>, IndexError> {
-        let file = self.file()?;
         let mut rows = Vec::new();
-        if !self.may_hold_stream(&*file, stream)? {
+        let Some(file) = self.file_with_stream(stream)? else {
             return Ok(rows);
-        }
+        };
         let mut streams = self.footer.streams.reader(&*file);
         let prefix = &stream_key(stream, origin, Revision(0))[..18];
         if forwards {
