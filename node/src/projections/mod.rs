@@ -438,11 +438,13 @@ impl Projections {
     ) -> Result<Answer, ProjectionError> {
         let projection = self.find(name)?;
         let deadline = Instant::now() + wait.min(crate::session::WAIT_MAX);
-        let place = projection.answering(at_least.at, deadline).await?;
+        let (number, place) = projection.answering(at_least.at, deadline).await?;
         let now = Arc::clone(&self.shared.now);
         let ask = move || place.ask(&query, &now);
         let answer = self.shared.lane.run(ask).await;
-        Ok(answer.map_err(ProjectionError::Unavailable)??)
+        let answer = answer.map_err(ProjectionError::Unavailable)??;
+        projection.answered(number, answer.checkpoint.through);
+        Ok(answer)
     }
 }
 

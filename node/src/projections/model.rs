@@ -41,9 +41,8 @@ struct Model {
 struct State {
     shelf: Shelf,
     models: BTreeMap<u32, Model>,
-    // No query is answered by a read model that is not so far, so that a change of read models takes
-    // nobody back.
-    floor: Timestamp,
+    // How far the read model that answers was seen to be. Its worker says so only after it has committed.
+    answered: Timestamp,
 }
 
 /// One projection in this region.
@@ -78,7 +77,7 @@ impl Projection {
             state: Mutex::new(State {
                 shelf: Shelf::default(),
                 models: BTreeMap::new(),
-                floor: Timestamp::ZERO,
+                answered: Timestamp::ZERO,
             }),
             exchanging: tokio::sync::Mutex::default(),
         };
@@ -215,7 +214,8 @@ impl Projection {
         match definition {
             None => {
                 (shelf.active, shelf.candidate, shelf.previous) = (None, None, None);
-                shelf.paused = false;
+                (shelf.paused, shelf.floor) = (false, Timestamp::ZERO);
+                state.answered = Timestamp::ZERO;
             }
             Some(definition) => match shelf.newest().map(|(number, it)| (number, it.clone())) {
                 None => shelf.active = Some(shelf.add(definition)),
@@ -394,12 +394,23 @@ impl Projection {
 
     // Nothing that was answered so far is newer than what will be.
     fn exchange(&self, change: impl FnOnce(&mut Shelf)) -> Result<(), ProjectionError> {
-        let floor = self.through();
-        {
-            let mut state = self.lock();
-            state.floor = state.floor.max(floor);
+        let mut state = self.lock();
+        let mut shelf = state.shelf.clone();
+        shelf.floor = shelf.floor.max(state.answered);
+        change(&mut shelf);
+        self.put(&mut state, shelf)?;
+        state.answered = Timestamp::ZERO;
+        Ok(())
+    }
+
+    /// Read model `number` has answered as of `through`: what answers from here on is no older.
+    pub(super) fn answered(&self, number: u32, through: Timestamp) {
+        let mut state = self.lock();
+        match state.shelf.active == Some(number) {
+            true => state.answered = state.answered.max(through),
+            // Another one took over meanwhile.
+            false => state.shelf.floor = state.shelf.floor.max(through),
         }
-        self.change(change)
     }
 
     // Waits until read model `number` is as far as the one that answers.
@@ -537,18 +548,18 @@ impl Projection {
         Ok(published.map_err(ProjectionError::Unavailable)??)
     }
 
-    /// Where the read model is that answers, once it is complete to `at_least`.
+    /// The read model that answers, and where it is, once it is complete to `at_least`.
     pub(super) async fn answering(
         &self,
         at_least: Timestamp,
         deadline: Instant,
-    ) -> Result<Place, ProjectionError> {
+    ) -> Result<(u32, Place), ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
         // Nothing answers before its worker has said how far it is.
-        let goal = self.lock().floor.max(at_least).max(Timestamp(1));
+        let goal = self.lock().shelf.floor.max(at_least).max(Timestamp(1));
         let mut status = self.watch(number)?;
         if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
-            return self.place_of(number);
+            return Ok((number, self.place_of(number)?));
         }
         let now = Arc::clone(&status.borrow());
         Err(ProjectionError::Stale(format!(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use meridian_clock::Timestamp;
 use meridian_projection::Definition;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,10 @@ pub(crate) struct Shelf {
     pub(crate) previous: Option<u32>,
     /// The one that is being built to take over.
     pub(crate) candidate: Option<u32>,
+    /// No query is answered by a read model that is not so far, so that a change of read models takes
+    /// nobody back.
+    #[serde(default)]
+    pub(crate) floor: Timestamp,
     /// Nothing is applied to any of them.
     pub(crate) paused: bool,
     /// What each of them is.
