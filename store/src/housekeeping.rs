@@ -52,9 +52,13 @@ impl Queue {
     }
 
     fn wants_next(&self, core: &Core) -> bool {
+        self.lacks_next(core) && !self.prepare_failed
+    }
+
+    fn lacks_next(&self, core: &Core) -> bool {
         let half_full = self.open.tail > self.open.len / 2
             || self.open.events > core.options.segment_events_max / 2;
-        half_full && self.next.is_none() && !self.preparing && !self.prepare_failed
+        half_full && self.next.is_none() && !self.preparing
     }
 
     // What to zero next in the open segment.
@@ -68,11 +72,7 @@ impl Queue {
 
     fn next_chore(&mut self, core: &Core) -> Option<Chore> {
         if self.wants_next(core) {
-            self.preparing = true;
-            return Some(Chore::Prepare {
-                number: self.open.number + 1,
-                len: core.options.segment_bytes,
-            });
+            return Some(self.prepare(core));
         }
         if let Some((from, to)) = self.fill_range(core) {
             self.open.fill.claim = Some((from, to));
@@ -90,7 +90,16 @@ impl Queue {
             let number = next.number;
             return Some(Chore::Fill { number, from, to });
         }
-        None
+        // Once more, after everything that may succeed.
+        self.lacks_next(core).then(|| self.prepare(core))
+    }
+
+    fn prepare(&mut self, core: &Core) -> Chore {
+        self.preparing = true;
+        Chore::Prepare {
+            number: self.open.number + 1,
+            len: core.options.segment_bytes,
+        }
     }
 
     // Wherever segment `number` is by now.
@@ -158,6 +167,7 @@ impl Core {
         queue.preparing = false;
         let step = match made {
             Ok(_) => {
+                queue.prepare_failed = false;
                 queue.next = Some(Prepared {
                     number,
                     len,
@@ -169,8 +179,9 @@ impl Core {
                 Step::Done
             }
             Err(error) => {
-                tracing::warn!(%error, segment = number, "the next segment cannot be prepared yet");
-                queue.prepare_failed = true;
+                if !std::mem::replace(&mut queue.prepare_failed, true) {
+                    tracing::warn!(%error, segment = number, "the next segment cannot be prepared yet");
+                }
                 Step::Later
             }
         };

@@ -91,7 +91,8 @@ pub(crate) struct Queue {
     pub(crate) open: Open,
     pub(crate) next: Option<Prepared>,
     pub(crate) preparing: bool,
-    /// Preparing ahead failed; the next attempt is made when there is no way around it.
+    /// Preparing ahead failed; it is tried again after everything else, or when there is no way around
+    /// it.
     pub(crate) prepare_failed: bool,
     pub(crate) in_flight: VecDeque<InFlight>,
     pub(crate) next_sequence: u64,

@@ -145,7 +145,10 @@ impl World {
                 continue;
             };
             if node.store().housekeeping_failed() {
-                why.push(format!("{} has an index file yet to write", machine.name));
+                why.push(format!(
+                    "{} has a segment or an index file yet to write",
+                    machine.name
+                ));
             }
             for projection in node.projections().list() {
                 let active = projection.active.map(|model| model.status);

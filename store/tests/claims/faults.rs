@@ -163,6 +163,26 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn a_segment_that_could_not_be_prepared_is_tried_again() {
+    let disk = SimDisk::new(1);
+    let (store, _) = open(&disk);
+    let mut writer = Writer::default();
+    disk.set_room(Some(0));
+    for _ in 0..100 {
+        if store.housekeeping_failed() {
+            break;
+        }
+        commit(&store, writer.block(&store, log(1), &[("a", 1)], 200));
+    }
+    assert!(store.housekeeping_failed(), "there is no room for another");
+    assert!(!store.housekeep(), "nor is there now");
+    disk.set_room(None);
+    settle(&store);
+    assert!(!store.housekeeping_failed());
+    check(&store);
+}
+
+#[test]
 fn a_block_that_does_not_continue_its_log_is_refused_before_anything_is_written() {
     let disk = SimDisk::new(1);
     let (store, blocks) = filled(&disk, 3);
