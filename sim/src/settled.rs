@@ -50,12 +50,17 @@ struct Marks {
     finals: Vec<Timestamp>,
 }
 
+/// For each log and position, the highest timestamp that was believed to be complete with it.
+pub type Believed = BTreeMap<LogId, BTreeMap<Position, Timestamp>>;
+
 /// What was seen of the settled order in all regions.
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
     regions: BTreeMap<usize, Region>,
-    /// For each log and position, the highest timestamp that was believed to be complete with it.
-    promised: BTreeMap<LogId, BTreeMap<Position, Timestamp>>,
+    /// What others believed of a log, and what its own region's readers were shown by.
+    promised: Believed,
+    /// What its own region believed of a log. Lost with its disk, unless somebody has heard it.
+    own: Believed,
     broken: Vec<String>,
 }
 
@@ -64,16 +69,28 @@ impl Settled {
     pub fn look(&mut self, index: usize, name: &str, node: &Node, at: Duration) {
         let region = self.regions.entry(index).or_default();
         // Promises first: what is believed now must bear out whatever comes.
-        for (log, promise) in node.promises() {
-            let complete = self.promised.entry(log).or_default();
-            let through = complete.entry(promise.position).or_default();
-            *through = promise.timestamp.max(*through);
-        }
+        let promises = node.promises();
         let marks = node.marks().borrow().clone();
         let marks = Marks {
             stable: marks.stable.clone(),
             finals: marks.finals.clone(),
         };
+        for (log, promise) in promises {
+            let believe = |believed: &mut Believed, through: Timestamp| {
+                let complete = believed.entry(log).or_default();
+                let before = complete.entry(promise.position).or_default();
+                *before = through.max(*before);
+            };
+            if log.origin == node.config().region {
+                believe(&mut self.own, promise.timestamp);
+                // A watermark is the lowest of all promises.
+                let stable = marks.stable.get(usize::from(log.partition.0));
+                let shown = stable.copied().unwrap_or_default();
+                believe(&mut self.promised, promise.timestamp.min(shown));
+            } else {
+                believe(&mut self.promised, promise.timestamp);
+            }
+        }
         for (stable, finals) in marks.stable.iter().zip(&marks.finals) {
             if finals > stable {
                 self.broken.push(format!(
@@ -160,10 +177,16 @@ impl Settled {
         }
     }
 
-    /// For each log and position, the highest timestamp up to which some node took the log to be
-    /// complete when it ended there.
-    pub fn promised(&self) -> &BTreeMap<LogId, BTreeMap<Position, Timestamp>> {
-        &self.promised
+    /// What some node took for complete. What a region believed of its own log and nobody had heard does
+    /// not count where that was `lost` with its disk, unless its readers were shown the order by it.
+    pub fn promised(&self, log: LogId, lost: bool) -> BTreeMap<Position, Timestamp> {
+        let mut promised = self.promised.get(&log).cloned().unwrap_or_default();
+        let own = self.own.get(&log).filter(|_| !lost);
+        for (position, timestamp) in own.into_iter().flatten() {
+            let through = promised.entry(*position).or_default();
+            *through = (*through).max(*timestamp);
+        }
+        promised
     }
 
     /// What was seen of watermarks that must never be.

@@ -8,9 +8,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let mut broken = Vec::new();
     for copy in &evidence.copies {
         for (log, blocks) in &copy.logs {
-            let Some(promised) = evidence.settled.promised().get(log) else {
-                continue;
-            };
+            let lost = evidence.forgiven.iter().any(|it| it.log == *log);
+            let promised = evidence.settled.promised(*log, lost);
             let mut promises = promised.iter().peekable();
             let mut through = (Timestamp::ZERO, Default::default());
             for event in blocks.iter().flatten() {
