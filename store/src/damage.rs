@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 
-use meridian_clock::{LogId, Position, RegionId};
+use meridian_clock::{LogId, Position};
 use meridian_event::Chain;
 
+use crate::ReadError;
 use crate::index::Summary;
 
 /// Events that were committed here and cannot be read now. They are not served; another region
@@ -143,13 +144,19 @@ impl Register {
         }
     }
 
-    /// A range, of `origin` if one is given, whose events are in no index.
-    pub(crate) fn unindexed(&self, origin: Option<RegionId>) -> Option<&DamagedRange> {
-        self.ranges
-            .values()
-            .filter(|known| !known.indexed)
-            .map(|known| &known.range)
-            .find(|range| origin.is_none_or(|origin| range.log.origin == origin))
+    /// Refuses an answer that a range decides whose events are in no index, if one of those `counts`.
+    ///
+    /// # Errors
+    /// With that range.
+    pub(crate) fn refuse_unindexed(
+        &self,
+        counts: impl Fn(&DamagedRange) -> bool,
+    ) -> Result<(), ReadError> {
+        let mut unindexed = self.ranges.values().filter(|known| !known.indexed);
+        match unindexed.find(|known| counts(&known.range)) {
+            Some(known) => Err(ReadError::Damaged(known.range.clone())),
+            None => Ok(()),
+        }
     }
 
     /// Notes what was found when a segment's index was made.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meridian_clock::{RegionId, Timestamp};
+use meridian_clock::{LogId, RegionId, Timestamp};
 use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
 
 use crate::core::{Core, Segment};
@@ -66,7 +66,13 @@ fn is_by_revision(shape: &Shape) -> bool {
 }
 
 impl Core {
-    pub(crate) fn find_event(&self, id: EventId) -> Result<Option<Found>, ReadError> {
+    pub(crate) fn find_event(
+        &self,
+        id: EventId,
+        log: Option<LogId>,
+    ) -> Result<Option<Found>, ReadError> {
+        let is_log = |range: &DamagedRange| Some(range.log) == log;
+        self.damage().refuse_unindexed(is_log)?;
         let key = u128::from_be_bytes(id.to_bytes());
         for segment in self.segments().values().rev() {
             let Some(place) = self.ask(segment, |index| index.event(key))? else {
@@ -78,6 +84,8 @@ impl Core {
                 }
             }
         }
+        // An index that had to be made anew meanwhile may lack it.
+        self.damage().refuse_unindexed(is_log)?;
         Ok(None)
     }
 
@@ -95,9 +103,8 @@ impl Core {
         };
         // Whether an event that no index knows is the last of its stream cannot be told before it
         // is repaired.
-        if let Some(range) = self.damage().unindexed(origin) {
-            return Err(ReadError::Damaged(range.clone()));
-        }
+        let is_of_origin = |range: &DamagedRange| origin.is_none_or(|it| range.log.origin == it);
+        self.damage().refuse_unindexed(is_of_origin)?;
         let by_revision = is_by_revision(&shape);
         let mut rows = Vec::new();
         for (origin, written) in &shape {
@@ -105,6 +112,8 @@ impl Core {
                 OriginRows::new(&segments, hash, *origin, written, written.last, false);
             rows.extend(origin_rows.next(self)?);
         }
+        // An index that had to be made anew meanwhile may lack it.
+        self.damage().refuse_unindexed(is_of_origin)?;
         rows.sort_by_key(|(_, row)| key(row, by_revision));
         let Some((segment, row)) = rows.pop() else {
             return Ok(None);
@@ -233,10 +242,10 @@ impl Core {
                 None => break,
             }
         }
-        match self.damage().unindexed(None) {
-            Some(range) if met_gap && events.is_empty() => Err(ReadError::Damaged(range.clone())),
-            _ => Ok(events),
+        if met_gap && events.is_empty() {
+            self.damage().refuse_unindexed(|_| true)?;
         }
+        Ok(events)
     }
 
     fn shape(&self, segments: &Segments, stream: u128) -> Result<Shape, ReadError> {

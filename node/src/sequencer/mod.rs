@@ -293,8 +293,9 @@ impl Task {
         stamped: Timestamp,
         number: u64,
     ) -> Result<Decision, AppendError> {
-        let own = self.tools.log.origin;
-        match self.recall.repeat(&self.tools.store, request)? {
+        let log = self.tools.log;
+        let own = log.origin;
+        match self.recall.repeat(&self.tools.store, log, request)? {
             Repeat::New => {}
             Repeat::Again(appended) => {
                 reached("an append was answered from the memory of its ids");

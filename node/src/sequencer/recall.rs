@@ -4,7 +4,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use meridian_client::{AppendError, AppendRequest, Appended};
-use meridian_clock::{Dot, RegionId, Timestamp};
+use meridian_clock::{Dot, LogId, RegionId, Timestamp};
 use meridian_event::{EventId, Revision, StreamId};
 use meridian_points::{Bug, planted, reached};
 use meridian_store::{CommitError, Store};
@@ -168,18 +168,19 @@ impl Recall {
         }
     }
 
-    /// Whether `request` repeats events that were recorded before.
+    /// Whether `request` repeats events that were recorded in `log` before.
     ///
     /// # Errors
     /// When only some were, or they stand in another stream, or the log cannot be read.
     pub(super) fn repeat(
         &self,
         store: &Store,
+        log: LogId,
         request: &AppendRequest,
     ) -> Result<Repeat, AppendError> {
         let mut found = Vec::new();
         for event in &request.events {
-            if let Some(earlier) = self.find(store, event.id)? {
+            if let Some(earlier) = self.find(store, log, event.id)? {
                 found.push(earlier);
             } else if !found.is_empty() {
                 break;
@@ -210,6 +211,7 @@ impl Recall {
     fn find(
         &self,
         store: &Store,
+        log: LogId,
         id: EventId,
     ) -> Result<Option<(Dot, StreamId, Revision, Timestamp)>, AppendError> {
         if let Some(event) = self.in_flight.get(&id) {
@@ -221,7 +223,7 @@ impl Recall {
             )));
         }
         let found = store
-            .find_event(id)
+            .find_event(id, Some(log))
             .map_err(|error| unavailable(error.to_string()))?;
         Ok(found.map(|found| (found.dot, found.stream, found.revision, found.timestamp)))
     }

@@ -105,10 +105,10 @@ proptest! {
         prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
         let last = blocks.last().expect("there are some").to_events().expect("sound");
         for event in events_of(&store) {
-            let found = store.find_event(event.id).expect("readable").expect("it is there");
+            let found = store.find_event(event.id, None).expect("readable").expect("it is there");
             prop_assert_eq!(found.dot, event.dot);
         }
-        prop_assert!(store.find_event(last[2].id).expect("readable").is_some());
+        prop_assert!(store.find_event(last[2].id, None).expect("readable").is_some());
         store.close();
         prop_assert_eq!(verified(&disk).damage, []);
         prop_assert!(!disk.list("damaged").expect("readable").is_empty(), "the evidence is kept");
@@ -239,7 +239,7 @@ proptest! {
         prop_assert_eq!(recovery.damaged, []);
         prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
         for event in events_of(&store) {
-            let found = store.find_event(event.id).expect("readable").expect("it is there");
+            let found = store.find_event(event.id, None).expect("readable").expect("it is there");
             prop_assert_eq!(found.dot, event.dot);
         }
         scrub_all(&store);
@@ -271,6 +271,37 @@ proptest! {
 }
 
 #[test]
+fn what_a_new_index_cannot_know_is_not_said_to_be_missing() {
+    let (mut events, mut refused) = (Vec::new(), 0);
+    for number in (0..360).step_by(5) {
+        let disk = SimDisk::new(1);
+        let (store, _) = filled(&disk, 120);
+        settle(&store);
+        if events.is_empty() {
+            events = events_of(&store);
+        }
+        let Some(event) = events.get(number) else {
+            break;
+        };
+        // Found only by whoever asks: the index, and then a stretch of its segment.
+        let index = disk.open("log/00000002.idx", false).expect("sealed");
+        let pages = index.len().expect("readable") / 4096;
+        (0..pages).for_each(|page| disk.flip("log/00000002.idx", page * 4096, 1));
+        let file = disk.open("log/00000002.seg", false).expect("sealed");
+        file.write_all_at(&[0; 1500], 1000)
+            .expect("the disk is sound");
+        match store.find_event(event.id, Some(event.dot.log())) {
+            Ok(found) => assert_eq!(found.map(|it| it.dot), Some(event.dot)),
+            Err(error) => {
+                assert!(matches!(error, ReadError::Damaged(_)), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 0, "some event lay in what was damaged");
+}
+
+#[test]
 fn missing_indexes_are_made_anew() {
     let disk = SimDisk::new(5);
     let (store, blocks) = filled(&disk, 200);
@@ -292,7 +323,10 @@ fn missing_indexes_are_made_anew() {
     assert_eq!(blocks_of(&store, log(1)), blocks);
     for (id, dot) in ids {
         assert_eq!(
-            store.find_event(id).expect("readable").map(|it| it.dot),
+            store
+                .find_event(id, None)
+                .expect("readable")
+                .map(|it| it.dot),
             Some(dot)
         );
     }
