@@ -168,6 +168,8 @@ impl Core {
         let step = match made {
             Ok(_) => {
                 queue.prepare_failed = false;
+                // There is room for whatever was refused.
+                queue.disk_full = None;
                 queue.next = Some(Prepared {
                     number,
                     len,
