@@ -26,6 +26,7 @@ mod live;
 pub mod metrics;
 mod node;
 mod odd;
+mod own;
 mod projections;
 mod reads;
 mod remembered;

@@ -2,85 +2,33 @@
 
 use std::path::Path;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
 
-use meridian_client::{EventFilter, LiveCursor, LiveRead};
-use meridian_event::{Category, RecordedEvent};
+use meridian_event::RecordedEvent;
 use meridian_projection::Definition;
-use tokio::time::sleep;
 
 use super::shelf::remove;
 use super::{CATEGORY, DEFINED, Projections, REMOVED};
 use crate::Node;
-use crate::files;
+use crate::{files, own};
 
 const FILE: &str = "followed";
-/// How many events are looked through at once.
-const PAGE: u32 = 1_000;
-/// How long before the log is read again where it could not be.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// Follows the definitions until the node stops.
 pub(super) async fn run(projections: Arc<Projections>, node: Weak<Node>) {
-    let Ok(category) = Category::new(CATEGORY) else {
-        return;
-    };
     let cancel = projections.shared.tasks.clone();
     let place = projections.shared.root.join(FILE);
-    let mut after = remembered(&place);
-    let Some(mut committed) = node.upgrade().map(|node| node.committed()) else {
-        return;
-    };
-    loop {
-        committed.borrow_and_update();
-        let read = LiveRead {
-            after: LiveCursor(after.clone()),
-            filter: EventFilter {
-                category: Some(category.clone()),
-                event_type: None,
-            },
-            limit: PAGE,
-            wait_ms: 0,
-        };
-        let Some(running) = node.upgrade() else {
-            return;
-        };
-        let page = running.read_live_now(&read);
-        drop(running);
-        let page = match page {
-            Ok(page) => page,
-            Err(error) => {
-                tracing::warn!(%error, "the definitions of projections cannot be read on");
-                // A place that the log does not know any more: definitions are few, and old ones
-                // change nothing.
-                after.clear();
-                tokio::select! {
-                    biased;
-                    () = cancel.cancelled() => return,
-                    () = sleep(AGAIN_AFTER) => continue,
-                }
-            }
-        };
-        for event in &page.events {
+    let after = remembered(&place);
+    let take_all = |events: &[RecordedEvent], cursor: &str| {
+        for event in events {
             take(&projections, event);
         }
-        if !page.events.is_empty()
-            && let Err(error) = files::make_private_folder(&projections.shared.root)
-                .and_then(|()| files::replace(&place, &page.cursor.0, 0o600))
+        if let Err(error) = files::make_private_folder(&projections.shared.root)
+            .and_then(|()| files::replace(&place, cursor, 0o600))
         {
             tracing::warn!(%error, "how far definitions are followed cannot be noted; they are read again after a restart");
         }
-        after = page.cursor.0;
-        if !page.at_end {
-            tokio::task::yield_now().await;
-            continue;
-        }
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => return,
-            changed = committed.changed() => if changed.is_err() { return },
-        }
-    }
+    };
+    own::follow(node, cancel, CATEGORY, after, take_all).await;
 }
 
 /// Lets all definitions be followed from the first one on.
@@ -96,8 +44,7 @@ fn remembered(place: &Path) -> String {
 }
 
 fn take(projections: &Projections, event: &RecordedEvent) {
-    let name = event.stream.as_str().strip_prefix(CATEGORY);
-    let Some(name) = name.and_then(|name| name.strip_prefix('-')) else {
+    let Some(name) = own::name_in(&event.stream, CATEGORY) else {
         return;
     };
     if meridian_projection::check_name(name).is_err() {

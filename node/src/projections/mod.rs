@@ -19,9 +19,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use meridian_client::{AppendError, AppendRequest, Durability, Expected};
+use meridian_client::AppendError;
 use meridian_clock::{LogId, Timestamp};
-use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_projection::{
     Answer, CheckError, Definition, DefinitionError, Doing, Drained, Now, Parked, Query,
     QueryError, SinkError, SinkKind, Status, TableDiff, check_name, check_postgres, check_sqlite,
@@ -37,10 +36,10 @@ use tokio_util::task::TaskTracker;
 pub(crate) use driver::Lane;
 use model::Projection;
 
-use crate::Node;
 use crate::metrics::ReadModel;
 use crate::session::Seen;
 use crate::status::Names;
+use crate::{Node, own};
 
 /// The category of the streams that define projections.
 pub(crate) const CATEGORY: &str = "$projections";
@@ -271,27 +270,9 @@ impl Projections {
 
     async fn write(&self, name: &str, what: &str, data: Vec<u8>) -> Result<u64, ProjectionError> {
         let stopping = || ProjectionError::Unavailable("the node is stopping".to_owned());
-        let node = self
-            .node
-            .get()
-            .and_then(Weak::upgrade)
-            .ok_or_else(stopping)?;
-        let named = |error: meridian_event::NameError| ProjectionError::Conflict(error.to_string());
-        let mut id = [0; 16];
-        node.random().fill(&mut id);
-        let request = AppendRequest {
-            stream: StreamId::new(&format!("{CATEGORY}-{name}")).map_err(named)?,
-            expected: Expected::Any,
-            durability: Durability::Region,
-            events: vec![NewEvent {
-                id: EventId::from_random(id),
-                event_type: EventType::new(what).map_err(named)?,
-                data: data.into(),
-                metadata: bytes::Bytes::new(),
-            }],
-        };
-        let appended = node.append_own(request).await?;
-        Ok(appended.first_revision.0)
+        let node = self.node.get().and_then(Weak::upgrade);
+        let node = node.ok_or_else(stopping)?;
+        Ok(own::write(&node, CATEGORY, name, what, data).await?)
     }
 
     // Waits until the definition at `revision` is followed here.
