@@ -19,8 +19,8 @@ use crate::session::{Carried, no_sessions};
 use crate::tls::Identity;
 use crate::wire::{Hello, Request, Response};
 use crate::{
-    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConnectError, Limits, LivePage,
-    LiveRead, LiveReader, ReadError, Resolver, Session, SessionRequest, SessionResponse,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConnectError, Consumer, Limits,
+    LivePage, LiveRead, LiveReader, ReadError, Resolver, Session, SessionRequest, SessionResponse,
     SessionToken, SettledPage, SettledRead, SettledReader, SettledTier, StreamPage, StreamRead,
     StreamReader, Topology,
 };
@@ -398,6 +398,12 @@ impl Client {
         }
     }
 
+    /// A consumer called `name` of a group. Asks `at`, or the nearest region, who serves the group, and
+    /// that region from then on.
+    pub fn consumer(&self, group: &str, name: &str, at: Option<RegionId>) -> Consumer {
+        Consumer::new(self.clone(), group, name, at)
+    }
+
     pub(crate) fn request_timeout(&self) -> Duration {
         self.inner.request_timeout
     }
@@ -549,7 +555,7 @@ fn read_error(response: &Response) -> Option<&ReadError> {
     }
 }
 
-fn not_an_answer(region: RegionId) -> ReadError {
+pub(crate) fn not_an_answer(region: RegionId) -> ReadError {
     ReadError::Invalid {
         reason: format!("region {region} did not understand the request; upgrade its node"),
     }

@@ -19,6 +19,7 @@ mod backoff;
 mod client;
 mod connect_error;
 mod connection;
+mod consumer;
 mod framing;
 mod pending;
 mod read;
@@ -36,6 +37,10 @@ pub use awaiting::{AwaitSettled, Awaited};
 pub use client::{Client, ClientConfig, ReadAt, Seed, bind};
 pub use connect_error::ConnectError;
 pub use connection::Connection;
+pub use consumer::{
+    Consumer, ConsumerError, ConsumerFetch, ConsumerRequest, ConsumerResponse, ConsumerSettle,
+    Deliveries, Delivery, Gone, Verdict,
+};
 pub use pending::RequestError;
 pub use read::{
     Direction, EventFilter, LiveCursor, LivePage, LiveRead, ReadError, SettledPage, SettledRead,

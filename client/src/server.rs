@@ -23,7 +23,7 @@ use crate::wire::{
     self, Asked, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Request,
     Response, Welcome, close, kind,
 };
-use crate::{AppendError, ReadError, SessionRequest};
+use crate::{AppendError, ConsumerRequest, ReadError, SessionRequest};
 
 /// How many requests of one connection are worked on at a time; the rest wait unread.
 pub const IN_FLIGHT_MAX: usize = 1024;
@@ -237,11 +237,13 @@ impl Class {
                 ..
             }
             | Request::Append { .. }
+            | Request::Consume(ConsumerRequest::Settle(_))
             | Request::Topology => Self::Other,
             // A read in a session may have to wait for what the session has seen.
             Request::Live(_)
             | Request::Settled(_)
             | Request::InSession { .. }
+            | Request::Consume(ConsumerRequest::Fetch(_))
             | Request::Await(_) => Self::Live,
         }
     }
@@ -448,6 +450,7 @@ fn refusal(request: &Request, reason: &str, retry_after_ms: u64) -> Response {
             SessionRequest::Settled(_) => Response::Settled(Err(read())),
         },
         Request::Await(_) => Response::Await(Err(read())),
+        Request::Consume(_) => Response::Consume(Err(read().into())),
         Request::Topology => Response::NotUnderstood {
             reason: reason.to_owned(),
         },

@@ -22,9 +22,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::{
-    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, LivePage, LiveRead, ReadError,
-    SessionRequest, SessionResponse, SessionToken, SettledPage, SettledRead, StreamPage,
-    StreamRead, Topology,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConsumerError, ConsumerRequest,
+    ConsumerResponse, LivePage, LiveRead, ReadError, SessionRequest, SessionResponse, SessionToken,
+    SettledPage, SettledRead, StreamPage, StreamRead, Topology,
 };
 
 /// The newest version of this protocol that this build speaks.
@@ -119,6 +119,8 @@ pub enum Request {
     },
     /// Wait until an event is settled.
     Await(AwaitSettled),
+    /// Something of a consumer group.
+    Consume(ConsumerRequest),
 }
 
 /// What a node answers, one variant for each [`Request`].
@@ -148,6 +150,8 @@ pub enum Response {
     },
     /// To [`Request::Await`].
     Await(Result<Awaited, ReadError>),
+    /// To [`Request::Consume`].
+    Consume(Result<ConsumerResponse, ConsumerError>),
 }
 
 /// The frame kinds of this protocol. Those of replication are below.
@@ -268,6 +272,11 @@ impl Response {
             Self::ReadStream(_) => Self::ReadStream(Err(unreadable())),
             Self::Live(_) => Self::Live(Err(unreadable())),
             Self::Settled(_) => Self::Settled(Err(unreadable())),
+            // What was given out is given out again when its time is over.
+            Self::Consume(_) => Self::Consume(Err(ConsumerError::Unavailable {
+                reason: format!("{reason}; ask for fewer events"),
+                retry_after_ms: 0,
+            })),
             Self::InSession { response, .. } => Self::from(response.clone()).without_events(reason),
             Self::Topology(_) | Self::Await(_) | Self::NotUnderstood { .. } => {
                 Self::NotUnderstood {

@@ -138,9 +138,11 @@ fn obliging(region: RegionId, _: usize, request: &Request) -> Deed {
         Request::ReadStream(read) => Response::ReadStream(Ok(page(read))),
         Request::Live(_) => Response::Live(Ok(LivePage::default())),
         Request::Settled(_) => Response::Settled(Ok(meridian_client::SettledPage::default())),
-        Request::InSession { .. } | Request::Await(_) => Response::NotUnderstood {
-            reason: "an older node".to_owned(),
-        },
+        Request::InSession { .. } | Request::Await(_) | Request::Consume(_) => {
+            Response::NotUnderstood {
+                reason: "an older node".to_owned(),
+            }
+        }
     })
 }
 

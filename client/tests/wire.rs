@@ -9,10 +9,11 @@ use meridian_client::wire::{
     self, Asked, Hello, Refused, RefusedCode, Request, Response, Welcome, kind,
 };
 use meridian_client::{
-    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, Direction, Durability,
-    EventFilter, Expected, LiveCursor, LivePage, LiveRead, Member, ReadError, SessionRequest,
+    AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConsumerError, ConsumerFetch,
+    ConsumerRequest, ConsumerResponse, ConsumerSettle, Deliveries, Delivery, Direction, Durability,
+    EventFilter, Expected, Gone, LiveCursor, LivePage, LiveRead, Member, ReadError, SessionRequest,
     SessionResponse, SessionToken, SettledPage, SettledRead, SettledTier, StreamPage, StreamRead,
-    Topology,
+    Topology, Verdict,
 };
 use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
@@ -304,6 +305,76 @@ fn every_later_message() -> Vec<u8> {
     bytes
 }
 
+/// What consumer groups are asked and answer.
+fn consumer_requests() -> Vec<Request> {
+    let settle = |verdict| {
+        Request::Consume(ConsumerRequest::Settle(ConsumerSettle {
+            group: "mails".to_owned(),
+            deliveries: vec!["1.2.3.300@0000002a.7".to_owned()],
+            verdict,
+        }))
+    };
+    vec![
+        Request::Consume(ConsumerRequest::Fetch(ConsumerFetch {
+            group: "mails".to_owned(),
+            consumer: "one".to_owned(),
+            limit: 500,
+            wait_ms: 10_000,
+        })),
+        settle(Verdict::Done),
+        settle(Verdict::Retry {
+            delay_ms: Some(300),
+            reason: "no paper".to_owned(),
+        }),
+        settle(Verdict::Park {
+            reason: "torn".to_owned(),
+        }),
+    ]
+}
+
+fn consumer_responses() -> Vec<Response> {
+    let group = || "mails".to_owned();
+    let refused = |error| Response::Consume(Err(error));
+    vec![
+        Response::Consume(Ok(ConsumerResponse::Fetched(Deliveries {
+            events: vec![Delivery {
+                event: recorded(),
+                delivery: "1.2.3.300@0000002a.7".to_owned(),
+                attempt: 2,
+            }],
+            ack_within_ms: 30_000,
+        }))),
+        Response::Consume(Ok(ConsumerResponse::Settled(vec![Gone {
+            delivery: "1.2.3.300@0000002a.7".to_owned(),
+            reason: "its event is parked".to_owned(),
+        }]))),
+        refused(ConsumerError::NotFound { group: group() }),
+        refused(ConsumerError::NotHere {
+            group: group(),
+            region: RegionId(2),
+            name: "eu-west".to_owned(),
+        }),
+        refused(ConsumerError::Invalid {
+            reason: "no name".to_owned(),
+        }),
+        refused(ConsumerError::Unavailable {
+            reason: "it is not served yet".to_owned(),
+            retry_after_ms: 1000,
+        }),
+    ]
+}
+
+fn every_consumer_message() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (id, request) in (200..).zip(consumer_requests()) {
+        wire::encode_request(&mut bytes, id, 1500, &request).unwrap();
+    }
+    for (id, response) in (200..).zip(consumer_responses()) {
+        wire::encode_response(&mut bytes, id, &response);
+    }
+    bytes
+}
+
 /// One of every message of the first days, one frame after the other.
 fn every_message() -> Vec<u8> {
     let hello = Hello {
@@ -344,11 +415,17 @@ const GOLDEN: &[u8] = include_bytes!("../golden/wire-v1.bin");
 /// What came after the first days has a file of its own: the old one must never change.
 const LATER: &[u8] = include_bytes!("../golden/wire-v1-later.bin");
 
+const CONSUMERS: &[u8] = include_bytes!("../golden/wire-v1-consumers.bin");
+
 /// Clients and nodes of this build are in the field: if this fails, a change of the messages has
 /// made them strangers. Give the change a version of its own instead.
 #[test]
 fn every_message_still_has_the_bytes_it_always_had() {
-    for (now, then) in [(every_message(), GOLDEN), (every_later_message(), LATER)] {
+    for (now, then) in [
+        (every_message(), GOLDEN),
+        (every_later_message(), LATER),
+        (every_consumer_message(), CONSUMERS),
+    ] {
         let differs = now.iter().zip(then).position(|(now, then)| now != then);
         assert_eq!(differs, None, "the bytes differ from there on");
         assert_eq!(now.len(), then.len());
@@ -358,7 +435,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
 #[test]
 fn the_golden_bytes_still_mean_what_they_meant() {
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
-    for golden in [GOLDEN, LATER] {
+    for golden in [GOLDEN, LATER, CONSUMERS] {
         let mut rest = golden;
         while let Some((kind, body, length)) = frame::split(rest).unwrap() {
             match kind {
@@ -371,8 +448,14 @@ fn the_golden_bytes_still_mean_what_they_meant() {
         }
         assert!(rest.is_empty());
     }
-    assert_eq!(asked, [requests(), later_requests()].concat());
-    assert_eq!(answered, [responses(), later_responses()].concat());
+    assert_eq!(
+        asked,
+        [requests(), later_requests(), consumer_requests()].concat()
+    );
+    assert_eq!(
+        answered,
+        [responses(), later_responses(), consumer_responses()].concat()
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The QUIC door: what clients and other regions' nodes ask over it.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use meridian_client::server::{Caller, Service};
 use meridian_client::tls::PeerName;
 use meridian_client::wire::{Request, Response, Welcome};
-use meridian_client::{AppendError, ReadError};
+use meridian_client::{AppendError, ConsumerError, ReadError};
 use uuid::Uuid;
 
 use crate::{Node, odd};
@@ -78,6 +78,18 @@ impl Service for Door {
                 Request::Await(asked) => Response::Await(match node {
                     Some(node) => node.await_settled(asked).await,
                     None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
+                Request::Consume(asked) => Response::Consume(match node {
+                    // Nothing of the node is held while a consumer waits, so that it can stop.
+                    Some(node) => {
+                        let consumers = Arc::clone(node.consumers());
+                        drop(node);
+                        consumers.consume(&asked).await
+                    }
+                    None => Err(ConsumerError::Unavailable {
                         reason: stopping,
                         retry_after_ms: 1000,
                     }),

@@ -15,6 +15,7 @@ mod awaiting;
 mod blame;
 pub mod certificates;
 pub mod config;
+mod consumers;
 mod cursor;
 mod door;
 mod feed;
@@ -39,6 +40,10 @@ mod time;
 mod why;
 
 pub use blame::{HeldBack, HeldReason, HeldTier};
+pub use consumers::{
+    Consumers, GroupDefinition, GroupFrom, GroupPart, GroupServed, GroupSource, GroupStatus,
+    ParkedEvent,
+};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
 pub use projections::{ModelStatus, ProjectionError, ProjectionStatus, Projections};

@@ -92,6 +92,13 @@ pub struct ReadModel {
     pub role: String,
 }
 
+/// Labels: one consumer group.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConsumerGroup {
+    /// The group.
+    pub group: String,
+}
+
 /// Which way events go over a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
 #[expect(non_camel_case_types, reason = "the variants are the label's values")]
@@ -265,6 +272,16 @@ pub struct Metrics {
     pub projection_checkpoint_timestamp_seconds: Family<ReadModel, Level>,
     /// 1 while a read model's worker cannot go on: stopped, or without its database or log.
     pub projection_held_up: Family<ReadModel, Gauge>,
+    /// How far a consumer group is behind what is settled.
+    pub consumer_lag_seconds: Family<ConsumerGroup, Level>,
+    /// Events that were read for a consumer group and are not acknowledged.
+    pub consumer_waiting_events: Family<ConsumerGroup, Gauge>,
+    /// Of those, given out.
+    pub consumer_in_flight_events: Family<ConsumerGroup, Gauge>,
+    /// Events that a consumer group has put aside.
+    pub consumer_parked_events: Family<ConsumerGroup, Gauge>,
+    /// 1 while something is wrong with a consumer group.
+    pub consumer_held_up: Family<ConsumerGroup, Gauge>,
     /// Alarms that stand now, by kind.
     pub alarms: Family<Alarm, Gauge>,
     /// When this node's certificate ends, in seconds since 1970.
@@ -403,6 +420,26 @@ impl Metrics {
             projection_held_up: list.add(
                 "projection_held_up",
                 "1 while a read model's worker cannot go on: see its projection's status",
+            ),
+            consumer_lag_seconds: list.in_seconds(
+                "consumer_lag",
+                "How far a consumer group is behind what is settled here",
+            ),
+            consumer_waiting_events: list.add(
+                "consumer_waiting_events",
+                "Events that were read for a consumer group and are not acknowledged",
+            ),
+            consumer_in_flight_events: list.add(
+                "consumer_in_flight_events",
+                "Events that the consumers of a group have and did not acknowledge yet",
+            ),
+            consumer_parked_events: list.add(
+                "consumer_parked_events",
+                "Events that a consumer group has put aside for an operator",
+            ),
+            consumer_held_up: list.add(
+                "consumer_held_up",
+                "1 while something is wrong with a consumer group: see its status",
             ),
             alarms: list.add("alarms", "Alarms that stand now, by kind"),
             certificate_expiry_seconds: list.in_seconds(

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError, TlsSeams};
@@ -33,6 +33,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::{MemberConfig, NodeConfig};
+use crate::consumers::Consumers;
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
@@ -149,6 +150,7 @@ pub struct Node {
     appends: Appends,
     shut: Arc<RwLock<Option<String>>>,
     projections: Arc<Projections>,
+    consumers: Arc<Consumers>,
     metrics: Arc<Metrics>,
     http_addr: SocketAddr,
     quic_addr: SocketAddr,
@@ -323,6 +325,10 @@ impl Node {
             (0..config.partitions).map(|partition| LogId::new(member.id, PartitionId(partition)))
         });
         let logs: Vec<_> = logs.collect();
+        let lane = match seams.lanes {
+            meridian_store::Lanes::Driven => Lane::Inline,
+            _ => Lane::Blocking,
+        };
         let started = Instant::now();
         let mut jitter = [0; 1];
         seams.random.fill(&mut jitter);
@@ -334,15 +340,22 @@ impl Node {
             names: Arc::clone(&names),
             marks: links.marks(),
             now: Arc::new(move || started.elapsed()),
-            lane: match seams.lanes {
-                meridian_store::Lanes::Driven => Lane::Inline,
-                _ => Lane::Blocking,
-            },
+            lane,
             jitter: jitter[0],
             tasks: tasks.clone(),
             tracker: tracker.clone(),
         })
         .map_err(StartError::ReadModels)?;
+        let consumers = Consumers::new(crate::consumers::Shared {
+            region: own.name.clone(),
+            names: Arc::clone(&names),
+            store: Arc::clone(&store),
+            lane,
+            doors: doors.clone(),
+            tasks: tasks.clone(),
+            tracker: tracker.clone(),
+            node: OnceLock::new(),
+        });
         let node = Arc::new(Self {
             names,
             policies,
@@ -359,6 +372,7 @@ impl Node {
             appends,
             shut,
             projections,
+            consumers,
             metrics,
             http_addr,
             quic_addr,
@@ -369,6 +383,7 @@ impl Node {
             config,
         });
         node.projections.open(&node);
+        node.consumers.open(&node);
         node.spawn_upkeep(time, memory, Arc::clone(&disk));
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
@@ -587,6 +602,11 @@ impl Node {
     /// The projections of this region.
     pub fn projections(&self) -> &Arc<Projections> {
         &self.projections
+    }
+
+    /// The consumer groups of the federation, and those that this region serves.
+    pub fn consumers(&self) -> &Arc<Consumers> {
+        &self.consumers
     }
 
     pub(crate) fn feeds(&self) -> &Feeds {

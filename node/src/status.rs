@@ -400,6 +400,7 @@ pub(crate) fn refresh_metrics(node: &Node) {
         level.set(level.get().max(seconds));
     }
     crate::projections::refresh_metrics(node);
+    crate::consumers::refresh_metrics(node);
     metrics.alarms.clear();
     for _ in node.links().disagreements() {
         let label = Alarm {

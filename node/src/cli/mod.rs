@@ -4,6 +4,7 @@ mod append;
 mod authority;
 mod bench;
 mod certificate;
+mod consumer;
 mod demo;
 mod door;
 mod event;
@@ -72,6 +73,9 @@ enum Command {
     /// Read models: define, follow, mend, exchange and ask them
     #[command(subcommand)]
     Projection(projection::Command),
+    /// Consumer groups: events given out to programs, one stream to one of them at a time, until acknowledged
+    #[command(subcommand)]
+    Consumer(consumer::Command),
     /// Ask why: what holds the settled order back, or how two events are ordered
     #[command(subcommand)]
     Why(why::Question),
@@ -172,6 +176,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Tail(args) => tail::run(args, output).await,
         Command::Status(args) => status::run(args, output).await,
         Command::Projection(command) => projection::run(command, output).await,
+        Command::Consumer(command) => consumer::run(command, output).await,
         Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),
         Command::Certificate(command) => certificate::run(&command, output),

@@ -20,7 +20,7 @@ use crate::projections::Projections;
 use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
-use crate::{DigestEntry, Node, NodeStatus, OrderReason, WhyError};
+use crate::{Consumers, DigestEntry, Node, NodeStatus, OrderReason, WhyError};
 
 /// How settled the events are that a reader sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -133,6 +133,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The projections of this region, if it has a place for any.
     fn projections(&self) -> Option<Arc<Projections>>;
+
+    /// The consumer groups, if it has a place for any.
+    fn consumers(&self) -> Option<Arc<Consumers>>;
 
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
@@ -257,6 +260,10 @@ impl Backend for Node {
 
     fn projections(&self) -> Option<Arc<Projections>> {
         Some(Arc::clone(Self::projections(self)))
+    }
+
+    fn consumers(&self) -> Option<Arc<Consumers>> {
+        Some(Arc::clone(Self::consumers(self)))
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

@@ -17,6 +17,11 @@ mod categories;
     unused_qualifications,
     reason = "the macro that describes parameters writes them"
 )]
+mod consumers;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
 mod events;
 mod openapi;
 mod operations;

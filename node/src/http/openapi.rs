@@ -7,7 +7,9 @@ use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
-use super::{append, categories, events, operations, projections, settling, stream, why};
+use super::{
+    append, categories, consumers, events, operations, projections, settling, stream, why,
+};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -43,6 +45,16 @@ use super::{append, categories, events, operations, projections, settling, strea
         projections::retry,
         projections::drop_parked,
         projections::query,
+        consumers::list,
+        consumers::read,
+        consumers::put,
+        consumers::delete,
+        consumers::fetch,
+        consumers::ack,
+        consumers::nack,
+        consumers::parked,
+        consumers::retry,
+        consumers::drop_parked,
         operations::healthz,
         operations::readyz,
         operations::metrics,
@@ -51,6 +63,7 @@ use super::{append, categories, events, operations, projections, settling, strea
     tags(
         (name = "events", description = "Append and read"),
         (name = "categories", description = "How writes to a category's streams are settled"),
+        (name = "consumers", description = "Durable places from which programs are given events, to acknowledge each"),
         (name = "projections", description = "Read models: define, follow, mend, exchange and ask them"),
         (name = "operations", description = "What operators and their tools ask"),
     )

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use meridian_client::{AppendError, ReadError};
+use meridian_client::{AppendError, ConsumerError, ReadError};
 use meridian_projection::QueryError;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -23,7 +23,8 @@ pub(super) enum Code {
     WrongExpectedRevision,
     /// 409: it is not in a state for that. `detail` says what to do first.
     Conflict,
-    /// 421: another region orders this stream. Send the request to `home`.
+    /// 421: another region orders this stream, or serves this consumer group. Send the request to
+    /// `home`.
     NotHome,
     /// 503: nothing was written, or it cannot be read now. Try again after `Retry-After` seconds.
     Unavailable,
@@ -98,7 +99,7 @@ struct More {
     /// `wrong_expected_revision`: what was written after the expected revision, as far as fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     events_since: Option<Vec<EventView>>,
-    /// `not_home`: the name of the region that orders the stream.
+    /// `not_home`: the name of the region that orders the stream, or serves the consumer group.
     #[serde(skip_serializing_if = "Option::is_none")]
     home: Option<String>,
     /// `not_home`: since which epoch.
@@ -321,6 +322,21 @@ impl Problem {
             }
             ProjectionError::Query(_) => Self::invalid(detail),
             ProjectionError::Append(error) => Self::of_append(error, door),
+        }
+    }
+
+    pub(super) fn of_consumer(error: &ConsumerError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ConsumerError::NotFound { .. } => Self::not_found(detail),
+            ConsumerError::Invalid { .. } => Self::invalid(detail),
+            ConsumerError::Unavailable { retry_after_ms, .. } => {
+                Self::unavailable(detail, *retry_after_ms)
+            }
+            ConsumerError::NotHere { name, .. } => Self::new(Code::NotHome, detail).and(More {
+                home: Some(name.clone()),
+                ..More::default()
+            }),
         }
     }
 

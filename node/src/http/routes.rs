@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::problem::Problem;
 use super::{
-    Door, append, categories, events, openapi, operations, projections, settling, stream, why,
+    Door, append, categories, consumers, events, openapi, operations, projections, settling,
+    stream, why,
 };
 use crate::metrics::{HttpRequest, HttpRoute};
 
@@ -65,6 +66,25 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
             post(projections::drop_parked),
         ),
         ("/v1/projections/{name}/query", post(projections::query)),
+        ("/v1/consumers", get(consumers::list)),
+        (
+            "/v1/consumers/{name}",
+            get(consumers::read)
+                .put(consumers::put)
+                .delete(consumers::delete),
+        ),
+        ("/v1/consumers/{name}/fetch", post(consumers::fetch)),
+        ("/v1/consumers/{name}/ack", post(consumers::ack)),
+        ("/v1/consumers/{name}/nack", post(consumers::nack)),
+        ("/v1/consumers/{name}/parked", get(consumers::parked)),
+        (
+            "/v1/consumers/{name}/parked/{event}/retry",
+            post(consumers::retry),
+        ),
+        (
+            "/v1/consumers/{name}/parked/{event}/drop",
+            post(consumers::drop_parked),
+        ),
         ("/healthz", get(operations::healthz)),
         ("/readyz", get(operations::readyz)),
         ("/metrics", get(operations::metrics)),

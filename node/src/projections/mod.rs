@@ -34,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use driver::Lane;
+pub(crate) use feed::end_of;
 use model::Projection;
 
 use crate::metrics::ReadModel;

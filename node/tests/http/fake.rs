@@ -315,6 +315,10 @@ impl Backend for Fake {
         })
     }
 
+    fn consumers(&self) -> Option<Arc<meridian_node::Consumers>> {
+        None
+    }
+
     fn projections(&self) -> Option<Arc<Projections>> {
         None
     }
