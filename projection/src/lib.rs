@@ -15,6 +15,7 @@ mod diff;
 mod feed;
 mod parameter;
 mod postgres;
+mod program;
 mod query;
 mod sink;
 mod sqlite;
@@ -30,8 +31,9 @@ pub use postgres::{
     CheckError, PostgresSink, check_postgres, diff_postgres, list_parked_postgres,
     publish_postgres, remove_postgres,
 };
+pub use program::{HandlerError, Projection, Rows};
 pub use query::{Answer, Limits, Query, QueryError};
-pub use sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
+pub use sink::{ApplyError, Batch, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 pub use sqlite::{
     SqliteSink, check_sqlite, diff_sqlite, is_made_sqlite, list_parked, merge_sqlite,
 };

@@ -161,6 +161,27 @@ pub enum ApplyError {
     Sink(#[from] SinkError),
 }
 
+/// The events of one transaction, one after the other. It may keep at hand what all of them need.
+pub trait Batch {
+    /// Runs the handler of an event.
+    ///
+    /// # Errors
+    /// When the handler or the database fails.
+    fn apply(&mut self, event: &FeedEvent<'_>) -> Result<(), ApplyError>;
+
+    /// Parks an event.
+    ///
+    /// # Errors
+    /// When the database fails.
+    fn park(
+        &mut self,
+        event: &FeedEvent<'_>,
+        kind: ParkedKind,
+        reason: &str,
+        attempts: u32,
+    ) -> Result<(), SinkError>;
+}
+
 /// A read model that one worker writes.
 ///
 /// Between [`Sink::begin`] and [`Sink::commit`] all calls are one transaction; a crash or
@@ -179,11 +200,11 @@ pub trait Sink: Send {
     /// [`SinkError::Fenced`] when it was claimed by another worker since.
     fn begin(&mut self) -> Result<(), SinkError>;
 
-    /// Runs the handler of an event.
+    /// Takes the events of the transaction that was begun.
     ///
     /// # Errors
-    /// When the handler or the database fails.
-    fn apply(&mut self, event: &FeedEvent<'_>) -> Result<(), ApplyError>;
+    /// When the database is not there.
+    fn batch(&mut self) -> Result<Box<dyn Batch + '_>, SinkError>;
 
     /// What is left of the transaction after [`ApplyError::Handler`].
     fn survives_failure(&self) -> Survives;
@@ -196,18 +217,6 @@ pub trait Sink: Send {
 
     /// Undoes the transaction, if there is one.
     fn rollback(&mut self);
-
-    /// Parks an event, in the transaction.
-    ///
-    /// # Errors
-    /// When the database fails.
-    fn park(
-        &mut self,
-        event: &FeedEvent<'_>,
-        kind: ParkedKind,
-        reason: &str,
-        attempts: u32,
-    ) -> Result<(), SinkError>;
 
     /// Takes a parked event away, in the transaction, or with `reason` notes that it is left out for
     /// good.

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 use crate::definition::{Definition, Policy};
 use crate::feed::{Feed, FeedEvent, Reached};
-use crate::sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
+use crate::sink::{ApplyError, Batch, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 
 /// How long since some moment, from a clock that never goes back.
 pub type Now = Arc<dyn Fn() -> Duration + Send + Sync>;
@@ -341,6 +341,7 @@ impl Worker {
                 ..
             } = self;
             let source = &definition.source;
+            let mut batch = sink.batch()?;
             feed.read(&mut |event| {
                 let is_full = taken.looked_at >= batches.events_max
                     || taken.bytes >= batches.bytes_max
@@ -363,18 +364,18 @@ impl Worker {
                 let is_held = !held.is_empty() && held.contains(event.stream);
                 let done = match decided {
                     Some(decided) if decided.key == event.key => {
-                        put_aside(&mut **sink, event, decided, held, &mut taken)
+                        put_aside(&mut *batch, event, decided, held, &mut taken)
                     }
                     _ if is_held => {
                         taken.parked += 1;
-                        sink.park(
+                        batch.park(
                             event,
                             ParkedKind::Behind,
                             "an earlier event of its stream failed",
                             0,
                         )
                     }
-                    _ => match sink.apply(event) {
+                    _ => match batch.apply(event) {
                         Ok(()) => {
                             taken.applied += 1;
                             Ok(())
@@ -581,7 +582,8 @@ impl Worker {
             let mut applied = 0;
             for parked in &parked[..upto] {
                 let event = as_event(parked);
-                match self.sink.apply(&event) {
+                let outcome = self.sink.batch()?.apply(&event);
+                match outcome {
                     Ok(()) => {
                         self.sink.unpark(parked.id, None)?;
                         applied += 1;
@@ -672,13 +674,13 @@ impl Worker {
 }
 
 fn put_aside(
-    sink: &mut dyn Sink,
+    batch: &mut dyn Batch,
     event: &FeedEvent<'_>,
     decided: &Decided,
     held: &mut HashSet<String>,
     taken: &mut Taken,
 ) -> Result<(), SinkError> {
-    sink.park(event, decided.kind, &decided.reason, decided.attempts)?;
+    batch.park(event, decided.kind, &decided.reason, decided.attempts)?;
     match decided.kind {
         ParkedKind::Skipped => taken.skipped += 1,
         _ => taken.parked += 1,

@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meridian_projection::{
-    Answer, Definition, DefinitionError, Doing, Limits, Now, Query, QueryError, Sink, SqliteSink,
-    Step, check_sqlite,
+    Answer, Definition, DefinitionError, Doing, FeedEvent, HandlerError, Limits, Now, Projection,
+    Query, QueryError, Rows, Sink, SqliteSink, Step, check_sqlite,
 };
 use proptest::prelude::*;
 use support::{Database, Room, World, flights, scenarios, straight};
@@ -78,6 +78,156 @@ impl Room for File {
         let connection = rusqlite::Connection::open(&self.path).unwrap();
         connection.execute_batch(sql).unwrap();
     }
+}
+
+/// As [`Sqlite`], with handlers in Rust that need several statements for an event.
+struct InRust;
+
+struct Program(Definition);
+
+impl Projection for Program {
+    fn definition(&self) -> Definition {
+        self.0.clone()
+    }
+
+    fn handle(&mut self, event: &FeedEvent<'_>, rows: &Rows<'_>) -> Result<(), HandlerError> {
+        let data: serde_json::Value = serde_json::from_slice(event.data)?;
+        let minutes = data["minutes"].as_i64();
+        if event.event_type == "Departed" {
+            let carrier = data["carrier"].as_str();
+            rows.execute("INSERT OR IGNORE INTO delays VALUES (?1, 0, 0)", [carrier])?;
+            let add =
+                "UPDATE delays SET events = events + 1, minutes = minutes + ?2 WHERE carrier = ?1";
+            rows.execute(add, (carrier, minutes))?;
+            return Ok(());
+        }
+        // What fails in the second statement must not leave the first one behind.
+        rows.execute("DELETE FROM last_seen WHERE stream = ?1", [event.stream])?;
+        let minutes = match self.0.on["Seen"].contains("coalesce") {
+            true => minutes.or(Some(0)),
+            false => minutes,
+        };
+        rows.execute(
+            "INSERT INTO last_seen VALUES (?1, ?2, ?3)",
+            (event.stream, minutes, event.revision),
+        )?;
+        let count = "SELECT count(*) FROM last_seen WHERE stream = ?1";
+        let count: Option<u64> = rows.first(count, [event.stream], |row| row.get(0))?;
+        assert_eq!(count, Some(1));
+        Ok(())
+    }
+}
+
+struct FileInRust(File);
+
+impl Database for InRust {
+    fn room(&self) -> Box<dyn Room> {
+        let folder = tempfile::tempdir().unwrap();
+        Box::new(FileInRust(File {
+            path: folder.path().join("model.db"),
+            _folder: folder,
+        }))
+    }
+
+    fn delays(&self) -> Definition {
+        Sqlite.delays()
+    }
+
+    fn mended(&self, definition: Definition) -> Definition {
+        Sqlite.mended(definition)
+    }
+
+    fn not_null(&self) -> &'static str {
+        Sqlite.not_null()
+    }
+}
+
+impl Room for FileInRust {
+    fn sink(&self, definition: &Definition) -> Box<dyn Sink> {
+        let program = Program(definition.clone());
+        Box::new(SqliteSink::running(&self.0.path, Box::new(program)))
+    }
+
+    fn ask(&self, query: &Query, limits: Limits, now: &Now) -> Result<Answer, QueryError> {
+        self.0.ask(query, limits, now)
+    }
+
+    fn by_hand(&self, sql: &str) {
+        self.0.by_hand(sql);
+    }
+}
+
+#[test]
+fn handlers_in_rust_are_as_exact() {
+    scenarios::a_read_model_is_what_its_events_come_to(&InRust);
+    scenarios::stop_stops_before_the_event_and_goes_on_once_the_handler_is_mended(&InRust);
+    scenarios::skip_leaves_it_out_and_says_so(&InRust);
+    scenarios::a_dead_letter_lets_the_rest_of_its_stream_go_on(&InRust);
+}
+
+fn seen(event: &support::Event) -> FeedEvent<'_> {
+    FeedEvent {
+        key: event.key,
+        stream: &event.stream,
+        revision: event.revision,
+        id: meridian_event::EventId(uuid::Uuid::from_u128(1)),
+        event_type: event.event_type,
+        data: event.data.as_bytes(),
+        metadata: b"",
+        region: "eu-west",
+    }
+}
+
+#[test]
+fn what_a_handler_in_rust_wrote_before_it_failed_is_undone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.db");
+    let mut sink = SqliteSink::running(&path, Box::new(Program(delays())));
+    sink.claim().unwrap();
+    sink.begin().unwrap();
+    let good = support::event(1, "aircraft-1", "Seen", r#"{"minutes":7}"#);
+    let bad = support::event(2, "aircraft-1", "Seen", "{}");
+    let mut batch = sink.batch().unwrap();
+    batch.apply(&seen(&good)).unwrap();
+    let failed = batch.apply(&seen(&bad)).unwrap_err();
+    assert!(failed.to_string().contains("NOT NULL"), "{failed}");
+    drop(batch);
+    sink.commit(&meridian_projection::Checkpoint::default())
+        .unwrap();
+    let rows = rusqlite::Connection::open(&path).unwrap();
+    let minutes = rows.query_row("SELECT minutes FROM last_seen", [], |row| row.get(0));
+    assert_eq!(minutes, Ok(7));
+}
+
+#[test]
+fn a_handler_in_rust_cannot_end_the_transaction() {
+    let folder = tempfile::tempdir().unwrap();
+    struct Ends;
+    impl Projection for Ends {
+        fn definition(&self) -> Definition {
+            let mut definition = delays();
+            definition.failure.policy = meridian_projection::Policy::Skip;
+            definition.failure.retries = 0;
+            definition
+        }
+
+        fn handle(&mut self, _: &FeedEvent<'_>, rows: &Rows<'_>) -> Result<(), HandlerError> {
+            rows.execute("COMMIT", [])?;
+            Ok(())
+        }
+    }
+    let mut sink = SqliteSink::running(&folder.path().join("ends.db"), Box::new(Ends));
+    sink.claim().unwrap();
+    sink.begin().unwrap();
+    let log = flights(1);
+    let event = seen(&log[0]);
+    let refused = sink.batch().unwrap().apply(&event).unwrap_err();
+    assert!(
+        refused.to_string().contains("leave transactions"),
+        "{refused}"
+    );
+    sink.commit(&meridian_projection::Checkpoint::default())
+        .unwrap();
 }
 
 fn delays() -> Definition {

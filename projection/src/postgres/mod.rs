@@ -32,7 +32,7 @@ use crate::definition::Definition;
 use crate::feed::FeedEvent;
 use crate::parameter::Parameter;
 use crate::recorded_at;
-use crate::sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
+use crate::sink::{ApplyError, Batch, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 use session::{Failure, Given, Session, quoted};
 
 /// The longest name of a schema, in bytes. PostgreSQL cuts longer ones, which could then be the same.
@@ -205,6 +205,55 @@ fn checkpoint_row(found: Result<Vec<Row>, Failure>) -> Result<Row, SinkError> {
     }
 }
 
+/// One transaction's events.
+struct PostgresBatch<'a>(&'a PostgresSink);
+
+impl Batch for PostgresBatch<'_> {
+    fn apply(&mut self, event: &FeedEvent<'_>) -> Result<(), ApplyError> {
+        let open = self.0.open()?;
+        let Some(handler) = open.handlers.get(event.event_type) else {
+            return Ok(());
+        };
+        let values = handler.parameters.iter();
+        let values = values.map(|parameter| value(*parameter, event)).collect();
+        match open.session.execute(&handler.statement, values) {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.is_of_the_database() => {
+                Err(SinkError::unavailable(failure).into())
+            }
+            Err(failure) => Err(ApplyError::Handler(failure.to_string())),
+        }
+    }
+
+    fn park(
+        &mut self,
+        event: &FeedEvent<'_>,
+        kind: ParkedKind,
+        reason: &str,
+        attempts: u32,
+    ) -> Result<(), SinkError> {
+        let insert = "INSERT INTO meridian_parked (kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
+        self.0.write(
+            insert,
+            &[
+                &kind.name(),
+                &event.key.to_string(),
+                &event.stream,
+                &i64::try_from(event.revision).unwrap_or(i64::MAX),
+                &event.id.to_string(),
+                &event.event_type,
+                &event.region,
+                &event.data,
+                &event.metadata,
+                // No text of PostgreSQL's has a NUL, and a reason may come from elsewhere.
+                &reason.replace('\0', "\u{fffd}"),
+                &i64::from(attempts),
+            ],
+        )
+    }
+}
+
 impl Sink for PostgresSink {
     fn claim(&mut self) -> Result<Checkpoint, SinkError> {
         self.open = None;
@@ -275,20 +324,8 @@ impl Sink for PostgresSink {
         Ok(())
     }
 
-    fn apply(&mut self, event: &FeedEvent<'_>) -> Result<(), ApplyError> {
-        let open = self.open()?;
-        let Some(handler) = open.handlers.get(event.event_type) else {
-            return Ok(());
-        };
-        let values = handler.parameters.iter();
-        let values = values.map(|parameter| value(*parameter, event)).collect();
-        match open.session.execute(&handler.statement, values) {
-            Ok(_) => Ok(()),
-            Err(failure) if failure.is_of_the_database() => {
-                Err(SinkError::unavailable(failure).into())
-            }
-            Err(failure) => Err(ApplyError::Handler(failure.to_string())),
-        }
+    fn batch(&mut self) -> Result<Box<dyn Batch + '_>, SinkError> {
+        Ok(Box::new(PostgresBatch(self)))
     }
 
     fn survives_failure(&self) -> Survives {
@@ -329,34 +366,6 @@ impl Sink for PostgresSink {
                 self.open = None;
             }
         }
-    }
-
-    fn park(
-        &mut self,
-        event: &FeedEvent<'_>,
-        kind: ParkedKind,
-        reason: &str,
-        attempts: u32,
-    ) -> Result<(), SinkError> {
-        let insert = "INSERT INTO meridian_parked (kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
-        self.write(
-            insert,
-            &[
-                &kind.name(),
-                &event.key.to_string(),
-                &event.stream,
-                &i64::try_from(event.revision).unwrap_or(i64::MAX),
-                &event.id.to_string(),
-                &event.event_type,
-                &event.region,
-                &event.data,
-                &event.metadata,
-                // No text of PostgreSQL's has a NUL, and a reason may come from elsewhere.
-                &reason.replace('\0', "\u{fffd}"),
-                &i64::from(attempts),
-            ],
-        )
     }
 
     fn unpark(&mut self, id: i64, reason: Option<&str>) -> Result<(), SinkError> {

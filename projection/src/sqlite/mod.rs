@@ -9,6 +9,7 @@ mod query;
 mod schema;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,7 +18,9 @@ use meridian_clock::{OrderKey, Timestamp};
 use meridian_event::EventId;
 use meridian_points::{Bug, planted, reached};
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
-use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, params};
+use rusqlite::{
+    CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ToSql, params,
+};
 
 use uuid::Uuid;
 
@@ -28,8 +31,9 @@ pub use schema::check as check_sqlite;
 use crate::definition::Definition;
 use crate::feed::FeedEvent;
 use crate::parameter::Parameter;
+use crate::program::{Projection, Rows};
 use crate::recorded_at;
-use crate::sink::{ApplyError, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
+use crate::sink::{ApplyError, Batch, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 
 /// How long a writer waits for another one that holds the file.
 const BUSY_FOR: Duration = Duration::from_secs(5);
@@ -89,6 +93,8 @@ pub struct SqliteSink {
     definition: Definition,
     open: Option<Connection>,
     handlers: HashMap<String, Handler>,
+    // In place of handlers.
+    program: Option<Box<dyn Projection>>,
     fence: i64,
     // With a planted bug only: what should have been committed with its rows.
     late: Option<Checkpoint>,
@@ -111,9 +117,18 @@ impl SqliteSink {
             definition,
             open: None,
             handlers: HashMap::new(),
+            program: None,
             fence: 0,
             late: None,
         }
+    }
+
+    /// The read model of a projection whose handlers are Rust, in the file at `path`. The worker is given
+    /// the same definition.
+    pub fn running(path: &Path, program: Box<dyn Projection>) -> Self {
+        let mut sink = Self::new(path, program.definition());
+        sink.program = Some(program);
+        sink
     }
 
     // Moves the checkpoint, in the transaction.
@@ -140,6 +155,33 @@ impl SqliteSink {
             .as_ref()
             .ok_or_else(|| SinkError::unavailable("it is not open"))
     }
+}
+
+// Lets Rust deal with an event: all that it writes for it stands, or nothing.
+fn run(
+    program: &mut dyn Projection,
+    connection: &Connection,
+    event: &FeedEvent<'_>,
+) -> Result<(), ApplyError> {
+    let say = |sql: &str| {
+        let said = connection
+            .prepare_cached(sql)
+            .and_then(|mut statement| statement.execute([]));
+        said.map_err(SinkError::unavailable)
+    };
+    say("SAVEPOINT meridian_event")?;
+    let Err(error) = program.handle(event, &Rows(connection)) else {
+        say("RELEASE meridian_event")?;
+        return Ok(());
+    };
+    if let Some(error) = error.downcast_ref().filter(|it| is_of_the_sink(it)) {
+        return Err(SinkError::unavailable(error).into());
+    }
+    if !connection.is_autocommit() {
+        say("ROLLBACK TO meridian_event")?;
+        say("RELEASE meridian_event")?;
+    }
+    Err(ApplyError::Handler(error.to_string()))
 }
 
 /// Opens a read model for its writer.
@@ -224,6 +266,75 @@ fn is_of_the_sink(error: &rusqlite::Error) -> bool {
     )
 }
 
+/// One transaction's events. A statement is looked up by its text once for all of them: that costs as much
+/// as many a statement does.
+struct SqliteBatch<'a> {
+    connection: &'a Connection,
+    handlers: &'a HashMap<String, Handler>,
+    // Of the types that have come up.
+    prepared: HashMap<&'a str, CachedStatement<'a>>,
+    program: Option<&'a mut (dyn Projection + 'static)>,
+}
+
+impl Batch for SqliteBatch<'_> {
+    fn apply(&mut self, event: &FeedEvent<'_>) -> Result<(), ApplyError> {
+        if let Some(program) = &mut self.program {
+            return run(&mut **program, self.connection, event);
+        }
+        let Some((event_type, handler)) = self.handlers.get_key_value(event.event_type) else {
+            return Ok(());
+        };
+        let mut execute = || {
+            let statement = match self.prepared.entry(event_type) {
+                Entry::Occupied(entry) => entry.into_mut(),
+                Entry::Vacant(entry) => {
+                    let statement = self.connection.prepare_cached(&handler.sql)?;
+                    entry.insert(statement)
+                }
+            };
+            for (parameter, number) in handler.parameters.iter().zip(1..) {
+                bind(statement, number, *parameter, event)?;
+            }
+            statement.raw_execute()
+        };
+        match execute() {
+            Ok(_) => Ok(()),
+            Err(error) if is_of_the_sink(&error) => Err(SinkError::unavailable(error).into()),
+            Err(error) => Err(ApplyError::Handler(error.to_string())),
+        }
+    }
+
+    fn park(
+        &mut self,
+        event: &FeedEvent<'_>,
+        kind: ParkedKind,
+        reason: &str,
+        attempts: u32,
+    ) -> Result<(), SinkError> {
+        let insert = "INSERT INTO meridian_parked (kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts)
+            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+        self.connection
+            .prepare_cached(insert)
+            .and_then(|mut statement| {
+                statement.execute(params![
+                    kind.name(),
+                    event.key.to_string(),
+                    event.stream,
+                    i64::try_from(event.revision).unwrap_or(i64::MAX),
+                    event.id.to_string(),
+                    event.event_type,
+                    event.region,
+                    event.data,
+                    event.metadata,
+                    reason,
+                    attempts,
+                ])
+            })
+            .map_err(SinkError::unavailable)?;
+        Ok(())
+    }
+}
+
 impl Sink for SqliteSink {
     fn claim(&mut self) -> Result<Checkpoint, SinkError> {
         self.open = None;
@@ -265,8 +376,10 @@ impl Sink for SqliteSink {
             )
             .map_err(SinkError::unavailable)?;
         transaction.commit().map_err(SinkError::unavailable)?;
-        self.handlers =
-            schema::handlers(&connection, &self.definition).map_err(SinkError::unavailable)?;
+        if self.program.is_none() {
+            self.handlers =
+                schema::handlers(&connection, &self.definition).map_err(SinkError::unavailable)?;
+        }
         self.fence = fence;
         self.open = Some(connection);
         Ok(checkpoint)
@@ -294,24 +407,15 @@ impl Sink for SqliteSink {
         Ok(())
     }
 
-    fn apply(&mut self, event: &FeedEvent<'_>) -> Result<(), ApplyError> {
-        let Some(handler) = self.handlers.get(event.event_type) else {
-            return Ok(());
-        };
-        let applied = self
-            .connection()?
-            .prepare_cached(&handler.sql)
-            .and_then(|mut statement| {
-                for (parameter, number) in handler.parameters.iter().zip(1..) {
-                    bind(&mut statement, number, *parameter, event)?;
-                }
-                statement.raw_execute()
-            });
-        match applied {
-            Ok(_) => Ok(()),
-            Err(error) if is_of_the_sink(&error) => Err(SinkError::unavailable(error).into()),
-            Err(error) => Err(ApplyError::Handler(error.to_string())),
-        }
+    fn batch(&mut self) -> Result<Box<dyn Batch + '_>, SinkError> {
+        let open = self.open.as_ref();
+        let connection = open.ok_or_else(|| SinkError::unavailable("it is not open"))?;
+        Ok(Box::new(SqliteBatch {
+            connection,
+            handlers: &self.handlers,
+            prepared: HashMap::new(),
+            program: self.program.as_deref_mut(),
+        }))
     }
 
     fn survives_failure(&self) -> Survives {
@@ -347,36 +451,6 @@ impl Sink for SqliteSink {
             tracing::warn!(%error, path = %self.path.display(), "a transaction cannot be undone; the file is opened again");
             self.open = None;
         }
-    }
-
-    fn park(
-        &mut self,
-        event: &FeedEvent<'_>,
-        kind: ParkedKind,
-        reason: &str,
-        attempts: u32,
-    ) -> Result<(), SinkError> {
-        let insert = "INSERT INTO meridian_parked (kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts)
-            VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
-        self.connection()?
-            .prepare_cached(insert)
-            .and_then(|mut statement| {
-                statement.execute(params![
-                    kind.name(),
-                    event.key.to_string(),
-                    event.stream,
-                    i64::try_from(event.revision).unwrap_or(i64::MAX),
-                    event.id.to_string(),
-                    event.event_type,
-                    event.region,
-                    event.data,
-                    event.metadata,
-                    reason,
-                    attempts,
-                ])
-            })
-            .map_err(SinkError::unavailable)?;
-        Ok(())
     }
 
     fn unpark(&mut self, id: i64, reason: Option<&str>) -> Result<(), SinkError> {
