@@ -4,6 +4,7 @@
 //! in turn with it, so that a busy or slow machine shows in both. Medians over rounds.
 
 mod append;
+mod bare_postgres;
 mod project;
 mod read;
 mod replicate;
@@ -56,6 +57,9 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', default_values_t = IN_FLIGHT, value_name = "N,…",
         value_parser = clap::value_parser!(u16).range(1..=4096))]
     in_flight: Vec<u16>,
+    /// With `project`: also build in this PostgreSQL database, as in postgresql:///bench?host=/run/postgresql
+    #[arg(long, value_name = "URL")]
+    postgres: Option<String>,
     /// Print the table as Markdown
     #[arg(long)]
     markdown: bool,
@@ -72,7 +76,7 @@ pub(crate) enum What {
     Settle,
     /// Reading the log, beside reading its files with a checksum
     Read,
-    /// Building a read model in SQLite, beside the same SQL run bare
+    /// Building a read model in SQLite and PostgreSQL, beside the same SQL run bare
     Project,
 }
 
@@ -95,6 +99,7 @@ pub(super) struct Plan {
     pub(super) span: Duration,
     pub(super) rounds: usize,
     pub(super) dir: PathBuf,
+    pub(super) postgres: Option<String>,
     sizes: Vec<u32>,
     in_flight: Vec<u16>,
 }
@@ -119,6 +124,7 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
             .map_err(|_| super::wrong_use("--seconds takes a positive number"))?,
         rounds: usize::from(args.rounds),
         dir: args.dir.unwrap_or_else(|| local::temporary_folder("bench")),
+        postgres: args.postgres,
         sizes: args.event_bytes,
         in_flight: args.in_flight,
     };

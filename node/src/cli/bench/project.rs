@@ -12,25 +12,28 @@ use anyhow::{Context, bail};
 use meridian_client::{AppendRequest, Durability, Expected};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_node::Node;
-use meridian_projection::{Definition, Doing};
+use meridian_projection::{Definition, Doing, SinkKind};
 use rusqlite::Connection;
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use super::bare_postgres;
 use super::{Output, Plan, local, median, start, table, thousands};
 use crate::cli::demo::{Flight, flights};
 
 /// How often the flights are written, each time with other ids.
-const CYCLES: u32 = 30;
+pub(super) const CYCLES: u32 = 30;
 const IN_FLIGHT: usize = 256;
 /// How many workers build a read model.
 const WORKERS: [u16; 2] = [1, 2];
 /// How many events the bare loop puts into one transaction.
-const BARE_BATCH: usize = 50_000;
+pub(super) const BARE_BATCH: usize = 50_000;
 const WITHIN: Duration = Duration::from_secs(300);
 const HUNDRED_MILLION: f64 = 100e6;
 const DEFINITION: &str = include_str!("../../../../projection/examples/carrier_delays.toml");
+const IN_POSTGRES: &str =
+    include_str!("../../../../projection/examples/carrier_delays_postgres.toml");
 
 #[derive(Debug, Serialize)]
 struct Row {
@@ -52,30 +55,37 @@ pub(super) async fn run(plan: &Plan, markdown: bool, output: Output) -> anyhow::
     write(node, &flights).await?;
 
     let events = flights.len() * CYCLES as usize;
+    let rate = |took: Duration| events as f64 / took.as_secs_f64();
     let mut ours = WORKERS.map(|workers| (workers, Vec::new()));
     let mut bare = Vec::new();
+    let (mut ours_in_postgres, mut bare_in_postgres) = (Vec::new(), Vec::new());
     let mut version = 0;
     for round in 0..plan.rounds {
         let path = plan.dir.join(format!("bare-{round}.db"));
-        let took = bare_loop(&path, &definition, &flights)?;
-        bare.push(events as f64 / took.as_secs_f64());
+        bare.push(rate(bare_loop(&path, &definition, &flights)?));
         for (workers, measured) in &mut ours {
             version += 1;
             let mut next = definition.clone();
             next.version = version;
             next.workers.count = *workers;
-            let took = build(node, next, events as u64).await?;
-            measured.push(events as f64 / took.as_secs_f64());
+            measured.push(rate(build(node, next, events as u64).await?));
+        }
+        if let Some(url) = &plan.postgres {
+            let mut next = Definition::from_toml(IN_POSTGRES)?;
+            bare_in_postgres.push(rate(bare_postgres::run(url, &next, &flights)?));
+            version += 1;
+            next.version = version;
+            next.sink = SinkKind::Postgres { url: url.clone() };
+            ours_in_postgres.push(rate(build(node, next, events as u64).await?));
         }
     }
     for node in &nodes {
         node.shutdown().await;
     }
-    let bare_per_s = median(bare);
-    let rows = ours.map(|(workers, measured)| {
+    let row = |database, workers, measured, bare_per_s| {
         let ours_per_s = median(measured);
         Row {
-            database: "SQLite",
+            database,
             workers,
             events,
             ours_per_s,
@@ -83,7 +93,16 @@ pub(super) async fn run(plan: &Plan, markdown: bool, output: Output) -> anyhow::
             ratio: ours_per_s / bare_per_s,
             hundred_million_min: HUNDRED_MILLION / ours_per_s / 60.0,
         }
-    });
+    };
+    let bare_per_s = median(bare);
+    let mut rows: Vec<_> = ours
+        .into_iter()
+        .map(|(workers, measured)| row("SQLite", workers, measured, bare_per_s))
+        .collect();
+    if plan.postgres.is_some() {
+        let bare_per_s = median(bare_in_postgres);
+        rows.push(row("PostgreSQL", 1, ours_in_postgres, bare_per_s));
+    }
     if output.is_json() {
         output.json(&serde_json::json!({ "unit": "events/s", "rows": rows }))?;
         return Ok(());
