@@ -666,3 +666,103 @@ fn read_models_in_postgresql_are_the_same_whatever_is_killed() {
     let (_, shown) = get(&url(&federation, 0, name, "")).expect("an answer");
     assert_eq!(shown["definition"]["sink"]["kind"], "postgres");
 }
+
+// As it is, but slow: what a statement adds to the minutes is nothing, and takes a while to find.
+fn slow(mut definition: Value, nothing: &str) -> Value {
+    for event_type in ["FlightDeparted", "FlightCancelled"] {
+        let handler = definition["on"][event_type].as_str().expect("a statement");
+        let slow = handler.replacen(", 1, ", &format!(", 1 + {nothing}, "), 1);
+        assert_ne!(slow, handler);
+        definition["on"][event_type] = slow.into();
+    }
+    definition
+}
+
+#[test]
+fn thirty_kills_in_the_middle_of_builds_change_nothing() {
+    let mut federation = Federation::running(&["a"]);
+    let imported = meridian(&["import", FLIGHTS, "--url", &federation.url(0, "")]);
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+    let server = Server::start();
+    let nothing = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 4000) SELECT count(*) * 0 FROM c)";
+    define_surely(&federation, 0, &slow(definition("carrier_delays"), nothing));
+    let mut built = vec!["carrier_delays"];
+    if let Some(server) = &server {
+        let nothing = "(SELECT count(*)::bigint * 0 FROM generate_series(1, 4000))";
+        let mut in_postgresql = slow(definition("carrier_delays_postgres"), nothing);
+        in_postgresql["sink"]["url"] = server.url().into();
+        define_surely(&federation, 0, &in_postgresql);
+        built.push("carrier_delays_postgres");
+    }
+    // Of each: what is being built, the first read model or a candidate beside it.
+    let applied = |federation: &Federation, name: &str| {
+        let shown = projection(federation, 0, name)?;
+        let building = match shown["candidate"].is_null() {
+            true => &shown["active"],
+            false => &shown["candidate"],
+        };
+        building["applied"].as_u64()
+    };
+    let answers = |federation: &Federation, name: &str| {
+        let sql = match name {
+            "carrier_delays" => "SELECT * FROM carrier_delays ORDER BY carrier",
+            _ => "SELECT * FROM carrier_delays ORDER BY carrier COLLATE \"C\"",
+        };
+        let (status, mut answer) = ask(federation, 0, name, sql)?;
+        (status == 200).then(|| answer["rows"].take())
+    };
+    // A build that has ended is compared, and the next one begun.
+    let compare = |federation: &Federation, name: &str| {
+        let candidate = projection(federation, 0, name).expect("an answer")["candidate"].clone();
+        if !candidate.is_null() {
+            until("the candidate answers", || {
+                let answer = post(&url(federation, 0, name, "/promote"), "{}");
+                answer.is_some_and(|(status, _)| status == 200)
+            });
+        }
+        assert_eq!(answers(federation, name), Some(delays()), "{name}");
+    };
+    let mut random = 0x9e37_79b9_u64;
+    let mut pause = || {
+        random = random
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        thread::sleep(std::time::Duration::from_millis(20 + (random >> 33) % 300));
+    };
+    let (mut kills, mut in_the_middle, mut builds) = (0, 0, 0);
+    while kills < 30 {
+        pause();
+        for name in &built {
+            let done = applied(&federation, name);
+            in_the_middle += u32::from(done.is_some_and(|it| it > 0 && it < EVENTS));
+            if done == Some(EVENTS) {
+                builds += 1;
+                compare(&federation, name);
+                let answer = post(&url(&federation, 0, name, "/rebuild"), "{}");
+                assert_eq!(answer.expect("an answer").0, 200);
+            }
+        }
+        // The node, the database, or both.
+        let node = kills % 3 != 1 || server.is_none();
+        if node {
+            federation.kill(0);
+        }
+        if let Some(server) = server.as_ref().filter(|_| kills % 3 != 0) {
+            server.kill();
+            pause();
+            server.go_on();
+        }
+        if node {
+            federation.start(0);
+            federation.until_ready(0);
+        }
+        kills += 1;
+    }
+    for name in &built {
+        until("the last build ends", || {
+            applied(&federation, name) == Some(EVENTS)
+        });
+        compare(&federation, name);
+    }
+    println!("{builds} builds ended meanwhile; {in_the_middle} times one was in the middle");
+}
