@@ -342,6 +342,7 @@ impl Node {
             now: Arc::new(move || started.elapsed()),
             lane,
             jitter: jitter[0],
+            first: OnceLock::new(),
             tasks: tasks.clone(),
             tracker: tracker.clone(),
         })

@@ -1,7 +1,9 @@
 //! `meridian projection`: read models, defined, followed, mended, exchanged and asked.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use meridian_node::files;
 use meridian_projection::Definition;
 use reqwest::Method;
@@ -9,6 +11,9 @@ use serde_json::{Map, Value, json};
 
 use super::door::{Door, Target};
 use super::{Outcome, Output, wrong_use};
+
+/// How often it is looked how far a build is.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What `meridian projection` does.
 #[derive(Debug, clap::Subcommand)]
@@ -30,7 +35,15 @@ pub(crate) enum Command {
     /// Remove a projection and its read models in every region
     Remove(Named),
     /// Build the read model anew, beside the one that answers
-    Rebuild(Named),
+    Rebuild {
+        #[command(flatten)]
+        named: Named,
+        /// Stay until it has caught up; a progress bar on a terminal
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Stay until the candidate, or else the one that answers, has caught up; a progress bar on a terminal
+    Wait(Named),
     /// Let the candidate answer from here on
     Promote(Named),
     /// Let the read model answer again that answered before
@@ -160,7 +173,14 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
             }
             Ok(Outcome::Done)
         }
-        Command::Rebuild(named) => named.change("rebuild", output).await,
+        Command::Rebuild { named, wait: false } => named.change("rebuild", output).await,
+        Command::Rebuild { named, wait: true } => {
+            named
+                .ask(Method::POST, &["rebuild"], Some(json!({})))
+                .await?;
+            wait(&named, output).await
+        }
+        Command::Wait(named) => wait(&named, output).await,
         Command::Promote(named) => named.change("promote", output).await,
         Command::Rollback(named) => named.change("rollback", output).await,
         Command::Pause(named) => named.change("pause", output).await,
@@ -220,6 +240,37 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
             let answer = named.ask(Method::POST, &["query"], Some(body)).await?;
             print_answer(&answer, output)
         }
+    }
+}
+
+/// Stays until what is being built has caught up, or cannot go on.
+async fn wait(named: &Named, output: Output) -> anyhow::Result<Outcome> {
+    let bar = ProgressBar::new(1000);
+    let template = "{wide_bar} {percent}%, {msg}, {eta} left";
+    if let Ok(style) = ProgressStyle::with_template(template) {
+        bar.set_style(style);
+    }
+    loop {
+        let projection = named.ask(Method::GET, &[], None).await?;
+        let model = match projection["candidate"].is_null() {
+            true => &projection["active"],
+            false => &projection["candidate"],
+        };
+        let doing = text(&model["doing"]);
+        let progress = model["progress"].as_f64().unwrap_or(0.0);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is from 0 to 1"
+        )]
+        bar.set_position((progress * 1000.0) as u64);
+        bar.set_message(format!("{doing}, {} events", text(&model["applied"])));
+        let is_held = projection["paused"] == Value::Bool(true) || doing == "stopped";
+        if is_held || doing == "following" {
+            bar.finish_and_clear();
+            return show(&[projection], output);
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
     }
 }
 

@@ -73,6 +73,8 @@ pub(super) struct ModelView {
     through_at: String,
     /// How far it is behind what is settled here, in milliseconds; null before its worker has begun.
     lag_ms: Option<u64>,
+    /// How much of what is settled it has looked at, by the time of the events: 0 to 1.
+    progress: f64,
     /// How many events were applied.
     applied: u64,
     /// How many were left out for good.
@@ -95,6 +97,7 @@ impl ModelView {
             through_at: rfc3339(checkpoint.through),
             lag_ms: (checkpoint.through > Timestamp::ZERO)
                 .then(|| u64::try_from(model.lag.as_millis()).unwrap_or(u64::MAX)),
+            progress: model.progress,
             applied: checkpoint.applied,
             skipped: checkpoint.skipped,
             parked: model.status.parked,

@@ -108,6 +108,8 @@ pub struct ModelStatus {
     pub status: Status,
     /// How far it is behind what is settled.
     pub lag: Duration,
+    /// How much of what is settled it has looked at, by the time of the events: 0 to 1.
+    pub progress: f64,
 }
 
 /// A projection as it stands in this region.
@@ -138,11 +140,15 @@ pub(crate) struct Shared {
     pub(crate) jitter: u8,
     pub(crate) tasks: CancellationToken,
     pub(crate) tracker: TaskTracker,
+    pub(crate) first: OnceLock<Timestamp>,
 }
 
 impl Shared {
     // When the first event that is held was stamped, about.
     fn first_timestamp(&self) -> Timestamp {
+        if let Some(first) = self.first.get() {
+            return *first;
+        }
         let mut first = Timestamp::ZERO;
         let mut reader = self
             .store
@@ -152,7 +158,20 @@ impl Shared {
             first = key.timestamp;
             std::ops::ControlFlow::Break(())
         });
-        first
+        match first {
+            Timestamp::ZERO => first,
+            first => *self.first.get_or_init(|| first),
+        }
+    }
+
+    // How far `through` is on the way from the first event to `settled`.
+    fn progress(&self, through: Timestamp, settled: Timestamp) -> f64 {
+        let first = self.first_timestamp();
+        let whole = settled.after(first).as_secs_f64();
+        match through < settled && whole > 0.0 {
+            true => through.after(first).as_secs_f64() / whole,
+            false => 1.0,
+        }
     }
 }
 

@@ -296,6 +296,7 @@ impl Projection {
                 number,
                 version: model.definition.version,
                 lag: settled.after(status.checkpoint.through),
+                progress: self.shared.progress(status.checkpoint.through, settled),
                 status,
             })
         };
