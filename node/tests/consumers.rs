@@ -86,6 +86,15 @@ fn fetch(
     }
 }
 
+fn fetch_some(federation: &Federation, name: &str, limit: usize) -> Vec<Value> {
+    let mut events = Vec::new();
+    until("there are events", || {
+        events = fetch(federation, 0, name, "one", limit);
+        !events.is_empty()
+    });
+    events
+}
+
 fn place(event: &Value) -> (String, u64) {
     let stream = event["stream"].as_str().expect("a stream").to_owned();
     (stream, event["revision"].as_u64().expect("a number"))
@@ -413,6 +422,18 @@ fn another_region_takes_a_group_over_at_its_place() {
     let name = "counters";
     define(&federation, 0, name, &json!({}));
     let mut taken = BTreeSet::new();
+    let torn = fetch_some(&federation, name, 1);
+    let park = json!({ "deliveries": [torn[0]["delivery"]], "action": "park", "reason": "torn" });
+    assert_eq!(say(&federation, name, "/nack", &park).1["settled"], 1);
+    taken.insert(place(&torn[0]["event"]));
+    let has_it_parked = |index: usize| {
+        let (status, parked) = get(&url(&federation, index, name, "/parked")).expect("an answer");
+        assert_eq!(status, 200, "{parked}");
+        let parked = &parked["parked"];
+        (parked[0]["reason"].clone(), parked[0]["revision"].clone())
+            == (json!("torn"), torn[0]["event"]["revision"].clone())
+    };
+    assert!(has_it_parked(0));
     while taken.len() < 500 {
         let events = fetch(&federation, 0, name, "one", 100);
         let deliveries: Vec<_> = events.iter().map(|it| &it["delivery"]).collect();
@@ -449,6 +470,7 @@ fn another_region_takes_a_group_over_at_its_place() {
         rest.len() + taken.len() >= EVENTS
     });
     assert!(rest.is_disjoint(&taken), "it went on where a had been");
+    assert!(has_it_parked(1));
     until("a serves it no more", || {
         let answer = post(&url(&federation, 0, name, "/fetch"), &asked);
         answer.is_some_and(|(status, _)| status == 421)
@@ -463,6 +485,8 @@ fn another_region_takes_a_group_over_at_its_place() {
         it["cursor"] != "0.0.0.0" && it["error"].is_null()
     });
     assert_eq!(fetch(&federation, 1, name, "two", 10), Vec::<Value>::new());
+    let (_, parked) = get(&url(&federation, 1, name, "/parked")).expect("an answer");
+    assert_eq!(parked["parked"][0]["reason"], "torn", "{parked}");
 }
 
 #[test]

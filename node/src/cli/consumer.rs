@@ -271,6 +271,7 @@ fn show(groups: &[Value], output: Output) -> anyhow::Result<Outcome> {
                 .map(|(name, count)| format!("{name} ({count})"));
             each.collect::<Vec<_>>().join(", ")
         });
+        let consumers = consumers.filter(|it| !it.is_empty());
         rows.push(vec![
             text(&group["name"]),
             text(&group["region"]),

@@ -23,8 +23,9 @@ use super::progress::{Parked, Progress};
 pub(super) const WINDOW_MAX: usize = 2_000;
 /// How much the events in the window may weigh.
 const WINDOW_BYTES_MAX: usize = 16 << 20;
-/// How many events may be parked. With more the group's streams wait, so that somebody looks.
-pub(super) const PARKED_MAX: usize = 500;
+/// How many events may be parked. With more the group's streams wait, so that somebody looks. All of them
+/// fit into one event.
+pub(super) const PARKED_MAX: usize = 200;
 /// How long an event waits that should be parked while there is no room.
 const NO_ROOM_DELAY: Duration = Duration::from_secs(10);
 /// Between two attempts: this, doubled from attempt to attempt.
@@ -322,19 +323,15 @@ impl Group {
         Ok(())
     }
 
-    // Of an event that is settled, or was given out before a restart and is not read again yet.
-    fn settle_unknown(&mut self, id: &DeliveryId, verdict: &Verdict) -> Result<(), &'static str> {
+    // Of an event that is settled, or was given out before a restart and is not read again yet. Nothing
+    // is kept of the latter: who makes deliveries up must not fill what is kept.
+    fn settle_unknown(&self, id: &DeliveryId, verdict: &Verdict) -> Result<(), &'static str> {
         if self.parked.contains_key(&id.key) {
             return Err("its event is parked");
         }
         let is_settled = id.key <= self.read_to || self.progress.done.contains(&id.key);
         match verdict {
             Verdict::Done if is_settled => Ok(()),
-            Verdict::Done if id.life != self.life => {
-                self.progress.done.insert(id.key);
-                self.progress.version += 1;
-                Ok(())
-            }
             _ if is_settled => Err("its event is settled"),
             _ => Err("its event is given out again"),
         }
