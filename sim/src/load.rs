@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_client::{
-    AppendError, AppendRequest, Appended, Client, Direction, Durability, Expected, ReadAt,
-    SettledRead, StreamRead,
+    AppendError, AppendRequest, Client, Direction, Durability, Expected, ReadAt, SettledRead,
+    StreamRead,
 };
 use meridian_clock::{OrderKey, Position};
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
@@ -192,7 +192,7 @@ impl Writer {
         };
         self.learn(&request.stream, first.last_revision);
         if self.rng.percent(8) {
-            self.read_in_session(&request, &first).await;
+            self.read_in_session(&request).await;
         }
         // Not to shared streams: the nearest region may be another one by now, which cannot know of
         // an id that was answered elsewhere a moment ago.
@@ -220,16 +220,19 @@ impl Writer {
     }
 
     // Whoever wrote something sees it in every region, or is told that the region is behind.
-    async fn read_in_session(&mut self, request: &AppendRequest, first: &Appended) {
-        let Some(dot) = first.dots.last().copied() else {
-            return;
-        };
+    async fn read_in_session(&mut self, request: &AppendRequest) {
         let mut session = self.federation.session();
-        // The token comes with the answer, and a repeated request is answered once more. Not to
-        // shared streams, as below.
-        if request.stream.category() == SHARED || session.append(request.clone()).await.is_err() {
+        // The token comes with the answer, and a repeated request is answered once more: as the first
+        // time, unless its region has lost its disk and it is written anew. Not to shared streams, as below.
+        if request.stream.category() == SHARED {
             return;
         }
+        let Ok(appended) = session.append(request.clone()).await else {
+            return;
+        };
+        let Some(dot) = appended.dots.last().copied() else {
+            return;
+        };
         let written = elapsed();
         let topology = self.federation.topology();
         let region = self.rng.pick(&topology.members).id;
@@ -246,12 +249,12 @@ impl Writer {
             let last = page.events.first().map(|event| event.revision);
             (
                 format!("{} in region {region}", request.stream),
-                last >= Some(first.last_revision),
+                last >= Some(appended.last_revision),
             )
         } else {
             let before = dot.log().dot(Position(dot.position.0 - 1));
             let read = SettledRead {
-                after: OrderKey::new(first.timestamp, before),
+                after: OrderKey::new(appended.timestamp, before),
                 limit: 1,
                 ..SettledRead::default()
             };
