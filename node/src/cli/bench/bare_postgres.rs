@@ -9,8 +9,12 @@ use tokio::runtime::Builder;
 use tokio::time::Instant;
 use tokio_postgres::{Client, NoTls};
 
-use super::project::{BARE_BATCH, CYCLES};
+use super::project::CYCLES;
 use crate::cli::demo::Flight;
+
+/// How many events are in one transaction: about as many as ours come to. Within one a row that is updated
+/// again and again leaves its old versions in the way.
+const BATCH: usize = 4_000;
 
 /// Runs them on one connection, one after the other, as a projection's worker does. Returns how long that
 /// took.
@@ -68,7 +72,7 @@ async fn statements(
                 .context("every flight has a handler")?;
             client.execute(handler, &[&flight.data.get()]).await?;
             in_batch += 1;
-            if in_batch == BARE_BATCH {
+            if in_batch == BATCH {
                 client.batch_execute("COMMIT; BEGIN").await?;
                 in_batch = 0;
             }

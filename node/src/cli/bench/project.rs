@@ -28,7 +28,7 @@ const IN_FLIGHT: usize = 256;
 /// How many workers build a read model.
 const WORKERS: [u16; 2] = [1, 2];
 /// How many events the bare loop puts into one transaction.
-pub(super) const BARE_BATCH: usize = 50_000;
+const BARE_BATCH: usize = 50_000;
 const WITHIN: Duration = Duration::from_secs(300);
 const HUNDRED_MILLION: f64 = 100e6;
 const DEFINITION: &str = include_str!("../../../../projection/examples/carrier_delays.toml");
