@@ -55,7 +55,7 @@ pub enum Verdict {
     Done,
     /// It could not be; it is given out again, until the group's attempts are used up.
     Retry {
-        /// How long to wait before that; longer from attempt to attempt when nobody says.
+        /// How long to wait before that, at most a minute; longer from attempt to attempt when nobody says.
         delay_ms: Option<u32>,
         /// Why, for who looks at it later.
         reason: String,

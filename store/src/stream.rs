@@ -72,7 +72,8 @@ impl Core {
         log: Option<LogId>,
     ) -> Result<Option<Found>, ReadError> {
         let is_log = |range: &DamagedRange| Some(range.log) == log;
-        self.damage().refuse_unindexed(is_log)?;
+        // Refused only where it is not found: what is known is known.
+        let before = self.damage().refuse_unindexed(is_log);
         let key = u128::from_be_bytes(id.to_bytes());
         for segment in self.segments().values().rev() {
             let Some(place) = self.ask(segment, |index| index.event(key))? else {
@@ -84,6 +85,7 @@ impl Core {
                 }
             }
         }
+        before?;
         // An index that had to be made anew meanwhile may lack it.
         self.damage().refuse_unindexed(is_log)?;
         Ok(None)

@@ -107,6 +107,21 @@ struct Entry {
     ending: Option<Arc<Running>>,
 }
 
+impl Entry {
+    // What it is, and what serves it here.
+    fn defined(&self) -> Option<(GroupDefinition, Option<Arc<Running>>)> {
+        let definition = self.known.as_ref()?.definition.clone()?;
+        Some((definition, self.running.clone()))
+    }
+}
+
+fn status((definition, running): (GroupDefinition, Option<Arc<Running>>)) -> GroupStatus {
+    GroupStatus {
+        definition,
+        served: running.map(|running| running.served()),
+    }
+}
+
 /// The consumer groups of a node.
 pub struct Consumers {
     shared: Arc<Shared>,
@@ -277,20 +292,8 @@ impl Consumers {
 
     /// All groups that are defined, by name.
     pub fn list(&self) -> Vec<GroupStatus> {
-        let all: Vec<_> = {
-            let groups = self.lock();
-            let defined = groups.values().filter_map(|entry| {
-                let definition = entry.known.as_ref()?.definition.clone()?;
-                Some((definition, entry.running.clone()))
-            });
-            defined.collect()
-        };
-        all.into_iter()
-            .map(|(definition, running)| GroupStatus {
-                definition,
-                served: running.map(|running| running.served()),
-            })
-            .collect()
+        let all: Vec<_> = self.lock().values().filter_map(Entry::defined).collect();
+        all.into_iter().map(status).collect()
     }
 
     /// One of them.
@@ -298,11 +301,8 @@ impl Consumers {
     /// # Errors
     /// When there is none of that name.
     pub fn get(&self, name: &str) -> Result<GroupStatus, ConsumerError> {
-        let found = self
-            .list()
-            .into_iter()
-            .find(|it| it.definition.name == name);
-        found.ok_or_else(|| not_found(name))
+        let found = self.lock().get(name).and_then(Entry::defined);
+        found.map(status).ok_or_else(|| not_found(name))
     }
 
     // The group, if this region serves it.

@@ -415,7 +415,12 @@ impl Running {
         };
         let logged = self.last_checkpoint(&node)?;
         let (progress, parked) = match (here, logged) {
-            (Some(here), Some(logged)) if logged.0.version > here.0.version => logged,
+            // Another region may have served it since.
+            (Some(here), Some(logged))
+                if (logged.0.epoch, logged.0.version) > (here.0.epoch, here.0.version) =>
+            {
+                logged
+            }
             (Some(here), _) => here,
             (None, Some(logged)) => logged,
             (None, None) => (self.begin(&node)?, Vec::new()),

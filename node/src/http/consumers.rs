@@ -341,7 +341,7 @@ struct NackRequest {
     /// they are put aside, and their streams go on.
     #[serde(default)]
     action: NackAction,
-    /// How long before an event is given out again; 1 s, 2 s, 4 s… by default.
+    /// How long before an event is given out again, at most 60,000; 1 s, 2 s, 4 s… by default.
     delay_ms: Option<u32>,
     /// Why.
     #[serde(default)]
