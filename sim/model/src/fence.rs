@@ -720,6 +720,12 @@ impl Fence {
         state.acknowledged <= kept || !self.is_quiet(state)
     }
 
+    /// Where nobody is evicted, the cut covers all that a second region ever held.
+    fn strands_no_two(state: &State) -> bool {
+        let decided = state.decided();
+        decided.evicted != 0 || decided.cut.is_none_or(|cut| state.acknowledged <= cut)
+    }
+
     fn is_accounted(&self, state: &State) -> bool {
         match state.decided().cut {
             Some(cut) if !state.lost => {
@@ -762,6 +768,7 @@ impl Model for Fence {
             Property::<Self>::always("final", |_, state| Fence::holds_final(state)),
             Property::<Self>::always("revisions", |_, state| Fence::opens_well(state)),
             Property::<Self>::always("durable", |model, state| model.is_durable(state)),
+            Property::<Self>::always("never stranded", |_, state| Fence::strands_no_two(state)),
             Property::<Self>::always("accounted", |model, state| model.is_accounted(state)),
             Property::<Self>::always("heals", |model, state| {
                 model.is_healed(state) || !model.is_quiet(state)
@@ -859,6 +866,7 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         (Rules::SealForgotten, "sealed", bounds(3, 1, 1, 1)),
         (Rules::ReportOfEarlierRound, "sealed", bounds(3, 1, 1, 1)),
         (Rules::ShortestCut, "sealed", bounds(3, 1, 1, 0)),
+        (Rules::ShortestCut, "never stranded", bounds(3, 1, 1, 0)),
         (Rules::OutBeforeBackfill, "same-order", bounds(3, 1, 1, 0)),
         (Rules::PromiseUnfulfilled, "same-order", bounds(3, 1, 1, 0)),
         (Rules::JoinWithoutBarrier, "same-order", bounds(3, 1, 1, 0)),

@@ -1,8 +1,9 @@
 //! Moves of one stream that race the failover of a region: who may write it, under which epoch.
 //!
 //! Three regions, an origin log each, one stream that begins at A. Its home may move it on; A may be
-//! fenced at any moment, dead or alive, and B may be evicted with it. C is the successor. Delays, losses
-//! and partitions are steps that come later or never, as in [`fence`](crate::fence).
+//! fenced at any moment, dead or alive, and B may be evicted with it. C is the successor, and where an
+//! eviction leaves a majority it stands for all that stay. Delays, losses and partitions are steps that come
+//! later or never, as in [`fence`](crate::fence).
 //!
 //! Not here: stable and final, blocks between link and store, what becomes of A's other events. Start
 //! reading at `Moves::claim`: it says who a region takes for the home.
@@ -37,6 +38,19 @@ pub enum Rules {
     StrandedTransferFollowed,
     /// A fence may leave fewer than a majority, and promises as much as any other.
     MinorityRemains,
+    /// A new home opens when it alone holds the transfer.
+    TransferHeldByOne,
+}
+
+/// Who may be evicted in A's fence, and what then stays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evictions {
+    /// Nobody.
+    None,
+    /// B, of three: the fence is forced, for C alone is no majority.
+    Forced,
+    /// B, of five: C stands for the three that stay, as if they were one.
+    OfFive,
 }
 
 /// How much may happen.
@@ -46,8 +60,8 @@ pub struct Bounds {
     pub writes: u8,
     /// Moves.
     pub moves: u8,
-    /// Whether B may be evicted in A's fence.
-    pub evictions: bool,
+    /// Who may be evicted in A's fence.
+    pub evictions: Evictions,
 }
 
 /// The model.
@@ -316,6 +330,7 @@ impl Moves {
                         .iter()
                         .all(|&(epoch, by)| by != region || epoch < claim.epoch)
                     && (has_all || self.rules == Rules::TransferAlone)
+                    && (self.is_safe(state, claim) || self.rules == Rules::TransferHeldByOne)
             }
             Action::Learn(region) => {
                 usize::from(state.known[region.index()]) < state.decisions.len()
@@ -364,7 +379,7 @@ impl Moves {
             Action::DecideFence => state.decisions.is_empty(),
             Action::DecideEvict => {
                 let decided = state.decided();
-                self.bounds.evictions && decided.round == 1 && !decided.open
+                self.bounds.evictions != Evictions::None && decided.round == 1 && !decided.open
             }
         }
     }
@@ -481,6 +496,21 @@ impl Moves {
         !Self::duties().any(|action| self.can(state, action))
     }
 
+    fn is_forced(&self, state: &State) -> bool {
+        self.bounds.evictions == Evictions::Forced && state.decided().evicted
+    }
+
+    /// Whether every fence that is not forced will find the transfer that made this claim: a majority
+    /// holds it. Of three, old and new home are one.
+    fn is_safe(&self, state: &State, claim: Claim) -> bool {
+        let makes_it =
+            |entry: &Entry| matches!(entry, Entry::Transfer { epoch, .. } if *epoch == claim.epoch);
+        let held = state.held[SUCCESSOR.index()];
+        let mut logs = state.logs.iter().zip(held);
+        self.bounds.evictions != Evictions::OfFive
+            || logs.all(|(log, held)| !log[usize::from(held)..].iter().any(makes_it))
+    }
+
     fn has_one_home(state: &State) -> bool {
         state.openings.windows(2).all(|pair| pair[0].0 != pair[1].0)
     }
@@ -513,7 +543,7 @@ impl Moves {
 
     /// A fence that was forced on a minority may leave holes, and says so; any other may not.
     fn is_gapless(&self, state: &State) -> bool {
-        let forced = state.decided().evicted && self.rules != Rules::MinorityRemains;
+        let forced = self.is_forced(state) && self.rules != Rules::MinorityRemains;
         forced
             || Self::history(state).is_none_or(|revisions| {
                 revisions
@@ -526,7 +556,7 @@ impl Moves {
     /// Whether somebody writes the stream, and all who stay know who.
     fn is_healed(&self, state: &State) -> bool {
         let decided = state.decided();
-        if decided.evicted {
+        if self.is_forced(state) {
             return decided.open;
         }
         let claim = self.claim(state, SUCCESSOR.index());
@@ -612,26 +642,54 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         moves,
         evictions,
     };
-    let right = match size {
-        Size::Small => bounds(2, 1, false),
-        Size::Full => bounds(3, 2, true),
+    let holds: &[Bounds] = match size {
+        Size::Small => &[bounds(2, 1, Evictions::None)],
+        Size::Full => &[
+            bounds(3, 2, Evictions::Forced),
+            bounds(3, 2, Evictions::OfFive),
+        ],
     };
     let breaks = [
-        (Rules::OneNumber, "one-home", bounds(1, 1, true)),
-        (Rules::TransferAlone, "revisions", bounds(2, 2, false)),
-        (Rules::OldHomeWritesOn, "revisions", bounds(2, 1, false)),
+        (
+            Rules::OneNumber,
+            "one-home",
+            bounds(1, 1, Evictions::Forced),
+        ),
+        (
+            Rules::TransferAlone,
+            "revisions",
+            bounds(2, 2, Evictions::None),
+        ),
+        (
+            Rules::OldHomeWritesOn,
+            "revisions",
+            bounds(2, 1, Evictions::None),
+        ),
         (
             Rules::FailoverIgnoresTransfers,
             "revisions",
-            bounds(2, 1, false),
+            bounds(2, 1, Evictions::None),
         ),
         (
             Rules::StrandedTransferFollowed,
             "heals",
-            bounds(2, 1, false),
+            bounds(2, 1, Evictions::None),
         ),
-        (Rules::MinorityRemains, "gapless", bounds(2, 1, true)),
+        (
+            Rules::MinorityRemains,
+            "gapless",
+            bounds(2, 1, Evictions::Forced),
+        ),
+        (
+            Rules::TransferHeldByOne,
+            "gapless",
+            bounds(2, 1, Evictions::OfFive),
+        ),
     ];
+    let right = Rules::Right;
+    let holds = holds
+        .iter()
+        .map(|bounds| Case::holds("moves", &right, bounds, Moves::new(right, *bounds)));
     let breaks = breaks.map(|(rules, property, bounds)| {
         Case::breaks(
             "moves",
@@ -641,13 +699,5 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
             Moves::new(rules, bounds),
         )
     });
-    [Case::holds(
-        "moves",
-        &Rules::Right,
-        &right,
-        Moves::new(Rules::Right, right),
-    )]
-    .into_iter()
-    .chain(breaks)
-    .collect()
+    holds.chain(breaks).collect()
 }
