@@ -44,6 +44,8 @@ pub enum Rules {
     SealForgotten,
     /// What a region reported before an eviction counts after it.
     ReportOfEarlierRound,
+    /// A cut stands when a region is evicted after it.
+    CutStands,
     /// The cut is the shortest reported prefix.
     ShortestCut,
     /// What is stable is treated as final.
@@ -77,6 +79,8 @@ pub struct Bounds {
     pub later: u8,
     /// Regions that may be evicted in A's fence: 0 or 1, the last one.
     pub evictions: u8,
+    /// Whether that one may be lost as well, which leaves nothing but to evict it.
+    pub losses: bool,
 }
 
 /// The model.
@@ -119,6 +123,8 @@ pub struct State {
     top: u8,
     /// A is gone for good, with its disk.
     lost: bool,
+    /// So is the last region.
+    last_lost: bool,
     /// A's log in each region's main log, at its old key.
     held: [u8; REGIONS_MAX],
     /// A block of A's log has passed the link's check and not yet the store's.
@@ -187,6 +193,8 @@ pub enum Action {
     DecideEvict(Region),
     /// A is lost.
     Lose,
+    /// The last region is lost, and what it holds with it.
+    LoseLast,
     /// A region restarts, under [`Rules::SealForgotten`].
     Restart(Region),
 }
@@ -280,6 +288,9 @@ impl Fence {
             Action::Readmit,
         ]);
         let mut chances = vec![Action::Append, Action::DecideFence, Action::Lose];
+        if bounds.losses {
+            chances.push(Action::LoseLast);
+        }
         if bounds.evictions > 0 {
             chances.push(Action::DecideEvict(Region(bounds.regions - 1)));
         }
@@ -292,6 +303,10 @@ impl Fence {
             duties,
             chances,
         }
+    }
+
+    fn last(&self) -> Region {
+        Region(self.bounds.regions - 1)
     }
 
     fn others(&self) -> impl Iterator<Item = usize> + use<> {
@@ -323,7 +338,7 @@ impl Fence {
     fn offered(&self, state: &State, region: usize) -> u8 {
         let at_a = if state.lost { 0 } else { state.top };
         self.others()
-            .filter(|&other| other != region)
+            .filter(|&other| other != region && !(state.last_lost && other == self.last().index()))
             .map(|other| state.held[other])
             .fold(at_a, u8::max)
     }
@@ -399,8 +414,11 @@ impl Fence {
         lowest.min(state.held[region])
     }
 
+    /// Who is to come back: A, or who can bring what was lost with it.
     fn joiner(state: &State) -> Option<usize> {
-        if state.lost {
+        if state.lost && state.last_lost {
+            None
+        } else if state.lost {
             (1..REGIONS_MAX).find(|&region| state.decided().evicts(region))
         } else {
             Some(A)
@@ -408,6 +426,19 @@ impl Fence {
     }
 
     fn can(&self, state: &State, action: Action) -> bool {
+        let by = match action {
+            Action::Take(region)
+            | Action::Store(region)
+            | Action::Advance(region)
+            | Action::Learn(region) => region,
+            Action::Report(region) | Action::Strand(region) | Action::DecideJoin(region) => region,
+            Action::TakeAgain(region) | Action::Restart(region) => region,
+            _ => return self.may(state, action),
+        };
+        !(state.last_lost && by == self.last()) && self.may(state, action)
+    }
+
+    fn may(&self, state: &State, action: Action) -> bool {
         match action {
             Action::Take(Region(region)) => {
                 let region = usize::from(region);
@@ -508,6 +539,8 @@ impl Fence {
                 decided.round > 0 && !decided.open && !decided.evicts(region.index())
             }
             Action::Lose => !state.lost && state.known[A] == 0,
+            // Later it takes a fence of its own.
+            Action::LoseLast => !state.last_lost && state.decided().joined.is_none(),
             Action::Restart(region) => {
                 state.forgetful.is_none() && state.view(region.index()).round > 0
             }
@@ -602,7 +635,12 @@ impl Fence {
             }
             Action::DecideFence => state.decisions.push(Decision::Fence),
             Action::DecideEvict(region) => {
+                let cut = state
+                    .decided()
+                    .cut
+                    .filter(|_| self.rules == Rules::CutStands);
                 state.decisions.push(Decision::Evict(region));
+                state.decisions.extend(cut.map(Decision::Cut));
                 if self.rules == Rules::ReportOfEarlierRound {
                     state.reports[region.index()] = None;
                 } else {
@@ -610,6 +648,7 @@ impl Fence {
                 }
             }
             Action::Lose => state.lost = true,
+            Action::LoseLast => state.last_lost = true,
             Action::Restart(region) => state.forgetful = Some(region),
         }
 
@@ -629,7 +668,14 @@ impl Fence {
 
     /// Whether nothing is left to do: faults may still come, but nobody waits for anything.
     fn is_quiet(&self, state: &State) -> bool {
-        !self.duties.iter().any(|&action| self.can(state, action))
+        let evicts = state.last_lost && self.can(state, Action::DecideEvict(self.last()));
+        !evicts && !self.duties.iter().any(|&action| self.can(state, action))
+    }
+
+    /// A second region was lost once the fence was done: nobody comes back before it is fenced in its turn.
+    fn awaits_another_fence(state: &State) -> bool {
+        let decided = state.decided();
+        state.last_lost && decided.open && decided.evicted == 0
     }
 
     fn is_healed(&self, state: &State) -> bool {
@@ -637,11 +683,18 @@ impl Fence {
         if decided.round == 0 {
             // Without a fence stable waits for a lost region, as it should.
             return state.lost
+                || state.last_lost
                 || self.others().all(|region| {
                     state.held[region] == state.top && state.stable[region] == state.top
                 });
         }
         let Some(cut) = decided.cut else { return false };
+        if Self::awaits_another_fence(state) {
+            let mut others = self
+                .others()
+                .filter(|&region| region != self.last().index());
+            return state.opened.is_some() && others.all(|region| state.held[region] == cut);
+        }
         let reached = match Self::joiner(state) {
             None => self.bounds.events + self.bounds.later,
             Some(joiner) => {
@@ -704,7 +757,7 @@ impl Fence {
 
     /// Whether what two regions held outlives the loss of A.
     fn is_durable(&self, state: &State) -> bool {
-        if !state.lost {
+        if !state.lost || state.last_lost {
             return true;
         }
         let decided = state.decided();
@@ -728,7 +781,7 @@ impl Fence {
 
     fn is_accounted(&self, state: &State) -> bool {
         match state.decided().cut {
-            Some(cut) if !state.lost => {
+            Some(cut) if !state.lost && !Self::awaits_another_fence(state) => {
                 let accounted = cut + state.readmitted;
                 accounted <= state.top && (accounted == state.top || !self.is_quiet(state))
             }
@@ -815,6 +868,16 @@ impl Model for Fence {
             ));
         }
         if self.bounds.evictions > 0 {
+            if self.bounds.losses {
+                properties.push(Property::<Self>::sometimes(
+                    "a cut that was lost with its holder is taken again",
+                    |model, state| {
+                        let is_cut = |decision: &&Decision| matches!(decision, Decision::Cut(_));
+                        let cuts = state.decisions.iter().filter(is_cut).count();
+                        state.last_lost && cuts > 1 && model.is_healed(state)
+                    },
+                ));
+            }
             properties.extend([
                 Property::<Self>::sometimes(
                     "a second round cuts lower than the first",
@@ -850,12 +913,19 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         events,
         later,
         evictions,
+        losses: false,
+    };
+    let with_losses = |bounds| Bounds {
+        losses: true,
+        ..bounds
     };
     let holds: &[(Rules, Bounds)] = match size {
         Size::Small => &[(Rules::Right, bounds(3, 2, 1, 0))],
         Size::Full => &[
             (Rules::Right, bounds(3, 3, 2, 1)),
             (Rules::Right, bounds(4, 2, 1, 1)),
+            (Rules::Right, with_losses(bounds(3, 2, 2, 1))),
+            (Rules::Right, with_losses(bounds(4, 1, 1, 1))),
             (Rules::OwnBackfill, bounds(3, 2, 2, 1)),
             (Rules::OwnBackfill, bounds(4, 1, 1, 1)),
         ],
@@ -877,6 +947,7 @@ pub(crate) fn cases(size: Size) -> Vec<Case> {
         (Rules::FencedShowsOn, "final", bounds(3, 1, 1, 1)),
         (Rules::EvictedTailDropped, "durable", bounds(3, 1, 1, 1)),
         (Rules::OwnTailDropped, "accounted", bounds(3, 1, 1, 0)),
+        (Rules::CutStands, "heals", with_losses(bounds(3, 1, 1, 1))),
         (Rules::LateRefused, "heals", bounds(3, 1, 1, 0)),
     ];
     let holds = holds
