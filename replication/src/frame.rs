@@ -5,7 +5,7 @@
 //!
 //! A link has one control stream, opened by the side that pulls ([`Hello`] and its answer, then
 //! [`Vector`], [`Heartbeat`], [`Settled`] and [`Agreement`]), and beside it one stream per subscription ([`Subscribe`], then
-//! blocks one way and [`Ack`] the other) and per [`Fetch`].
+//! blocks one way and [`Ack`] the other), per [`Fetch`], and per [`Message::Ask`] of the control plane.
 
 use bytes::Bytes;
 use meridian_clock::{
@@ -17,13 +17,15 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// The newest protocol version that this build speaks.
-pub const LINK_VERSION: u16 = 3;
+pub const LINK_VERSION: u16 = 4;
 /// The oldest protocol version that this build still understands.
 pub const LINK_VERSION_MIN: u16 = 1;
 /// From this version on, [`Settled`] and [`Agreement`] are understood.
 pub const SETTLED_SINCE: u16 = 2;
 /// From this version on, [`Start`] and [`Taken`] are understood.
 pub const START_SINCE: u16 = 3;
+/// From this version on, [`Message::Ask`] is understood.
+pub const ASK_SINCE: u16 = 4;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -427,6 +429,10 @@ pub enum Message {
     Start(Start),
     /// What the sender has of the receiver's own logs, durable or not.
     Taken(Taken),
+    /// Opens a stream with a question of the control plane's, whose bytes mean nothing to the link.
+    Ask(Bytes),
+    /// The answer to it.
+    Answer(Bytes),
 }
 
 impl Message {
@@ -448,6 +454,8 @@ impl Message {
             Self::Agreement(_) => 13,
             Self::Start(_) => 14,
             Self::Taken(_) => 15,
+            Self::Ask(_) => 16,
+            Self::Answer(_) => 17,
         }
     }
 
@@ -469,6 +477,8 @@ impl Message {
             Self::Agreement(_) => "Agreement",
             Self::Start(_) => "Start",
             Self::Taken(_) => "Taken",
+            Self::Ask(_) => "Ask",
+            Self::Answer(_) => "Answer",
         }
     }
 
@@ -489,6 +499,11 @@ impl Message {
             Self::Agreement(agreement) => frame::encode_message(kind, agreement),
             Self::Start(start) => frame::encode_message(kind, start),
             Self::Taken(taken) => frame::encode_message(kind, taken),
+            Self::Ask(body) | Self::Answer(body) => {
+                let mut out = Vec::with_capacity(FRAME_HEADER_BYTES + body.len());
+                frame::encode_into(&mut out, kind, body);
+                out
+            }
             Self::Blocks(blocks) => {
                 let mut body = postcard::to_stdvec(&blocks.promise).unwrap_or_default();
                 let block_bytes: usize = blocks.blocks.iter().map(|b| b.bytes().len()).sum();
@@ -524,6 +539,8 @@ impl Message {
             13 => Self::Agreement(frame::decode_message(kind, body)?),
             14 => Self::Start(frame::decode_message(kind, body)?),
             15 => Self::Taken(frame::decode_message(kind, body)?),
+            16 => Self::Ask(body.clone()),
+            17 => Self::Answer(body.clone()),
             _ => return Err(FrameError::UnknownKind { kind }),
         })
     }

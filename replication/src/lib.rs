@@ -19,5 +19,6 @@ pub mod quic;
 
 #[cfg(feature = "quic")]
 pub use quic::{
-    Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, PeerStatus, Remembered, Timings,
+    AskError, ControlAnswer, ControlDoor, Endpoint, EndpointKeys, Incoming, Links, LinksConfig,
+    Member, PeerStatus, Remembered, Timings,
 };

@@ -1,10 +1,13 @@
 //! What links are given, and what they say about themselves.
 
 use std::fmt;
+use std::future::Future;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use meridian_clock::{Incarnation, LogId, Position, Promise, RegionId};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -77,6 +80,11 @@ pub type DelayObserver = Arc<dyn Fn(RegionId, Duration) + Send + Sync>;
 /// Asked at each heartbeat what this node promises of its own logs.
 pub type PromiseSource = Arc<dyn Fn() -> Vec<Promise> + Send + Sync>;
 
+/// Answers what a peer asks of the control plane.
+pub type ControlDoor = Arc<dyn Fn(RegionId, Bytes) -> ControlAnswer + Send + Sync>;
+/// The answer, when it is there.
+pub type ControlAnswer = Pin<Box<dyn Future<Output = Bytes> + Send>>;
+
 /// Who we are, who the others are, and how patient to be.
 #[derive(Clone)]
 pub struct LinksConfig {
@@ -103,6 +111,8 @@ pub struct LinksConfig {
     pub delays: Option<DelayObserver>,
     /// What an earlier life of this node had heard.
     pub remembered: Remembered,
+    /// Answers the control planes of peers; without it they are told to ask elsewhere.
+    pub control: Option<ControlDoor>,
 }
 
 /// What is known of the settled order, to be kept over a restart: watermarks would otherwise begin
@@ -136,6 +146,7 @@ impl LinksConfig {
             bulk_window_bytes: 48 << 20,
             delays: None,
             remembered: Remembered::default(),
+            control: None,
         }
     }
 }

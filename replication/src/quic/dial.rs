@@ -99,7 +99,7 @@ async fn link(shared: &Arc<Shared>, member: &Member) -> LinkError {
     } = open;
     writer.prefer();
     tracing::info!(region = %member.name, addr = %member.addr, "linked: pulling from it");
-    shared.connected(member.id, &connection, start);
+    shared.connected(member.id, &connection, start, version);
     let error = tokio::select! {
         Err(error) = listen(shared, member.id, reader) => error,
         Err(error) = speak(shared, member.id, version, writer) => LinkError::from(error),

@@ -5,12 +5,14 @@ use std::fmt;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use meridian_client::tls::PeerName;
 use meridian_clock::{Hlc, LogId, Position, Promise, RegionId, SkewVerdict, VersionVector};
 use meridian_store::Store;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::ask::{self, AskError};
 use super::endpoint::{close, code};
 use super::state::{Shared, State};
 use super::{
@@ -81,6 +83,19 @@ impl Links {
     /// [`Links::vectors_seen`].
     pub fn writing_own(&self) {
         self.0.writing_own();
+    }
+
+    /// Asks the control plane of `peer`, and waits for the answer so long.
+    ///
+    /// # Errors
+    /// When there is no answer. The peer may have acted on the question all the same.
+    pub async fn ask(
+        &self,
+        peer: RegionId,
+        question: Bytes,
+        within: Duration,
+    ) -> Result<Bytes, AskError> {
+        ask::ask(&self.0, peer, question, within).await
     }
 
     /// How far each *other* region is known to hold each log durably: acknowledged to us, said by

@@ -8,6 +8,7 @@
 //! The decisions sit behind one lock (`state`) that is never held across an await; each task tells
 //! them what it saw and carries out the answer before it goes on.
 
+mod ask;
 mod config;
 mod dial;
 mod endpoint;
@@ -19,9 +20,10 @@ mod serve;
 mod state;
 mod wire;
 
+pub use ask::AskError;
 pub use config::{
-    DelayObserver, LinksConfig, Member, PeerStatus, PromiseSource, Remembered, SubscriptionStatus,
-    Timings,
+    ControlAnswer, ControlDoor, DelayObserver, LinksConfig, Member, PeerStatus, PromiseSource,
+    Remembered, SubscriptionStatus, Timings,
 };
 pub use endpoint::{ConnectError, Endpoint, EndpointError, EndpointKeys, Incoming};
 pub use links::{HeldByRegion, Links};

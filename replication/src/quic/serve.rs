@@ -10,6 +10,7 @@ use meridian_store::ReadError;
 use tokio::sync::Semaphore;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
+use super::ask;
 use super::endpoint::{close, code, explain};
 use super::odd;
 use super::state::Shared;
@@ -209,10 +210,10 @@ async fn serve_streams(
     connection: &quinn::Connection,
     peer: RegionId,
 ) -> ServeError {
-    // One per log, as many again that are just ending, and some fetches. What QUIC allows by itself
+    // One per log, as many again that are just ending, some fetches, and the control plane's questions. What QUIC allows by itself
     // is too little for a federation of many partitions, and a log without a stream would wait for
     // good.
-    let places_max = shared.logs.len() * 2 + 8;
+    let places_max = shared.logs.len() * 2 + 8 + ask::QUESTIONS_MAX;
     let streams_max = u32::try_from(places_max + 1).unwrap_or(u32::MAX);
     connection.set_max_concurrent_bi_streams(streams_max.into());
     let places = Arc::new(Semaphore::new(places_max));
@@ -270,7 +271,16 @@ async fn serve_stream(
                 return Ok(());
             }
         },
-        other => return Err(unexpected("Subscribe or Fetch", &other).into()),
+        Message::Ask(question) => {
+            let answer = match ask::answer(shared, peer, question).await {
+                Some(answer) => Message::Answer(answer),
+                None => Message::NotServed(NotServed::TooMany),
+            };
+            writer.write(&answer).await?;
+            writer.finish().await;
+            return Ok(());
+        }
+        other => return Err(unexpected("Subscribe, Fetch or Ask", &other).into()),
     };
     if matches!(refusal, NotServed::Diverged { .. }) {
         tracing::error!(%peer, reason = %refusal, "a peer asks for a log that it holds differently");

@@ -70,6 +70,8 @@ pub(crate) struct Peer {
     pub(crate) live: Option<quinn::Connection>,
     /// Which start of the peer that leads to.
     pub(crate) live_start: Option<u64>,
+    /// The protocol version spoken on it.
+    pub(crate) live_version: u16,
     /// The start of the peer that was last heard of. Read while a block of another one would be
     /// given to the store, so that none is after this has changed.
     pub(crate) start: Arc<RwLock<Option<u64>>>,
@@ -92,6 +94,7 @@ impl Peer {
             member,
             live: None,
             live_start: None,
+            live_version: 0,
             start: Arc::default(),
             bulk: Arc::default(),
             bulk_used_at: Instant::default(),
@@ -357,6 +360,7 @@ impl Shared {
         peer: RegionId,
         connection: &quinn::Connection,
         start: Option<u64>,
+        version: u16,
     ) {
         let now = self.now();
         let mut state = self.lock();
@@ -368,6 +372,7 @@ impl Shared {
         if let Some(known) = state.peers.get_mut(&peer) {
             known.live = Some(connection.clone());
             known.live_start = start;
+            known.live_version = version;
             known.connects += 1;
             known.last_error = None;
             known.last_heard = Some(now);
@@ -375,6 +380,13 @@ impl Shared {
         self.met(&mut state, peer);
         let actions = state.puller.handle_connected(now, peer);
         self.carry_out(&mut state, actions);
+    }
+
+    /// The protocol version spoken with `peer`; zero while it is not linked.
+    pub(crate) fn live_version(&self, peer: RegionId) -> u16 {
+        let state = self.lock();
+        let linked = state.peers.get(&peer).filter(|known| known.live.is_some());
+        linked.map_or(0, |known| known.live_version)
     }
 
     /// We cannot pull from `peer` any more.

@@ -38,6 +38,8 @@ const GOLDEN: &[(&str, &[u8])] = golden![
     "agreement",
     "start",
     "taken",
+    "ask",
+    "answer",
 ];
 
 fn hello(lane: Lane) -> Hello {
@@ -213,6 +215,8 @@ fn messages(name: &str) -> Vec<Message> {
         "taken" => vec![Message::Taken(Taken {
             logs: vec![(log_of(B), Position(97))],
         })],
+        "ask" => vec![Message::Ask(Bytes::from_static(b"who leads?"))],
+        "answer" => vec![Message::Answer(Bytes::from_static(b"eu-west"))],
         other => panic!("no messages are called {other}"),
     }
 }
@@ -252,10 +256,10 @@ fn the_golden_bytes_still_mean_what_they_meant() {
 fn there_is_a_golden_file_for_every_kind_of_message() {
     let all = GOLDEN.iter().map(|(name, _)| messages(name));
     let kinds: Vec<u8> = all.map(|messages| messages[0].kind()).collect();
-    assert_eq!(kinds, (1..=15).collect::<Vec<_>>());
+    assert_eq!(kinds, (1..=17).collect::<Vec<_>>());
     assert_eq!(
-        Message::decode(16, &Bytes::new()),
-        Err(FrameError::UnknownKind { kind: 16 })
+        Message::decode(18, &Bytes::new()),
+        Err(FrameError::UnknownKind { kind: 18 })
     );
 }
 
