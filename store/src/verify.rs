@@ -117,14 +117,14 @@ enum Content {
     Nothing,
 }
 
-// What an origin wrote to a stream so far: its first and last revision, and whether none between
-// them is missing.
-type Revisions = (Revision, Revision, bool);
+// What an origin wrote to a stream so far: the first and last revision of each run without a gap.
+// Between two of them another origin was its home, or something is missing.
+type Runs = Vec<(Revision, Revision)>;
 
 struct Verifier {
     files: Arc<Files>,
     heads: Heads,
-    streams: BTreeMap<u128, BTreeMap<RegionId, Revisions>>,
+    streams: BTreeMap<u128, BTreeMap<RegionId, Runs>>,
     report: VerifyReport,
 }
 
@@ -251,9 +251,11 @@ impl Verifier {
     fn take_streams(&mut self, index: &MemoryIndex) {
         for (stream, origin, revision) in index.stream_keys() {
             let origins = self.streams.entry(stream).or_default();
-            let (_, last, gapless) = origins.entry(origin).or_insert((revision, revision, true));
-            *gapless &= revision == *last || revision == last.next();
-            *last = revision;
+            let runs = origins.entry(origin).or_default();
+            match runs.last_mut() {
+                Some((_, last)) if revision == *last || revision == last.next() => *last = revision,
+                _ => runs.push((revision, revision)),
+            }
         }
     }
 
@@ -276,7 +278,7 @@ impl Verifier {
     fn finish(mut self) -> VerifyReport {
         self.report.logs = self.heads.values().copied().collect();
         self.report.streams = self.streams.len() as u64;
-        let gapless = |origins: &&BTreeMap<RegionId, Revisions>| is_gapless(origins);
+        let gapless = |origins: &&BTreeMap<RegionId, Runs>| is_gapless(origins);
         self.report.streams_gapless = self.streams.values().filter(gapless).count() as u64;
         let gaps = self.report.streams - self.report.streams_gapless;
         if gaps > 0 && self.report.damage.is_empty() {
@@ -318,15 +320,41 @@ fn name_damage(
     Ok((damaged, unnamed))
 }
 
-// Whether a stream's revisions run from 0 without a gap: for each origin, or, if it moved from one
-// origin to another, through all of them.
-fn is_gapless(origins: &BTreeMap<RegionId, Revisions>) -> bool {
-    let mut ranges: Vec<Revisions> = origins.values().copied().collect();
-    ranges.sort_unstable();
-    let all_begin_at_0 = ranges.iter().all(|(first, ..)| *first == Revision(0));
-    let one_after_the_other = ranges
-        .first()
-        .is_some_and(|(first, ..)| *first == Revision(0))
-        && ranges.windows(2).all(|pair| pair[0].1.next() == pair[1].0);
-    ranges.iter().all(|(_, _, gapless)| *gapless) && (all_begin_at_0 || one_after_the_other)
+// Whether a stream's revisions run from 0 without a gap: for each origin, or, if it moved between
+// origins, through all of them, however often.
+fn is_gapless(origins: &BTreeMap<RegionId, Runs>) -> bool {
+    let alone = |runs: &Runs| matches!(runs[..], [(first, _)] if first == Revision(0));
+    if origins.values().all(alone) {
+        return true;
+    }
+    let mut runs: Runs = origins.values().flatten().copied().collect();
+    runs.sort_unstable();
+    let begins = runs.first().is_some_and(|(first, _)| *first == Revision(0));
+    begins && runs.windows(2).all(|pair| pair[0].1.next() == pair[1].0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gapless(origins: &[&[(u64, u64)]]) -> bool {
+        let runs = |runs: &[(u64, u64)]| {
+            let run = |(first, last): &(u64, u64)| (Revision(*first), Revision(*last));
+            runs.iter().map(run).collect::<Runs>()
+        };
+        let origins = origins.iter().map(|it| runs(it));
+        is_gapless(&(0..).map(RegionId).zip(origins).collect())
+    }
+
+    #[test]
+    fn a_stream_may_move_back_and_forth_but_nothing_of_it_may_be_missing() {
+        assert!(gapless(&[&[(0, 5)]]));
+        assert!(gapless(&[&[(0, 5)], &[(6, 9)]]));
+        assert!(gapless(&[&[(0, 5), (10, 12)], &[(6, 9)]]));
+        assert!(gapless(&[&[(0, 5)], &[(0, 9)]]), "every region writes it");
+        assert!(!gapless(&[&[(1, 5)]]));
+        assert!(!gapless(&[&[(0, 5), (7, 9)]]));
+        assert!(!gapless(&[&[(0, 5), (10, 12)], &[(6, 8)]]));
+        assert!(!gapless(&[&[(0, 5), (9, 12)], &[(6, 9)]]));
+    }
 }
