@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::{Dot, RegionId};
@@ -101,7 +101,7 @@ pub enum ReadAt {
     /// The preferred or nearest region that can be reached. It may not hold the latest events yet.
     #[default]
     Nearest,
-    /// The stream's home, which holds every revision it gave out.
+    /// The stream's home, which holds every revision that was given out.
     Home,
     /// This region.
     Region(RegionId),
@@ -118,8 +118,14 @@ struct Inner {
     regions: Arc<Regions>,
     jitter: Arc<Jitter>,
     unresolved: Mutex<Unresolved>,
+    // The homes of streams that are not where the rules say, as nodes told us.
+    moved: Mutex<BTreeMap<StreamId, RegionId>>,
     request_timeout: Duration,
 }
+
+/// Of how many moved streams a client knows the home. Beyond it, it learns anew: that costs one more
+/// hop, nothing else.
+const MOVED_MAX: usize = 10_000;
 
 impl Drop for Inner {
     fn drop(&mut self) {
@@ -160,6 +166,7 @@ impl Client {
             regions,
             jitter,
             unresolved: Mutex::default(),
+            moved: Mutex::default(),
             request_timeout,
         };
         Ok(Self {
@@ -206,6 +213,7 @@ impl Client {
         let earlier = writes_anywhere.and_then(|id| self.unresolved().get(id));
 
         let mut attempt = Attempt::new(route, earlier);
+        let stream = request.stream.clone();
         let request = SessionRequest::Append(request);
         let request = match &session {
             Some(session) => session.wrap(request),
@@ -219,6 +227,14 @@ impl Client {
         let outcome = self
             .try_until(&request, &mut attempt, &mut sent, deadline)
             .await;
+        match &outcome {
+            // What was recorded before a move is answered with the home of then.
+            Ok(appended) if route != Route::Home(appended.home) => {
+                self.learn_home(&stream, appended.home);
+            }
+            Err(AppendError::NotHome { home, .. }) => self.learn_home(&stream, *home),
+            _ => {}
+        }
         let is_known = !matches!(outcome, Err(AppendError::Indeterminate { .. }));
         if let Some(id) = writes_anywhere.filter(|_| is_known) {
             self.unresolved().forget(id);
@@ -312,12 +328,37 @@ impl Client {
     /// # Errors
     /// When it cannot be read within the request time-out.
     pub async fn read_stream(&self, read: StreamRead, at: ReadAt) -> Result<StreamPage, ReadError> {
-        let only = self.region_for(&read.stream, at);
-        let request = Request::ReadStream(read);
         let deadline = Instant::now() + self.inner.request_timeout;
-        match self.read_until(&request, only, deadline).await? {
-            (_, Response::ReadStream(page)) => page,
-            (region, _) => Err(not_an_answer(region)),
+        let mut only = self.region_for(&read.stream, at);
+        let mut request = match (at, only) {
+            (ReadAt::Home, Some(_)) => Request::ReadAtHome(read.clone()),
+            _ => Request::ReadStream(read.clone()),
+        };
+        let mut backoff = Backoff::default();
+        loop {
+            match self.read_until(&request, only, deadline).await? {
+                (region, Response::ReadStream(Err(ReadError::NotHome { home }))) => {
+                    self.learn_home(&read.stream, home);
+                    only = Some(home);
+                    // The two may not have heard the same yet.
+                    let pause = backoff.next(&self.inner.jitter);
+                    if Instant::now() + pause >= deadline {
+                        return Err(ReadError::NotHome { home });
+                    }
+                    if home == region {
+                        return Err(not_an_answer(region));
+                    }
+                    sleep_until(Instant::now() + pause).await;
+                }
+                (_, Response::ReadStream(page)) => return page,
+                // A node of an earlier version: homes do not move there.
+                (_, Response::NotUnderstood { .. })
+                    if matches!(request, Request::ReadAtHome(_)) =>
+                {
+                    request = Request::ReadStream(read.clone());
+                }
+                (region, _) => return Err(not_an_answer(region)),
+            }
         }
     }
 
@@ -486,9 +527,34 @@ impl Client {
         Arc::clone(&self.inner.regions.known().topology)
     }
 
-    /// Where appends to `stream` go, by the rules as last learnt.
+    /// Where appends to `stream` go, as far as this client knows.
     pub fn route(&self, stream: &StreamId) -> Route {
-        self.inner.regions.known().policies.route(stream)
+        let rule = self.inner.regions.known().policies.route(stream);
+        match (rule, self.moved().get(stream)) {
+            (Route::Home(_), Some(home)) => Route::Home(*home),
+            _ => rule,
+        }
+    }
+
+    fn moved(&self) -> MutexGuard<'_, BTreeMap<StreamId, RegionId>> {
+        let moved = self.inner.moved.lock();
+        moved.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // A node has told us where the stream's home is.
+    fn learn_home(&self, stream: &StreamId, home: RegionId) {
+        let rule = self.inner.regions.known().policies.route(stream);
+        let mut moved = self.moved();
+        match rule {
+            Route::Anywhere => {}
+            Route::Home(rule) if rule == home => drop(moved.remove(stream)),
+            Route::Home(_) => {
+                if moved.len() >= MOVED_MAX {
+                    moved.clear();
+                }
+                moved.insert(stream.clone(), home);
+            }
+        }
     }
 
     /// Proves ourselves with another certificate from the next connection on. Connections that are
@@ -503,7 +569,7 @@ impl Client {
         self.inner.regions.close();
     }
 
-    fn unresolved(&self) -> std::sync::MutexGuard<'_, Unresolved> {
+    fn unresolved(&self) -> MutexGuard<'_, Unresolved> {
         let unresolved = &self.inner.unresolved;
         unresolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -532,9 +598,10 @@ fn unavailable(response: &Response) -> Option<(&ReadError, Duration)> {
         error @ ReadError::Unavailable { retry_after_ms, .. } => {
             Some((error, Duration::from_millis(*retry_after_ms)))
         }
-        ReadError::Invalid { .. } | ReadError::UnknownRegion { .. } | ReadError::Stale { .. } => {
-            None
-        }
+        ReadError::Invalid { .. }
+        | ReadError::UnknownRegion { .. }
+        | ReadError::Stale { .. }
+        | ReadError::NotHome { .. } => None,
     }
 }
 

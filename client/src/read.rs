@@ -182,6 +182,12 @@ pub enum ReadError {
         /// When trying again makes sense.
         retry_after_ms: u64,
     },
+    /// The read was for the stream's home, and that is another region. Send it there.
+    #[error("the stream's home is region {home}; read it there")]
+    NotHome {
+        /// The home.
+        home: RegionId,
+    },
 }
 
 impl ReadError {
@@ -192,6 +198,7 @@ impl ReadError {
             Self::Invalid { .. } => "invalid",
             Self::UnknownRegion { .. } => "not_found",
             Self::Stale { .. } => "stale",
+            Self::NotHome { .. } => "not_home",
         }
     }
 }

@@ -239,11 +239,13 @@ impl Class {
             | Request::Append { .. }
             | Request::Consume(ConsumerRequest::Settle(_))
             | Request::Topology => Self::Other,
-            // A read in a session may have to wait for what the session has seen.
+            // A read in a session may have to wait for what the session has seen, one at home for a
+            // stream that is being moved there.
             Request::Live(_)
             | Request::Settled(_)
             | Request::InSession { .. }
             | Request::Consume(ConsumerRequest::Fetch(_))
+            | Request::ReadAtHome(_)
             | Request::Await(_) => Self::Live,
         }
     }
@@ -440,7 +442,7 @@ fn refusal(request: &Request, reason: &str, retry_after_ms: u64) -> Response {
     };
     match request {
         Request::Append { .. } => Response::Append(Err(append())),
-        Request::ReadStream(_) => Response::ReadStream(Err(read())),
+        Request::ReadStream(_) | Request::ReadAtHome(_) => Response::ReadStream(Err(read())),
         Request::Live(_) => Response::Live(Err(read())),
         Request::Settled(_) => Response::Settled(Err(read())),
         Request::InSession { request, .. } => match request {

@@ -121,6 +121,9 @@ pub enum Request {
     Await(AwaitSettled),
     /// Something of a consumer group.
     Consume(ConsumerRequest),
+    /// Read a page of one stream, at its home only: nothing that was answered before is missing. Answered
+    /// as [`Request::ReadStream`] is.
+    ReadAtHome(StreamRead),
 }
 
 /// What a node answers, one variant for each [`Request`].

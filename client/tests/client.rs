@@ -17,9 +17,9 @@ use common::{
 };
 use meridian_client::wire::{Request, Response};
 use meridian_client::{
-    AppendError, Client, ConnectError, Direction, EventFilter, LiveCursor, LivePage, LiveRead,
-    ReadAt, ReadError, Seed, Session, SessionRequest, SessionResponse, SessionToken, StreamPage,
-    StreamRead,
+    AppendError, Appended, Client, ConnectError, Direction, EventFilter, LiveCursor, LivePage,
+    LiveRead, ReadAt, ReadError, Seed, Session, SessionRequest, SessionResponse, SessionToken,
+    StreamPage, StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
 use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
@@ -138,11 +138,12 @@ fn obliging(region: RegionId, _: usize, request: &Request) -> Deed {
         Request::ReadStream(read) => Response::ReadStream(Ok(page(read))),
         Request::Live(_) => Response::Live(Ok(LivePage::default())),
         Request::Settled(_) => Response::Settled(Ok(meridian_client::SettledPage::default())),
-        Request::InSession { .. } | Request::Await(_) | Request::Consume(_) => {
-            Response::NotUnderstood {
-                reason: "an older node".to_owned(),
-            }
-        }
+        Request::InSession { .. }
+        | Request::Await(_)
+        | Request::Consume(_)
+        | Request::ReadAtHome(_) => Response::NotUnderstood {
+            reason: "an older node".to_owned(),
+        },
     })
 }
 
@@ -150,7 +151,7 @@ fn refusing(error: AppendError) -> Deed {
     Deed::Answer(Response::Append(Err(error)))
 }
 
-fn code(outcome: &Result<meridian_client::Appended, AppendError>) -> &'static str {
+fn code(outcome: &Result<Appended, AppendError>) -> &'static str {
     outcome.as_ref().map_or_else(AppendError::code, |_| "done")
 }
 
@@ -193,15 +194,28 @@ async fn a_request_that_was_lost_with_its_connection_is_repeated_with_the_same_i
     assert!(arrived.len() >= 2 && same_requests(&arrived), "{arrived:?}");
 }
 
+/// Passes an append on to the east, as it were, whose answer says that it is the home.
+fn passing_on(region: RegionId, before: usize, request: &Request) -> Deed {
+    match obliging(region, before, request) {
+        Deed::Answer(Response::Append(Ok(appended))) => {
+            Deed::Answer(Response::Append(Ok(Appended {
+                home: EAST,
+                ..appended
+            })))
+        }
+        other => other,
+    }
+}
+
 #[tokio::test]
 async fn an_unreachable_home_is_reached_through_another_region() {
-    let world = World::start(obliging, obliging);
+    let world = World::start(obliging, passing_on);
     let client = world.client().await;
     client.append(append("ledger-1", &[1])).await.unwrap();
     world.kill_east();
     sleep(Duration::from_millis(50)).await;
     let appended = client.append(append("ledger-1", &[2])).await.unwrap();
-    assert_eq!(appended.home, WEST, "the fake answers as if it were home");
+    assert_eq!(appended.home, EAST);
     assert_eq!(world.regions_asked(), [EAST, WEST]);
 
     // Later ones need not wait for another attempt to connect.
@@ -213,12 +227,59 @@ async fn an_unreachable_home_is_reached_through_another_region() {
     world.restart_east(obliging).await;
     let back = timeout(Duration::from_secs(8), async {
         let mut id = 4;
-        while client.append(append("ledger-1", &[id])).await.unwrap().home != EAST {
+        loop {
+            client.append(append("ledger-1", &[id])).await.unwrap();
+            if world.regions_asked().last() == Some(&EAST) {
+                break;
+            }
             id += 1;
             sleep(Duration::from_millis(50)).await;
         }
     });
     back.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_that_was_moved_is_written_and_read_straight_at_its_new_home() {
+    fn moved_away(_: RegionId, _: usize, request: &Request) -> Deed {
+        Deed::Answer(match request {
+            Request::ReadAtHome(_) => Response::ReadStream(Err(ReadError::NotHome { home: WEST })),
+            Request::Append { request, .. } => Response::Append(Err(AppendError::NotHome {
+                stream: request.stream.clone(),
+                home: WEST,
+                epoch: Epoch { major: 1, minor: 1 },
+            })),
+            other => panic!("{other:?} is not asked here"),
+        })
+    }
+    fn at_home(region: RegionId, before: usize, request: &Request) -> Deed {
+        match request {
+            Request::ReadAtHome(read) => Deed::Answer(Response::ReadStream(Ok(page(read)))),
+            _ => obliging(region, before, request),
+        }
+    }
+    let world = World::start(moved_away, at_home);
+    let client = world.client().await;
+    let read = |stream: &str| StreamRead {
+        stream: StreamId::new(stream).unwrap(),
+        from: 0,
+        direction: Direction::Forwards,
+        limit: 10,
+    };
+    client
+        .read_stream(read("ledger-1"), ReadAt::Home)
+        .await
+        .unwrap();
+    assert_eq!(world.regions_asked(), [EAST, WEST]);
+    client
+        .read_stream(read("ledger-1"), ReadAt::Home)
+        .await
+        .unwrap();
+    assert_eq!(world.regions_asked(), [EAST, WEST, WEST]);
+    client.append(append("ledger-1", &[1])).await.unwrap();
+    assert_eq!(world.regions_asked(), [EAST, WEST, WEST, WEST]);
+    let id = StreamId::new("ledger-2").unwrap();
+    assert_eq!(client.route(&id), meridian_conflict::Route::Home(EAST));
 }
 
 #[tokio::test]

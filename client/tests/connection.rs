@@ -36,11 +36,12 @@ fn do_it(request: &Request) -> Response {
         Request::ReadStream(_) => Response::ReadStream(Ok(StreamPage::default())),
         Request::Live(_) => Response::Live(Ok(LivePage::default())),
         Request::Settled(_) => Response::Settled(Ok(meridian_client::SettledPage::default())),
-        Request::InSession { .. } | Request::Await(_) | Request::Consume(_) => {
-            Response::NotUnderstood {
-                reason: "an older node".to_owned(),
-            }
-        }
+        Request::InSession { .. }
+        | Request::Await(_)
+        | Request::Consume(_)
+        | Request::ReadAtHome(_) => Response::NotUnderstood {
+            reason: "an older node".to_owned(),
+        },
         Request::Topology => Response::Topology(meridian_client::Topology::default()),
     }
 }

@@ -375,6 +375,33 @@ fn every_consumer_message() -> Vec<u8> {
     bytes
 }
 
+/// What is asked of a stream's home.
+fn home_requests() -> Vec<Request> {
+    vec![Request::ReadAtHome(StreamRead {
+        stream: StreamId::new("order-42").unwrap(),
+        from: 300,
+        direction: Direction::Backwards,
+        limit: 500,
+    })]
+}
+
+fn home_responses() -> Vec<Response> {
+    vec![Response::ReadStream(Err(ReadError::NotHome {
+        home: RegionId(2),
+    }))]
+}
+
+fn every_message_to_homes() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (id, request) in (200..).zip(home_requests()) {
+        wire::encode_request(&mut bytes, id, 1500, &request).unwrap();
+    }
+    for (id, response) in (200..).zip(home_responses()) {
+        wire::encode_response(&mut bytes, id, &response);
+    }
+    bytes
+}
+
 /// One of every message of the first days, one frame after the other.
 fn every_message() -> Vec<u8> {
     let hello = Hello {
@@ -417,6 +444,8 @@ const LATER: &[u8] = include_bytes!("../golden/wire-v1-later.bin");
 
 const CONSUMERS: &[u8] = include_bytes!("../golden/wire-v1-consumers.bin");
 
+const HOMES: &[u8] = include_bytes!("../golden/wire-v1-homes.bin");
+
 /// Clients and nodes of this build are in the field: if this fails, a change of the messages has
 /// made them strangers. Give the change a version of its own instead.
 #[test]
@@ -425,6 +454,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
         (every_message(), GOLDEN),
         (every_later_message(), LATER),
         (every_consumer_message(), CONSUMERS),
+        (every_message_to_homes(), HOMES),
     ] {
         let differs = now.iter().zip(then).position(|(now, then)| now != then);
         assert_eq!(differs, None, "the bytes differ from there on");
@@ -435,7 +465,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
 #[test]
 fn the_golden_bytes_still_mean_what_they_meant() {
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
-    for golden in [GOLDEN, LATER, CONSUMERS] {
+    for golden in [GOLDEN, LATER, CONSUMERS, HOMES] {
         let mut rest = golden;
         while let Some((kind, body, length)) = frame::split(rest).unwrap() {
             match kind {
@@ -450,11 +480,23 @@ fn the_golden_bytes_still_mean_what_they_meant() {
     }
     assert_eq!(
         asked,
-        [requests(), later_requests(), consumer_requests()].concat()
+        [
+            requests(),
+            later_requests(),
+            consumer_requests(),
+            home_requests()
+        ]
+        .concat()
     );
     assert_eq!(
         answered,
-        [responses(), later_responses(), consumer_responses()].concat()
+        [
+            responses(),
+            later_responses(),
+            consumer_responses(),
+            home_responses()
+        ]
+        .concat()
     );
 }
 

@@ -9,22 +9,21 @@ use meridian_client::wire::{HOPS_MAX, Hello, Request, Response};
 use meridian_client::{
     AppendError, AppendRequest, Appended, Connection, Durability, Expected, Limits, RequestError,
 };
-use meridian_clock::{Epoch, Position, RegionId, VersionVector};
-use meridian_conflict::{Policies, Route};
+use meridian_clock::{Position, RegionId, VersionVector};
 use meridian_event::{Revision, StreamId};
 use meridian_points::{Bug, buggify, planted, reached};
-use meridian_store::{Direction, Store, StreamRange};
+use meridian_store::{Direction, ReadError, Store, StreamRange};
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::config::MemberConfig;
+use crate::homes::{Homes, Place};
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
 use crate::odd;
-use crate::sequencer::{Outcome, Sequencer};
-use crate::status::Names;
+use crate::sequencer::{Outcome, Sequencer, coming};
 
 /// After a home could not be dialled, how long requests for it are refused at once. Nothing was
 /// written, so the caller is better served by knowing than by waiting.
@@ -33,6 +32,8 @@ const DIAL_AGAIN_AFTER: Duration = Duration::from_secs(1);
 const UNSENT_ATTEMPTS: u32 = 2;
 /// The pause between two attempts to reach a home.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// How often an append looks again at a stream that is being moved.
+const MOVING_AGAIN: Duration = Duration::from_millis(20);
 /// How long one attempt to dial a home may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How much the events of all appends that wait for their answer here may weigh together, in KiB.
@@ -47,15 +48,14 @@ pub(crate) type Held = watch::Receiver<Arc<BTreeMap<RegionId, VersionVector>>>;
 /// Everything that an append passes through.
 pub(crate) struct Appends {
     pub(crate) region: RegionId,
-    pub(crate) names: Arc<Names>,
     pub(crate) members: usize,
     pub(crate) partitions: u16,
-    pub(crate) policies: Arc<Policies>,
+    pub(crate) homes: Arc<Homes>,
     pub(crate) limits: Limits,
     pub(crate) timeout: Duration,
     pub(crate) store: Arc<Store>,
     pub(crate) sequencers: Vec<Arc<Sequencer>>,
-    pub(crate) homes: BTreeMap<RegionId, Home>,
+    pub(crate) ways: BTreeMap<RegionId, Home>,
     pub(crate) held: Held,
     pub(crate) room: Semaphore,
     pub(crate) metrics: Arc<Metrics>,
@@ -124,33 +124,81 @@ impl Appends {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         self.check(&request)?;
-        match self.policies.route(&request.stream) {
-            Route::Home(home) if home != self.region => {
-                let Some(path) = self.homes.get(&home).filter(|_| hops < HOPS_MAX) else {
-                    return Err(AppendError::NotHome {
-                        stream: request.stream,
-                        home,
-                        epoch: Epoch::FIRST,
-                    });
-                };
-                let peer = Peer {
-                    peer: self.names.of(home),
-                };
-                self.metrics.appends_forwarded.get_or_create(&peer).inc();
-                reached("an append was forwarded to its home");
-                odd::pause("an append is forwarded late").await;
-                if planted(Bug::SecondHome) {
-                    let answer = path.append(request.clone(), hops + 1, deadline).await;
-                    return match answer {
-                        Err(AppendError::Unavailable { .. }) => {
-                            self.append_here(request, deadline).await
-                        }
-                        answer => answer,
-                    };
+        let mut changes = self.homes.watch();
+        // Why an attempt that was not answered may have written it.
+        let mut may_be_written = None;
+        loop {
+            let federation = Arc::clone(&changes.borrow_and_update());
+            let place = self.homes.place(&federation, &request.stream);
+            let refused = match place.map_err(|error| unreadable(&error))? {
+                Place::Anywhere | Place::Here { .. } => {
+                    match self.append_here(request.clone(), deadline).await {
+                        Err(error @ AppendError::NotHome { .. }) => error,
+                        answer => return answer,
+                    }
                 }
-                path.append(request, hops + 1, deadline).await
+                Place::Coming { from } => coming(&request.stream, from),
+                Place::Elsewhere { home, epoch } => {
+                    let not_home = AppendError::NotHome {
+                        stream: request.stream.clone(),
+                        home,
+                        epoch,
+                    };
+                    let Some(way) = self.ways.get(&home).filter(|_| hops < HOPS_MAX) else {
+                        return Err(not_home);
+                    };
+                    let answer = self
+                        .forward(way, &request, hops, deadline, &mut may_be_written)
+                        .await;
+                    match answer {
+                        Err(error @ AppendError::NotHome { .. }) => error,
+                        answer => return answer,
+                    }
+                }
+            };
+            // The stream is being moved: whoever gains it waits for the last of it, and others may hear
+            // of it later than we do. That takes a moment.
+            reached("an append waited while its stream was moved");
+            if Instant::now() + MOVING_AGAIN >= deadline {
+                return Err(match (may_be_written, refused) {
+                    (Some(reason), _) => AppendError::Indeterminate { reason },
+                    (None, AppendError::NotHome { stream, .. }) => AppendError::Unavailable {
+                        reason: format!("stream {stream} is being moved to another region"),
+                        retry_after_ms: 1000,
+                    },
+                    (None, refused) => refused,
+                });
             }
-            Route::Home(_) | Route::Anywhere => self.append_here(request, deadline).await,
+            tokio::select! {
+                biased;
+                changed = changes.changed() => if changed.is_err() { return Err(refused) },
+                () = sleep(MOVING_AGAIN) => {}
+            }
+        }
+    }
+
+    async fn forward(
+        &self,
+        way: &Home,
+        request: &AppendRequest,
+        hops: u8,
+        deadline: Instant,
+        may_be_written: &mut Option<String>,
+    ) -> Result<Appended, AppendError> {
+        let peer = Peer {
+            peer: way.name().to_owned(),
+        };
+        self.metrics.appends_forwarded.get_or_create(&peer).inc();
+        reached("an append was forwarded to its home");
+        odd::pause("an append is forwarded late").await;
+        let answer = way
+            .append(request.clone(), hops + 1, deadline, may_be_written)
+            .await;
+        match answer {
+            Err(AppendError::Unavailable { .. }) if planted(Bug::SecondHome) => {
+                self.append_here(request.clone(), deadline).await
+            }
+            answer => answer,
         }
     }
 
@@ -306,6 +354,7 @@ impl Appends {
             direction: Direction::Forwards,
             limit: EVENTS_SINCE_MAX,
             bytes_max: EVENTS_SINCE_BYTES_MAX,
+            in_turn: true,
         };
         let since = actual.filter(|actual| *actual >= from);
         let events_since = since.map_or(Vec::new(), |_| {
@@ -323,6 +372,13 @@ impl Appends {
             actual,
             events_since,
         }
+    }
+}
+
+fn unreadable(error: &ReadError) -> AppendError {
+    AppendError::Unavailable {
+        reason: error.to_string(),
+        retry_after_ms: 1000,
     }
 }
 
@@ -407,12 +463,14 @@ impl Home {
         request: AppendRequest,
         hops: u8,
         deadline: Instant,
+        may_be_written: &mut Option<String>,
     ) -> Result<Appended, AppendError> {
         let request = Request::Append { request, hops };
-        let mut may_be_written = None;
         let mut attempts = 0;
         loop {
             let failure = match self.attempt(&request, deadline).await {
+                // Whoever is home now holds what any home before it wrote, and knows it by its ids.
+                Ok(Err(error @ AppendError::NotHome { .. })) => return Err(error),
                 // The home refused this attempt, but an earlier one may still be on its way there.
                 Ok(Err(error)) if may_be_written.is_some() && !settles(&error) => {
                     RequestError::NotSent {
@@ -424,12 +482,12 @@ impl Home {
             };
             debug!(home = %self.member.name, %failure, "an append was not answered by its home");
             if !matches!(failure, RequestError::NotSent { .. }) {
-                may_be_written = Some(failure.to_string());
+                *may_be_written = Some(failure.to_string());
             }
             attempts += 1;
             let gave_up = may_be_written.is_none() && attempts == UNSENT_ATTEMPTS;
             if gave_up || Instant::now() + RETRY_AFTER >= deadline {
-                return Err(match may_be_written {
+                return Err(match may_be_written.take() {
                     Some(reason) => AppendError::Indeterminate { reason },
                     None => AppendError::Unavailable {
                         reason: format!("its home region {}: {failure}", self.member.name),

@@ -33,7 +33,7 @@ impl Node {
             .filter(|region| *region != self.config().region)
         {
             None => self.await_here(asked, began + wait).await,
-            Some(region) => match self.appends().homes.get(&region) {
+            Some(region) => match self.appends().ways.get(&region) {
                 Some(home) => await_there(home, asked, began + wait).await,
                 None => Err(ReadError::UnknownRegion { region }),
             },

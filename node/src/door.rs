@@ -56,6 +56,13 @@ impl Service for Door {
                         retry_after_ms: 1000,
                     }),
                 }),
+                Request::ReadAtHome(read) => Response::ReadStream(match node {
+                    Some(node) => node.read_at_home(&read, caller.deadline).await,
+                    None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
                 Request::Live(read) => Response::Live(match node {
                     Some(node) => node.read_live(&read).await,
                     None => Err(ReadError::Unavailable {

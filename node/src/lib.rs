@@ -16,11 +16,13 @@ mod blame;
 pub mod certificates;
 pub mod config;
 mod consumers;
+mod control;
 mod cursor;
 mod door;
 mod feed;
 pub mod files;
 mod gate;
+mod homes;
 pub mod http;
 mod identity;
 mod live;
@@ -44,10 +46,12 @@ pub use consumers::{
     Consumers, GroupDefinition, GroupFrom, GroupPart, GroupServed, GroupSource, GroupStatus,
     ParkedEvent,
 };
+pub use homes::{MoveError, StreamHome};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
 pub use projections::{ModelStatus, ProjectionError, ProjectionStatus, Projections};
 pub use status::{
-    DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus, PartitionWatermarks, Watermarks,
+    ControlStatus, DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus,
+    PartitionWatermarks, Watermarks,
 };
 pub use why::{DecidedBy, OrderReason, PlaceSettled, Placed, Relation, WhyError};

@@ -13,7 +13,7 @@ use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
 use meridian_clock::{
     Hlc, HlcStart, LogId, PartitionId, Promise, RegionId, SkewGuard, Timestamp, VersionVector,
 };
-use meridian_conflict::{Policies, PolicyError, Route};
+use meridian_conflict::{Policies, PolicyError};
 use meridian_event::StreamId;
 use meridian_points::{Bug, buggify, planted};
 use meridian_replication::link::Marks;
@@ -34,10 +34,12 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::{MemberConfig, NodeConfig};
 use crate::consumers::Consumers;
+use crate::control::{Consensus, Foundation, Plane, Setup};
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
 use crate::gate::{Gate, Memory, Verdict};
+use crate::homes::{Homes, hand_over};
 use crate::identity::{FirstWrite, Identity, IdentityError, is_lost, note_found, note_lost};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
@@ -137,6 +139,8 @@ pub struct Node {
     config: NodeConfig,
     names: Arc<Names>,
     policies: Arc<Policies>,
+    homes: Arc<Homes>,
+    consensus: Arc<dyn Consensus>,
     random: Arc<dyn Random>,
     cursors: CursorSeal,
     session_seal: SessionSeal,
@@ -249,6 +253,30 @@ impl Node {
         let door_tracker = TaskTracker::new();
         let tracker = TaskTracker::new();
 
+        let lane = match seams.lanes {
+            meridian_store::Lanes::Driven => Lane::Inline,
+            _ => Lane::Blocking,
+        };
+        let plane = Plane::new(Setup {
+            region: config.region,
+            foundation: foundation(&config),
+            disk: Arc::clone(&disk),
+            lane,
+            random: Arc::clone(&seams.random),
+            lost: memory == Memory::Lost,
+            tasks: tasks.clone(),
+            tracker: tracker.clone(),
+        });
+        let homes = Arc::new(Homes::new(
+            config.region,
+            config.members.iter().map(|member| member.id).collect(),
+            config.partitions,
+            Arc::clone(&policies),
+            Arc::clone(&store),
+            Arc::clone(&hlc),
+            plane.federation(),
+        ));
+
         let first_write = Arc::new(FirstWrite::new(Arc::clone(&disk), identity.clone()));
         let mut sequencers = Vec::new();
         for partition in 0..config.partitions {
@@ -257,7 +285,7 @@ impl Node {
                 incarnation: identity.incarnation,
                 store: Arc::clone(&store),
                 time: Arc::clone(&time),
-                policies: Arc::clone(&policies),
+                homes: Arc::clone(&homes),
                 shut: Arc::clone(&shut),
                 first_write: Arc::clone(&first_write),
                 members: config.members.len(),
@@ -284,14 +312,31 @@ impl Node {
             })
         };
         let remembered = crate::remembered::load(&*disk);
+        let control = {
+            let plane = plane.clone();
+            Arc::new(move |from, question| plane.answer(from, question))
+        };
         let links = Links::start(
-            links_config(&config, &identity, delays, remembered),
+            LinksConfig {
+                control: Some(control),
+                ..links_config(&config, &identity, delays, remembered)
+            },
             Arc::clone(&store),
             Arc::clone(&hlc),
             endpoint.clone(),
             promises,
             u64::from_le_bytes(random_array(&*seams.random)),
         );
+
+        plane.start(&links).await;
+        let consensus: Arc<dyn Consensus> = Arc::new(plane);
+        let hand_over = hand_over(
+            Arc::clone(&homes),
+            sequencers.clone(),
+            Arc::clone(&consensus),
+            tasks.clone(),
+        );
+        tracker.spawn(hand_over.instrument(info_span!("hand over")));
 
         let identity_lock = Arc::new(RwLock::new(Arc::clone(&tls)));
         let us = Presentation {
@@ -306,15 +351,14 @@ impl Node {
             .filter(|member| member.id != config.region);
         let appends = Appends {
             region: config.region,
-            names: Arc::clone(&names),
             members: config.members.len(),
             partitions: config.partitions,
-            policies: Arc::clone(&policies),
+            homes: Arc::clone(&homes),
             limits: config.limits,
             timeout: config.append_timeout,
             store: Arc::clone(&store),
             sequencers,
-            homes: others
+            ways: others
                 .map(|member| (member.id, Home::new(member.clone(), us.clone())))
                 .collect(),
             held: links.held(),
@@ -325,10 +369,6 @@ impl Node {
             (0..config.partitions).map(|partition| LogId::new(member.id, PartitionId(partition)))
         });
         let logs: Vec<_> = logs.collect();
-        let lane = match seams.lanes {
-            meridian_store::Lanes::Driven => Lane::Inline,
-            _ => Lane::Blocking,
-        };
         let started = Instant::now();
         let mut jitter = [0; 1];
         seams.random.fill(&mut jitter);
@@ -360,6 +400,8 @@ impl Node {
         let node = Arc::new(Self {
             names,
             policies,
+            homes,
+            consensus,
             random: Arc::clone(&seams.random),
             cursors: CursorSeal::new(&own.name, &stable),
             session_seal: session_seal(&config, &own, session_key, &stable),
@@ -421,6 +463,7 @@ impl Node {
         let mut opened = false;
         let (store, links) = (Arc::clone(&self.store), Arc::clone(&self.links));
         let (shut, tasks) = (Arc::clone(&self.shut), self.tasks.clone());
+        let homes = Arc::clone(&self.homes);
         let upkeep = async move {
             let mut ticks = interval(UPKEEP_EVERY);
             loop {
@@ -445,7 +488,11 @@ impl Node {
                 );
                 let skewed = time.hlc().skewed();
                 let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held, skewed.as_deref()) {
-                    Verdict::Open => None,
+                    Verdict::Open if opened => None,
+                    Verdict::Open => match homes.ignorance() {
+                        Ok(ignorance) => ignorance,
+                        Err(error) => Some(error.to_string()),
+                    },
                     Verdict::Shut(reason) => Some(reason),
                 };
                 if verdict.is_none() && !opened {
@@ -567,6 +614,7 @@ impl Node {
             warn!("some requests were still in flight and are abandoned; repeat them");
         }
         self.tasks.cancel();
+        self.consensus.shutdown().await;
         self.tracker.close();
         if timeout(DRAIN_FOR, self.tracker.wait()).await.is_err() {
             warn!("some tasks did not end in time");
@@ -667,10 +715,15 @@ impl Node {
 
     /// The home of `stream`; `None` when every region may write it.
     pub fn home_of(&self, stream: &StreamId) -> Option<RegionId> {
-        match self.policies.route(stream) {
-            Route::Home(home) => Some(home),
-            Route::Anywhere => None,
-        }
+        self.homes.home(stream).map(|(home, _)| home)
+    }
+
+    pub(crate) fn homes(&self) -> &Homes {
+        &self.homes
+    }
+
+    pub(crate) fn consensus(&self) -> &dyn Consensus {
+        &*self.consensus
     }
 
     /// The category policies in force.
@@ -728,6 +781,17 @@ impl Node {
     /// How many bytes of log are held here.
     pub fn held_bytes(&self) -> u64 {
         self.store.stats().bytes
+    }
+
+    /// Whether this node gives out positions of its region's logs now.
+    ///
+    /// # Errors
+    /// Why it does not.
+    pub(crate) fn can_order(&self) -> Result<(), String> {
+        match read_lock(&self.shut) {
+            Some(reason) => Err(reason),
+            None => Ok(()),
+        }
     }
 
     /// Whether the node takes appends now.
@@ -928,6 +992,17 @@ fn links_config(
             config.partitions,
             members.collect(),
         )
+    }
+}
+
+fn foundation(config: &NodeConfig) -> Foundation {
+    let members = config.members.iter();
+    Foundation {
+        members: members
+            .map(|member| (member.id, member.name.clone()))
+            .collect(),
+        partitions: config.partitions,
+        categories: config.categories.clone(),
     }
 }
 

@@ -7,18 +7,20 @@ use meridian_client::{
     StreamRead,
 };
 use meridian_clock::Timestamp;
-use meridian_conflict::Route;
 use meridian_event::Revision;
 use meridian_store::StreamRange;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cursor::LiveCursor;
 use crate::feed::Page;
+use crate::homes::Place;
 use crate::{Node, live};
 
 /// The largest page of events that is read at once.
 const PAGE_EVENTS_MAX: usize = 4096;
 const PAGE_BYTES_MAX: usize = 8 << 20;
+/// How often a read at home looks again whether its stream has arrived.
+const COMING_AGAIN: Duration = Duration::from_millis(20);
 /// The longest that a live read waits for something to read.
 const LIVE_WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -34,12 +36,14 @@ impl Node {
             Direction::Backwards => meridian_store::Direction::Backwards,
         };
         let from = Revision(read.from);
+        let shared = self.homes().home(&read.stream).is_none();
         // One more than asked tells whether there is more.
         let range = StreamRange {
             from,
             direction,
             limit: limit + 1,
             bytes_max: PAGE_BYTES_MAX,
+            in_turn: !shared,
         };
         let mut events = self
             .store()
@@ -49,7 +53,6 @@ impl Node {
         let cut_at = PAGE_BYTES_MAX.saturating_sub(self.config().limits.event_bytes_max);
         let more = events.len() > limit || bytes_of(&events) > cut_at;
         events.truncate(limit);
-        let shared = self.policies().route(&read.stream) == Route::Anywhere;
         let (first, count) = (read.from, events.len() as u64);
         let next = match (read.direction, events.last()) {
             // Forwards there is always a next one, be it not written yet.
@@ -66,6 +69,45 @@ impl Node {
             events,
             next,
         })
+    }
+
+    /// Reads a page of one stream, if its home is here; waits until `deadline` while it is being moved
+    /// here. Nothing that was answered before is missing.
+    ///
+    /// # Errors
+    /// [`ReadError::NotHome`] when it is elsewhere, or as [`Node::read_stream`].
+    pub(crate) async fn read_at_home(
+        &self,
+        read: &StreamRead,
+        deadline: Instant,
+    ) -> Result<StreamPage, ReadError> {
+        loop {
+            let federation = self.homes().federation();
+            match self
+                .homes()
+                .place(&federation, &read.stream)
+                .map_err(unreadable)?
+            {
+                Place::Anywhere | Place::Here { .. } => {
+                    // A node that may have lost something is not the one to ask.
+                    self.can_order().map_err(|reason| ReadError::Unavailable {
+                        reason,
+                        retry_after_ms: 1000,
+                    })?;
+                    return self.read_stream(read);
+                }
+                Place::Elsewhere { home, .. } => return Err(ReadError::NotHome { home }),
+                Place::Coming { from } => {
+                    if Instant::now() + COMING_AGAIN >= deadline {
+                        return Err(ReadError::Unavailable {
+                            reason: format!("the stream is being moved here from region {from}"),
+                            retry_after_ms: 1000,
+                        });
+                    }
+                    sleep(COMING_AGAIN).await;
+                }
+            }
+        }
     }
 
     /// Reads a page of the live tier; waits up to `read.wait_ms` when there is nothing yet.

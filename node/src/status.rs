@@ -110,6 +110,25 @@ pub struct Watermarks {
     pub held_back: Vec<HeldBack>,
 }
 
+/// What the regions decide together, as this node sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ControlStatus {
+    /// The region that leads; `None` when none is known to.
+    pub leader: Option<String>,
+    /// How many leaders there were.
+    pub term: u64,
+    /// The regions that vote.
+    pub voters: Vec<String>,
+    /// How many changes were decided, as far as this node knows.
+    pub decisions: u64,
+    /// How many streams were ever moved.
+    pub moved: u64,
+    /// How many streams are being moved.
+    pub moving: u64,
+    /// What is wrong, if something is.
+    pub error: Option<String>,
+}
+
 /// The answer of `GET /v1/status`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct NodeStatus {
@@ -129,6 +148,9 @@ pub struct NodeStatus {
     pub logs: Vec<LogStatus>,
     /// How far the one order is settled here.
     pub watermarks: Watermarks,
+    /// What the regions decide together.
+    #[serde(default)]
+    pub control: ControlStatus,
     /// How many events are durable here.
     pub events: u64,
     /// Why appends are refused now, if they are.
@@ -209,6 +231,7 @@ pub(crate) fn of(node: &Node) -> NodeStatus {
         links: links.collect(),
         logs: logs.collect(),
         watermarks: watermarks(node),
+        control: control(node),
         events: node.store().stats().events,
         refusing: node.ready().err(),
         damaged: node
@@ -250,6 +273,30 @@ fn watermarks(node: &Node) -> Watermarks {
             })
             .collect(),
         held_back: held_back(node),
+    }
+}
+
+fn control(node: &Node) -> ControlStatus {
+    let names = node.names();
+    let standing = node.consensus().standing();
+    let federation = node.homes().federation();
+    let others = federation.foundation.as_ref();
+    let differs = others.is_some_and(|it| it.categories != node.config().categories);
+    let moving = federation.moved.values().filter(|moved| !moved.opened);
+    ControlStatus {
+        leader: standing.leader.map(|leader| names.of(leader)),
+        term: standing.term,
+        voters: standing.voters.iter().map(|it| names.of(*it)).collect(),
+        decisions: federation.version,
+        moved: federation.moved.len() as u64,
+        moving: moving.count() as u64,
+        error: standing.error.or_else(|| {
+            differs.then(|| {
+                "the categories in this node's configuration are not those that the federation was \
+                 founded on; make them the same in every region"
+                    .to_owned()
+            })
+        }),
     }
 }
 

@@ -4,7 +4,6 @@ use std::cmp::Ordering;
 
 use meridian_client::{ReadError, SettledTier};
 use meridian_clock::{Dot, LogId, OrderKey, PartitionId, Position, Timestamp};
-use meridian_conflict::Route;
 use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
 use meridian_store::{Direction, StreamRange};
 use serde::Serialize;
@@ -234,7 +233,7 @@ impl Node {
                 place.ok_or_else(|| not_held("no event here has this id".to_owned()))
             }
             Named::At(stream, revision) => {
-                if self.policies().route(&stream) == Route::Anywhere {
+                if self.homes().home(&stream).is_none() {
                     return Err(invalid(
                         "every region may write this stream, and each gives revisions of its own"
                             .to_owned(),
@@ -245,13 +244,14 @@ impl Node {
                     direction: Direction::Forwards,
                     limit: 1,
                     bytes_max: 1,
+                    in_turn: true,
                 };
                 let events = self.store().read_stream(&stream, range);
                 let event = events.map_err(unreadable)?.into_iter().next();
                 if let Some(event) = event.filter(|event| event.revision == revision) {
                     return Ok(Place::of(event));
                 }
-                let last = self.store().stream_last(&stream, None);
+                let last = self.store().stream_last(&stream, None, true);
                 Err(not_held(match last.map_err(unreadable)? {
                     Some(last) => format!("its last revision here is {}", last.revision),
                     None => "it has no events here".to_owned(),

@@ -113,6 +113,9 @@ pub struct StreamRange {
     pub limit: usize,
     /// At most this many bytes of data and metadata, but at least one event.
     pub bytes_max: usize,
+    /// Whether regions write the stream in turn, so that its revisions are one row: then nothing is
+    /// given that stands behind a revision that is not here yet.
+    pub in_turn: bool,
 }
 
 /// Where an event is, and which.

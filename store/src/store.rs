@@ -183,7 +183,7 @@ impl Store {
     }
 
     /// The last committed event of `stream`, among those of `origin` if one is given: by revision
-    /// within an origin, by order key across origins.
+    /// within an origin, and across origins that write it in turn; by order key across others.
     ///
     /// # Errors
     /// When it is damaged, or the disk fails.
@@ -191,14 +191,15 @@ impl Store {
         &self,
         stream: &StreamId,
         origin: Option<RegionId>,
+        in_turn: bool,
     ) -> Result<Option<Found>, ReadError> {
-        self.core.stream_last(stream, origin)
+        self.core.stream_last(stream, origin, in_turn)
     }
 
     /// Committed events of `stream`.
     ///
-    /// A stream whose revisions are distinct across origins (every home stream, moved or not) is
-    /// read by revision. A stream that several regions write is read in the order of order keys,
+    /// A stream that regions write in turn (every home stream, moved or not), or whose revisions are
+    /// distinct across origins all the same, is read by revision. A stream that several regions write is read in the order of order keys,
     /// and [`StreamRange::from`] counts in that order.
     ///
     /// # Errors

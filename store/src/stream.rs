@@ -95,6 +95,7 @@ impl Core {
         &self,
         stream: &StreamId,
         origin: Option<RegionId>,
+        in_turn: bool,
     ) -> Result<Option<Found>, ReadError> {
         let hash = stream_hash(stream.as_str());
         let segments = self.segments();
@@ -107,7 +108,7 @@ impl Core {
         // is repaired.
         let is_of_origin = |range: &DamagedRange| origin.is_none_or(|it| range.log.origin == it);
         self.damage().refuse_unindexed(is_of_origin)?;
-        let by_revision = is_by_revision(&shape);
+        let by_revision = in_turn || is_by_revision(&shape);
         let mut rows = Vec::new();
         for (origin, written) in &shape {
             let mut origin_rows =
@@ -133,7 +134,7 @@ impl Core {
         let hash = stream_hash(stream.as_str());
         let segments = self.segments();
         let shape = self.shape(&segments, hash)?;
-        let by_revision = is_by_revision(&shape);
+        let by_revision = range.in_turn || is_by_revision(&shape);
         let forwards = range.direction == Direction::Forwards;
         let mut skip = 0;
         if !by_revision {
@@ -177,7 +178,7 @@ impl Core {
             }
         };
         // Reading stops at a gap between revisions: what was before a move is still on its way here,
-        // or damage took the index with it.
+        // or damage took the index with it. From the end of a stream it begins anew below the gap.
         let mut expected = match forwards {
             true => shape.values().map(|it| it.first).min(),
             false => shape.values().map(|it| it.last).max(),
@@ -193,9 +194,7 @@ impl Core {
                 false => row.revision.0.checked_sub(1).map(Revision),
             };
             let before = std::mem::replace(&mut expected, next);
-            let follows = !by_revision || before.is_none_or(|before| before == row.revision);
-            met_gap |= !follows;
-            follows
+            !by_revision || before.is_none_or(|before| before == row.revision)
         };
         for _ in 0..skip {
             if next_row()?.is_none() {
@@ -208,11 +207,24 @@ impl Core {
         let mut asked = 0;
         // Rows that lie in one block are read together.
         loop {
-            let row = match asked < range.limit && bytes <= range.bytes_max {
-                true => next_row()?.filter(|(_, row)| follows(row)),
+            let mut row = match asked < range.limit && bytes <= range.bytes_max {
+                true => next_row()?,
                 false => None,
             };
             asked += 1;
+            if let Some((_, it)) = &row
+                && !follows(it)
+            {
+                met_gap = true;
+                if forwards || !range.in_turn {
+                    row = None;
+                } else {
+                    self.damage().refuse_unindexed(|_| true)?;
+                    events.clear();
+                    pending = None;
+                    (asked, bytes) = (1, 0);
+                }
+            }
             if let (Some((segment, row)), Some((held, offset, ordinals))) = (&row, &mut pending)
                 && held.number == segment.number
                 && *offset == row.place.offset

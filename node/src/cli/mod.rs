@@ -8,6 +8,7 @@ mod consumer;
 mod demo;
 mod door;
 mod event;
+mod home;
 mod import;
 mod init;
 mod local;
@@ -76,6 +77,9 @@ enum Command {
     /// Consumer groups: events given out to programs, one stream to one of them at a time, until acknowledged
     #[command(subcommand)]
     Consumer(consumer::Command),
+    /// Homes of streams: which region orders one, and moving that to another
+    #[command(subcommand)]
+    Home(home::Command),
     /// Ask why: what holds the settled order back, or how two events are ordered
     #[command(subcommand)]
     Why(why::Question),
@@ -177,6 +181,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Status(args) => status::run(args, output).await,
         Command::Projection(command) => projection::run(command, output).await,
         Command::Consumer(command) => consumer::run(command, output).await,
+        Command::Home(command) => home::run(command, output).await,
         Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),
         Command::Certificate(command) => certificate::run(&command, output),

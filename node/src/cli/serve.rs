@@ -170,7 +170,12 @@ impl Signals {
 
 /// Sends the log to standard error; later calls in the same process change nothing.
 pub(crate) fn start_logging(filter: &str, format: LogFormat) -> anyhow::Result<()> {
-    let filter = EnvFilter::builder().parse(filter).map_err(|error| {
+    // The Raft library calls it an error that a peer is away, each time; what matters we say ourselves.
+    let quieter = match filter.contains("openraft") {
+        true => filter.to_owned(),
+        false => format!("{filter},openraft=off"),
+    };
+    let filter = EnvFilter::builder().parse(quieter).map_err(|error| {
         wrong_use(format!(
             "the log filter {filter:?} is wrong: {error}; write a level such as info"
         ))

@@ -1,6 +1,6 @@
 //! `meridian status`: what a node says about its region and the others.
 
-use meridian_node::{LinkStatus, MemberStatus, NodeStatus};
+use meridian_node::{ControlStatus, LinkStatus, MemberStatus, NodeStatus};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::Value;
@@ -111,6 +111,7 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
     });
     output.table(&header, rows.collect())?;
 
+    output.line(&control(&status.control, status.members.len()))?;
     output.line(&settling::summary(status))?;
     for held in &status.watermarks.held_back {
         output.line(&settling::blame(held, status.partitions))?;
@@ -130,6 +131,27 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+fn control(control: &ControlStatus, regions: usize) -> String {
+    let mut said = match &control.leader {
+        Some(leader) => format!(
+            "Control plane: led by {leader}, {} of {regions} regions vote, decision {}",
+            control.voters.len(),
+            control.decisions
+        ),
+        None => "Control plane: no leader, so nothing can be decided; the rest goes on".to_owned(),
+    };
+    if control.moved > 0 {
+        said += &format!("; {} streams moved", control.moved);
+    }
+    if control.moving > 0 {
+        said += &format!(", {} of them under way", control.moving);
+    }
+    match &control.error {
+        Some(error) => format!("{said}. Trouble: {error}."),
+        None => said + ".",
+    }
 }
 
 fn link_cells(link: Option<&LinkStatus>) -> [String; 5] {

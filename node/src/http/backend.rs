@@ -8,8 +8,8 @@ use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, EventFilter, Limits, LiveCursor,
     ReadError, SessionToken, SettledTier, StreamPage, StreamRead,
 };
-use meridian_clock::{Epoch, OrderKey, RegionId, Timestamp};
-use meridian_conflict::{CategoryPolicy, Route};
+use meridian_clock::{OrderKey, RegionId, Timestamp};
+use meridian_conflict::CategoryPolicy;
 use meridian_event::{EventId, RecordedEvent, StreamId};
 use meridian_replication::link::Marks;
 use tokio::sync::watch;
@@ -20,7 +20,9 @@ use crate::projections::Projections;
 use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
-use crate::{Consumers, DigestEntry, Node, NodeStatus, OrderReason, WhyError};
+use crate::{
+    Consumers, DigestEntry, MoveError, Node, NodeStatus, OrderReason, StreamHome, WhyError,
+};
 
 /// How settled the events are that a reader sees.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -140,11 +142,19 @@ pub trait Backend: Send + Sync + 'static {
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
 
-    /// The epoch that homes are in.
-    fn epoch(&self) -> Epoch;
+    /// Which region orders `stream`.
+    fn stream_home(&self, stream: &StreamId) -> StreamHome;
 
-    /// Who orders `stream`.
-    fn route(&self, stream: &StreamId) -> Route;
+    /// The streams that were ever moved, from the one behind `after` on.
+    fn moved_streams(&self, after: Option<&StreamId>, limit: usize) -> Vec<StreamHome>;
+
+    /// Moves streams to the region called `to`, and waits so long until it has opened them.
+    fn move_homes(
+        &self,
+        streams: Vec<StreamId>,
+        to: String,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Vec<StreamHome>, MoveError>>;
 
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
@@ -270,13 +280,21 @@ impl Backend for Node {
         self.region_names().clone()
     }
 
-    fn epoch(&self) -> Epoch {
-        // Homes do not move yet.
-        Epoch::FIRST
+    fn stream_home(&self, stream: &StreamId) -> StreamHome {
+        Self::stream_home(self, stream)
     }
 
-    fn route(&self, stream: &StreamId) -> Route {
-        self.policies().route(stream)
+    fn moved_streams(&self, after: Option<&StreamId>, limit: usize) -> Vec<StreamHome> {
+        Self::moved_streams(self, after, limit)
+    }
+
+    fn move_homes(
+        &self,
+        streams: Vec<StreamId>,
+        to: String,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<Vec<StreamHome>, MoveError>> {
+        Box::pin(async move { Self::move_homes(self, streams, &to, wait).await })
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {

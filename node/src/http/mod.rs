@@ -23,6 +23,7 @@ mod consumers;
     reason = "the macro that describes parameters writes them"
 )]
 mod events;
+mod homes;
 mod openapi;
 mod operations;
 mod params;

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    append, categories, consumers, events, operations, projections, settling, stream, why,
+    append, categories, consumers, events, homes, operations, projections, settling, stream, why,
 };
 
 #[derive(OpenApi)]
@@ -26,7 +26,10 @@ use super::{
         operations::status,
         operations::digest,
         why::order,
-        operations::home,
+        homes::list,
+        homes::move_many,
+        homes::home,
+        homes::move_one,
         categories::list,
         categories::read,
         categories::set,
@@ -65,6 +68,7 @@ use super::{
         (name = "categories", description = "How writes to a category's streams are settled"),
         (name = "consumers", description = "Durable places from which programs are given events, to acknowledge each"),
         (name = "projections", description = "Read models: define, follow, mend, exchange and ask them"),
+        (name = "homes", description = "Which region orders a stream, and moving that to another"),
         (name = "operations", description = "What operators and their tools ask"),
     )
 )]

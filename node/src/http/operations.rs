@@ -1,4 +1,4 @@
-//! What operators and their tools ask: status, digest, homes, health, metrics.
+//! What operators and their tools ask: status, digest, health, metrics.
 
 use std::sync::PoisonError;
 
@@ -6,12 +6,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use meridian_conflict::Route;
 
 use super::Door;
-use super::params::Stream;
 use super::problem::Problem;
-use super::views::{HealthView, HomeView};
+use super::views::HealthView;
 use crate::{DigestEntry, NodeStatus};
 
 /// Says what this node knows of itself and its federation
@@ -38,33 +36,6 @@ pub(super) async fn status(State(door): State<Door>) -> Json<NodeStatus> {
 )]
 pub(super) async fn digest(State(door): State<Door>) -> Json<Vec<DigestEntry>> {
     Json(door.backend.digest())
-}
-
-/// Says which region orders a stream
-#[utoipa::path(
-    get,
-    path = "/v1/homes/{stream}",
-    operation_id = "get_home",
-    tag = "operations",
-    params(("stream" = String, Path, description = "The stream's name, percent-encoded")),
-    responses(
-        (status = 200, description = "Its home and epoch", body = HomeView),
-        (status = 400, description = "`invalid`: no stream can have this name", body = Problem, content_type = "application/problem+json"),
-    )
-)]
-pub(super) async fn home(State(door): State<Door>, Stream(stream): Stream) -> Json<HomeView> {
-    let policies = door.backend.categories();
-    let policy = policies.get(stream.category()).cloned().unwrap_or_default();
-    let home = match door.backend.route(&stream) {
-        Route::Home(region) => Some(door.region_name(region)),
-        Route::Anywhere => None,
-    };
-    Json(HomeView {
-        stream: stream.to_string(),
-        mode: policy.mode.into(),
-        home,
-        epoch: door.backend.epoch().into(),
-    })
 }
 
 /// Says that the process runs

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::Door;
 use super::session::SESSION_HEADER;
 use super::views::{EpochView, EventView};
-use crate::{ProjectionError, WhyError};
+use crate::{MoveError, ProjectionError, WhyError};
 
 /// What went wrong, in one word that does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -291,6 +291,7 @@ impl Problem {
                 retry_after_ms: Some(*retry_after_ms),
                 ..More::default()
             }),
+            ReadError::NotHome { .. } => Self::new(Code::NotHome, detail),
         }
     }
 
@@ -322,6 +323,17 @@ impl Problem {
             }
             ProjectionError::Query(_) => Self::invalid(detail),
             ProjectionError::Append(error) => Self::of_append(error, door),
+        }
+    }
+
+    /// The answer to homes that were not moved.
+    pub(super) fn of_move(error: &MoveError) -> Self {
+        let detail = error.to_string();
+        match error {
+            MoveError::Invalid(_) => Self::invalid(detail),
+            MoveError::Conflict(_) => Self::new(Code::Conflict, detail),
+            MoveError::Unavailable(_) => Self::unavailable(detail, 1000),
+            MoveError::Unknown(_) => Self::new(Code::Indeterminate, detail),
         }
     }
 

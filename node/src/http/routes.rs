@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use super::problem::Problem;
 use super::{
-    Door, append, categories, consumers, events, openapi, operations, projections, settling,
+    Door, append, categories, consumers, events, homes, openapi, operations, projections, settling,
     stream, why,
 };
 use crate::metrics::{HttpRequest, HttpRoute};
@@ -32,7 +32,9 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
         ("/v1/status", get(operations::status)),
         ("/v1/digest", get(operations::digest)),
         ("/v1/why/order", get(why::order)),
-        ("/v1/homes/{stream}", get(operations::home)),
+        ("/v1/homes", get(homes::list).post(homes::move_many)),
+        ("/v1/homes/{stream}", get(homes::home)),
+        ("/v1/homes/{stream}/move", post(homes::move_one)),
         ("/v1/categories", get(categories::list)),
         (
             "/v1/categories/{category}",

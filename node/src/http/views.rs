@@ -225,6 +225,8 @@ pub(super) struct HomeView {
     pub(super) home: Option<String>,
     /// Since which epoch.
     pub(super) epoch: EpochView,
+    /// The region that it comes from, while that has not handed it over; null otherwise.
+    pub(super) moving_from: Option<String>,
 }
 
 /// How writes to a category's streams are settled.

@@ -15,8 +15,7 @@ use std::sync::{Arc, RwLock};
 
 use meridian_client::{AppendError, AppendRequest, Appended, Durability, Expected};
 use meridian_clock::{Epoch, Incarnation, LogId, Position, Promise, RegionId, Timestamp};
-use meridian_conflict::{Policies, Route};
-use meridian_event::{BlockBuilder, Revision};
+use meridian_event::{BlockBuilder, Revision, StreamId};
 use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{CommitError, Store, SubmitError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -26,6 +25,8 @@ use tracing::{debug, error};
 
 use self::promises::Marks;
 use self::recall::{Recall, Repeat};
+use crate::control::Federation;
+use crate::homes::{Homes, Place};
 use crate::identity::FirstWrite;
 use crate::metrics::Metrics;
 use crate::node::read_lock;
@@ -73,7 +74,7 @@ pub(crate) struct Tools {
     pub(crate) incarnation: Incarnation,
     pub(crate) store: Arc<Store>,
     pub(crate) time: Arc<TimeKeeper>,
-    pub(crate) policies: Arc<Policies>,
+    pub(crate) homes: Arc<Homes>,
     /// Why no position may be given out now, if so.
     pub(crate) shut: Arc<RwLock<Option<String>>>,
     pub(crate) first_write: Arc<FirstWrite>,
@@ -212,11 +213,16 @@ impl Task {
         let mut waiting = Waiting::new();
         let number = self.submitted_blocks + 1;
         let mut next = Some(first);
+        // One for the whole block, but for what stands behind a transfer: by then its decision counts.
+        let mut federation = self.tools.homes.federation();
         while let Some(Command { request, answer }) = next {
+            if request.stream.is_internal() {
+                federation = self.tools.homes.federation();
+            }
             let at = head.position.plus(1 + u64::from(block.count()));
             let outcome = match &shut {
                 Some(reason) => Outcome::Refused(unavailable(reason.clone())),
-                None => match self.decide(&request, at, stamped, number) {
+                None => match self.decide(&federation, &request, at, stamped, number) {
                     Ok(Decision::Answer(outcome)) => outcome,
                     Ok(Decision::Write {
                         appended,
@@ -288,6 +294,7 @@ impl Task {
     // Decides one request. What it writes is remembered at once, as part of block `number`.
     fn decide(
         &mut self,
+        federation: &Federation,
         request: &AppendRequest,
         at: Position,
         stamped: Timestamp,
@@ -295,7 +302,21 @@ impl Task {
     ) -> Result<Decision, AppendError> {
         let log = self.tools.log;
         let own = log.origin;
-        match self.recall.repeat(&self.tools.store, log, request)? {
+        let place = self
+            .tools
+            .homes
+            .place(federation, &request.stream)
+            .map_err(|error| unavailable(error.to_string()))?;
+        let change = match place {
+            Place::Here { change } => change,
+            _ => 0,
+        };
+        // What was moved here may have been recorded elsewhere.
+        let logs = match change {
+            0 => vec![log],
+            _ => self.tools.homes.logs(log.partition),
+        };
+        match self.recall.repeat(&self.tools.store, &logs, request)? {
             Repeat::New => {}
             Repeat::Again(appended) => {
                 reached("an append was answered from the memory of its ids");
@@ -304,11 +325,23 @@ impl Task {
                 )));
             }
         }
-        let shared = self.tools.policies.route(&request.stream) == Route::Anywhere;
+        let shared = place == Place::Anywhere;
+        match place {
+            Place::Elsewhere { home, epoch } if !planted(Bug::SecondHome) => {
+                reached("a request found that its stream had moved");
+                return Err(AppendError::NotHome {
+                    stream: request.stream.clone(),
+                    home,
+                    epoch,
+                });
+            }
+            Place::Coming { from } => return Err(coming(&request.stream, from)),
+            _ => {}
+        }
         let written_by = shared.then_some(own);
-        let actual = self
-            .recall
-            .last_revision(&self.tools.store, &request.stream, written_by)?;
+        let actual =
+            self.recall
+                .last_revision(&self.tools.store, &request.stream, written_by, change)?;
         if shared && request.expected != Expected::Any {
             return Err(AppendError::Invalid {
                 reason: format!(
@@ -341,7 +374,7 @@ impl Task {
             durability: Durability::Region,
             could_strand: self.tools.members > 1,
         };
-        self.recall.wrote(number, request, &appended);
+        self.recall.wrote(number, change, request, &appended);
         Ok(Decision::Write {
             appended,
             timestamp,
@@ -371,6 +404,14 @@ enum Decision {
         appended: Appended,
         timestamp: Timestamp,
     },
+}
+
+/// Why `stream`, which is being moved here from region `from`, cannot be written yet.
+pub(crate) fn coming(stream: &StreamId, from: RegionId) -> AppendError {
+    unavailable(format!(
+        "stream {stream} is being moved here from region {from}, whose last events of it are not \
+         here yet"
+    ))
 }
 
 fn unavailable(reason: String) -> AppendError {

@@ -116,6 +116,8 @@ fn send(waiting: Waiting, failure: Option<&CommitError>) {
 struct Head {
     revision: Revision,
     block: u64,
+    // The change that had brought the stream here. After another one, others have written it.
+    change: u64,
 }
 
 struct InFlight {
@@ -168,19 +170,19 @@ impl Recall {
         }
     }
 
-    /// Whether `request` repeats events that were recorded in `log` before.
+    /// Whether `request` repeats events that were recorded before in one of `logs`.
     ///
     /// # Errors
     /// When only some were, or they stand in another stream, or the log cannot be read.
     pub(super) fn repeat(
         &self,
         store: &Store,
-        log: LogId,
+        logs: &[LogId],
         request: &AppendRequest,
     ) -> Result<Repeat, AppendError> {
         let mut found = Vec::new();
         for event in &request.events {
-            if let Some(earlier) = self.find(store, log, event.id)? {
+            if let Some(earlier) = self.find(store, logs, event.id)? {
                 found.push(earlier);
             } else if !found.is_empty() {
                 break;
@@ -211,7 +213,7 @@ impl Recall {
     fn find(
         &self,
         store: &Store,
-        log: LogId,
+        logs: &[LogId],
         id: EventId,
     ) -> Result<Option<(Dot, StreamId, Revision, Timestamp)>, AppendError> {
         if let Some(event) = self.in_flight.get(&id) {
@@ -222,13 +224,20 @@ impl Recall {
                 event.timestamp,
             )));
         }
-        let found = store
-            .find_event(id, Some(log))
-            .map_err(|error| unavailable(error.to_string()))?;
-        Ok(found.map(|found| (found.dot, found.stream, found.revision, found.timestamp)))
+        for log in logs {
+            let found = store
+                .find_event(id, Some(*log))
+                .map_err(|error| unavailable(error.to_string()))?;
+            if let Some(found) = found {
+                let place = (found.dot, found.stream, found.revision, found.timestamp);
+                return Ok(Some(place));
+            }
+        }
+        Ok(None)
     }
 
     /// The last revision of `stream` (of those written by `origin`, if given), in flight included.
+    /// `change` is what brought the stream here.
     ///
     /// # Errors
     /// When the log cannot be read.
@@ -237,23 +246,32 @@ impl Recall {
         store: &Store,
         stream: &StreamId,
         origin: Option<RegionId>,
+        change: u64,
     ) -> Result<Option<Revision>, AppendError> {
         if let Some(head) = self.heads.get(stream)
+            && head.change == change
             && !planted(Bug::StaleHead)
         {
             return Ok(Some(head.revision));
         }
         let last = store
-            .stream_last(stream, origin)
+            .stream_last(stream, origin, origin.is_none())
             .map_err(|error| unavailable(error.to_string()))?;
         Ok(last.map(|last| last.revision))
     }
 
-    /// Remembers what block `number` will hold.
-    pub(super) fn wrote(&mut self, number: u64, request: &AppendRequest, appended: &Appended) {
+    /// Remembers what block `number` will hold, of a stream that `change` brought here.
+    pub(super) fn wrote(
+        &mut self,
+        number: u64,
+        change: u64,
+        request: &AppendRequest,
+        appended: &Appended,
+    ) {
         let head = Head {
             revision: appended.last_revision,
             block: number,
+            change,
         };
         self.heads.insert(request.stream.clone(), head);
         let revisions = appended.first_revision.0..;

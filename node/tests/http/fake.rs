@@ -11,13 +11,16 @@ use meridian_client::{
     ReadError, SessionToken, StreamPage, StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
-use meridian_conflict::{CategoryPolicy, HomeRule, Mode, Route};
+use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
 use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
 use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
 use meridian_node::session::{Seen, SessionSeal};
-use meridian_node::{DigestEntry, NodeStatus, OrderReason, Projections, Watermarks, WhyError};
+use meridian_node::{
+    ControlStatus, DigestEntry, MoveError, NodeStatus, OrderReason, Projections, StreamHome,
+    Watermarks, WhyError,
+};
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -292,6 +295,7 @@ impl Backend for Fake {
                 partitions: Vec::new(),
                 held_back: Vec::new(),
             },
+            control: ControlStatus::default(),
             events: self.events.lock().unwrap().len() as u64,
             refusing: None,
             damaged: Vec::new(),
@@ -327,15 +331,41 @@ impl Backend for Fake {
         BTreeMap::from([(US, "us-east".to_owned()), (EU, "eu-west".to_owned())])
     }
 
-    fn epoch(&self) -> Epoch {
-        Epoch { major: 2, minor: 1 }
+    fn stream_home(&self, stream: &StreamId) -> StreamHome {
+        let home = (stream.category() != "cart").then_some(EU);
+        StreamHome {
+            stream: stream.clone(),
+            home,
+            epoch: Epoch { major: 2, minor: 1 },
+            moving_from: None,
+        }
     }
 
-    fn route(&self, stream: &StreamId) -> Route {
-        match stream.category() {
-            "cart" => Route::Anywhere,
-            _ => Route::Home(EU),
-        }
+    fn moved_streams(&self, after: Option<&StreamId>, limit: usize) -> Vec<StreamHome> {
+        let names = (1..=3).map(|number| format!("order-{number}"));
+        let streams = names.map(|name| StreamId::new(&name).unwrap());
+        let wanted = streams.filter(|stream| after.is_none_or(|after| stream > after));
+        wanted
+            .take(limit)
+            .map(|stream| self.stream_home(&stream))
+            .collect()
+    }
+
+    fn move_homes(
+        &self,
+        streams: Vec<StreamId>,
+        to: String,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<Vec<StreamHome>, MoveError>> {
+        let said = "as the test wants it".to_owned();
+        let moved = match to.as_str() {
+            "eu-west" => Ok(streams.iter().map(|it| self.stream_home(it)).collect()),
+            "busy" => Err(MoveError::Conflict(said)),
+            "down" => Err(MoveError::Unavailable(said)),
+            "unsure" => Err(MoveError::Unknown(said)),
+            _ => Err(MoveError::Invalid(said)),
+        };
+        Box::pin(std::future::ready(moved))
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {

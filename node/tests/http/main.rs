@@ -8,6 +8,7 @@ mod appends;
 mod description;
 mod fake;
 mod follow;
+mod homes;
 mod node;
 mod operations;
 mod problems;

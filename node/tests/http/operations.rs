@@ -1,27 +1,8 @@
-//! Status, digest, homes, categories, health and metrics.
+//! Status, digest, categories, health and metrics.
 
 use serde_json::json;
 
 use crate::fake::{Served, json, problem};
-
-#[tokio::test]
-async fn a_home_has_its_region_and_epoch() {
-    let served = Served::new().await;
-    let home = async |path: &str| json(served.get(path).send().await.unwrap()).await;
-    assert_eq!(
-        home("/v1/homes/order-1").await,
-        json!({
-            "stream": "order-1", "mode": "home", "home": "eu-west",
-            "epoch": {"major": 2, "minor": 1},
-        })
-    );
-    assert_eq!(
-        home("/v1/homes/cart-1").await,
-        json!({
-            "stream": "cart-1", "mode": "crdt", "home": null, "epoch": {"major": 2, "minor": 1},
-        })
-    );
-}
 
 #[tokio::test]
 async fn policies_are_listed_and_the_default_is_home_by_hash() {

@@ -64,6 +64,8 @@ bugs! {
     StaleHead, "stale-head", "A stream's revision is looked up in what is committed, without what is in flight.";
     AnswerFailed, "answer-failed", "Appends whose block could not be written are answered as if it had been.";
     ReadBehind, "read-behind", "A read with a session's token is answered whether or not the region has caught up.";
+    OpenEarly, "open-early", "A stream's new home takes writes before it holds what the old one wrote.";
+    KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
 }
 

@@ -248,7 +248,7 @@ fn a_killed_process_leaves_a_log_that_opens_where_it_stopped() {
     );
     assert!(
         store
-            .stream_last(&stream("order-0"), None)
+            .stream_last(&stream("order-0"), None, false)
             .expect("readable")
             .is_some()
     );

@@ -216,6 +216,7 @@ proptest! {
                 direction: Direction::Forwards,
                 limit: 1000,
                 bytes_max: 1 << 20,
+                in_turn: false,
             };
             let read = store.read_stream(&name, range).map_or(Vec::new(), |it| it);
             let revisions: Vec<u64> = read.iter().map(|event| event.revision.0).collect();
@@ -405,12 +406,13 @@ fn a_wiped_stretch_of_several_blocks_is_put_back_block_by_block() {
             let name = stream(&format!("order-{number}"));
             // With the index gone too, which events were there cannot be told: neither the last
             // one of a stream, nor what comes after a gap.
-            let last = store.stream_last(&name, None);
+            let last = store.stream_last(&name, None, false);
             let range = StreamRange {
                 from: Revision(0),
                 direction: Direction::Forwards,
                 limit: 1000,
                 bytes_max: 1 << 20,
+                in_turn: false,
             };
             let read = store.read_stream(&name, range).map_or(Vec::new(), |it| it);
             let revisions: Vec<u64> = read.iter().map(|event| event.revision.0).collect();

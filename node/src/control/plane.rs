@@ -1,0 +1,720 @@
+//! Decisions by Raft, among one node of each region.
+//!
+//! Who votes is a *life* of a region: a node that lost its disk may have forgotten whom it voted for,
+//! so it never votes under its old number again. It draws a new one and asks the leader to put that in
+//! the old one's place.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use meridian_clock::RegionId;
+use meridian_replication::Links;
+use meridian_store::Disk;
+use openraft::error::{
+    ClientWriteError, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError,
+    Unreachable,
+};
+use openraft::impls::OneshotResponder;
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
+};
+use openraft::{
+    ChangeMembers, Config, EmptyNode, Entry, RaftNetwork, RaftNetworkFactory, RaftTypeConfig,
+    SnapshotPolicy,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{debug, error, info, warn};
+
+use super::federation::{Command, Federation, Foundation, Outcome};
+use super::kept::{KEEP, Kept, OpenError, SNAPSHOT_EVERY};
+use super::runtime::{SeamRuntime, with_random};
+use super::{Consensus, ProposeError, Standing};
+use crate::projections::Lane;
+use crate::seams::{BoxFuture, Random};
+
+/// How often the leader is heard. Regions lie up to some hundred milliseconds apart.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long a leader is silent before another region wants to lead: three heartbeats at least.
+const ELECTION: (Duration, Duration) = (Duration::from_millis(1500), Duration::from_millis(3000));
+/// How long one question to a peer may take.
+const ASK_WITHIN: Duration = Duration::from_secs(2);
+/// How long a leader may take to put a new life in an old one's place.
+const REPLACE_WITHIN: Duration = Duration::from_secs(10);
+/// How often what did not work is tried again.
+const AGAIN_EVERY: Duration = Duration::from_secs(1);
+/// How long before it is started anew after its disk failed.
+const RESTART_AFTER: Duration = Duration::from_secs(5);
+/// How long a proposal waits for a leader to be known before it looks again.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Room for what a restart draws at random within a region's number.
+const LIFE_BITS: u32 = 48;
+
+/// The types that the library is told of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Types;
+
+impl RaftTypeConfig for Types {
+    type D = Command;
+    type R = Outcome;
+    type NodeId = u64;
+    type Node = EmptyNode;
+    type Entry = Entry<Self>;
+    type SnapshotData = std::io::Cursor<Vec<u8>>;
+    type AsyncRuntime = SeamRuntime;
+    type Responder = OneshotResponder<Self>;
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Found(_) => out.write_str("found the federation"),
+            Self::Move { streams, to } => {
+                write!(out, "move {} streams to region {to}", streams.len())
+            }
+            Self::Declined { change, .. } => write!(out, "decline a part of change {change}"),
+            Self::Opened { change } => write!(out, "the homes of change {change} are open"),
+        }
+    }
+}
+
+/// A voter's number: its region, and which life of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Life(pub(super) u64);
+
+impl Life {
+    // The one that every region begins with.
+    fn first(region: RegionId) -> Self {
+        Self(u64::from(region.0) << LIFE_BITS)
+    }
+
+    fn drawn(region: RegionId, random: &dyn Random) -> Self {
+        let mut bytes = [0; 8];
+        random.fill(&mut bytes);
+        let drawn = u64::from_le_bytes(bytes) >> (u64::BITS - LIFE_BITS);
+        Self(Self::first(region).0 | drawn.max(1))
+    }
+
+    fn region(self) -> RegionId {
+        RegionId(u16::try_from(self.0 >> LIFE_BITS).unwrap_or(u16::MAX))
+    }
+}
+
+// What one node asks another.
+#[derive(Serialize, Deserialize)]
+struct Question {
+    // Whom it is meant for, unless it is for whoever leads.
+    to: Option<u64>,
+    what: Asked,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Asked {
+    Append(AppendEntriesRequest<Types>),
+    Vote(VoteRequest<u64>),
+    Snapshot(InstallSnapshotRequest<Types>),
+    Propose(Command),
+    // Put this life in the place of the asking region's other ones.
+    Replace(u64),
+    // Tell what is decided, to one that does not vote.
+    Tell,
+}
+
+#[derive(Serialize, Deserialize)]
+enum Answer {
+    Append(Result<AppendEntriesResponse<u64>, RaftError<u64>>),
+    Vote(Result<VoteResponse<u64>, RaftError<u64>>),
+    Snapshot(Result<InstallSnapshotResponse<u64>, RaftError<u64, InstallSnapshotError>>),
+    // The outcome, and the log's index at which it was decided.
+    Decided(Outcome, u64),
+    // Not decided; perhaps this one leads.
+    NotLeader(Option<u64>),
+    Unknown(String),
+    Replaced,
+    Told(Box<Federation>),
+    // The question was for another life, or cannot be read.
+    Wrong(String),
+}
+
+/// What a control plane is made of.
+pub(crate) struct Setup {
+    /// This node's region.
+    pub(crate) region: RegionId,
+    /// What it founds the federation on, if it is the first.
+    pub(crate) foundation: Foundation,
+    /// Where it keeps what is decided.
+    pub(crate) disk: Arc<dyn Disk>,
+    /// Where it writes.
+    pub(crate) lane: Lane,
+    /// Where it draws from.
+    pub(crate) random: Arc<dyn Random>,
+    /// Whether this disk may have forgotten what was decided.
+    pub(crate) lost: bool,
+    /// Ends it.
+    pub(crate) tasks: CancellationToken,
+    /// Counts its tasks.
+    pub(crate) tracker: TaskTracker,
+}
+
+struct Running {
+    raft: openraft::Raft<Types>,
+    life: Life,
+}
+
+struct Shared {
+    setup: Setup,
+    // The links hold the door through which peers come in here.
+    links: OnceLock<Weak<Links>>,
+    told: watch::Sender<Arc<Federation>>,
+    running: Mutex<Option<Running>>,
+    error: Mutex<Option<String>>,
+}
+
+/// The control plane by Raft.
+#[derive(Clone)]
+pub(crate) struct Plane(Arc<Shared>);
+
+impl Plane {
+    /// A control plane that does nothing before [`Plane::start`].
+    pub(crate) fn new(setup: Setup) -> Self {
+        Self(Arc::new(Shared {
+            setup,
+            links: OnceLock::new(),
+            told: watch::Sender::default(),
+            running: Mutex::new(None),
+            error: Mutex::new(Some("the node has only just started".to_owned())),
+        }))
+    }
+
+    /// Starts it over `links`. What was decided before is known when this returns.
+    pub(crate) async fn start(&self, links: &Arc<Links>) {
+        let shared = &self.0;
+        if shared.links.set(Arc::downgrade(links)).is_err() {
+            return;
+        }
+        shared.open().await;
+        let keep = keep(Arc::clone(shared));
+        shared.setup.tracker.spawn(keep);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    fn raft(&self) -> Option<(openraft::Raft<Types>, Life)> {
+        let running = lock(&self.running);
+        running
+            .as_ref()
+            .map(|running| (running.raft.clone(), running.life))
+    }
+
+    fn say(&self, reason: Option<String>) {
+        *lock(&self.error) = reason;
+    }
+
+    async fn open(self: &Arc<Self>) {
+        let opened = with_random(Arc::clone(&self.setup.random), self.try_open()).await;
+        match opened {
+            Ok(running) => {
+                self.say(None);
+                *lock(&self.running) = Some(running);
+            }
+            Err(reason) => {
+                error!(%reason, "the control plane does not start; it is tried again");
+                self.say(Some(reason));
+            }
+        }
+    }
+
+    async fn try_open(self: &Arc<Self>) -> Result<Running, String> {
+        let setup = &self.setup;
+        let life = || match setup.lost {
+            true => Life::drawn(setup.region, &*setup.random).0,
+            false => Life::first(setup.region).0,
+        };
+        let kept = Kept::open(&setup.disk, setup.lane, life, self.told.clone());
+        let kept = kept.map_err(|error| explain(&error))?;
+        let life = Life(kept.life());
+        let config = Config {
+            cluster_name: "meridian".to_owned(),
+            heartbeat_interval: millis(HEARTBEAT),
+            election_timeout_min: millis(ELECTION.0),
+            election_timeout_max: millis(ELECTION.1),
+            install_snapshot_timeout: millis(ASK_WITHIN),
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_EVERY),
+            max_in_snapshot_log_to_keep: KEEP,
+            replication_lag_threshold: SNAPSHOT_EVERY * 2,
+            ..Config::default()
+        };
+        let config = config.validate().map_err(|error| error.to_string())?;
+        let is_first = kept.is_untouched() && life == Life::first(setup.region);
+        let network = Network(Arc::clone(self));
+        let raft = openraft::Raft::new(life.0, Arc::new(config), network, kept.clone(), kept)
+            .await
+            .map_err(|error| error.to_string())?;
+        if is_first {
+            let members = setup.foundation.members.keys();
+            let voters: BTreeSet<u64> = members.map(|region| Life::first(*region).0).collect();
+            if let Err(error) = raft.initialize(voters).await {
+                debug!(%error, "the control plane was begun by another region");
+            }
+        }
+        Ok(Running { raft, life })
+    }
+
+    // Whether this node's life is among the voters, as far as it knows.
+    fn is_voter(&self) -> bool {
+        self.raft().is_some_and(|(raft, life)| {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            let mut voters = metrics.membership_config.voter_ids();
+            voters.any(|voter| voter == life.0)
+        })
+    }
+
+    async fn ask(&self, peer: RegionId, question: &Question) -> Result<Answer, Unanswered> {
+        let links = self.links.get().and_then(Weak::upgrade);
+        let links = links.ok_or_else(|| Unanswered("the links are down".to_owned()))?;
+        let bytes = postcard::to_stdvec(question).map_err(|error| Unanswered(error.to_string()))?;
+        let answer = links
+            .ask(peer, bytes.into(), ASK_WITHIN)
+            .await
+            .map_err(|error| Unanswered(error.to_string()))?;
+        postcard::from_bytes(&answer).map_err(|error| Unanswered(error.to_string()))
+    }
+
+    async fn answer(self: Arc<Self>, from: RegionId, question: Bytes) -> Answer {
+        let question: Question = match postcard::from_bytes(&question) {
+            Ok(question) => question,
+            Err(error) => return Answer::Wrong(error.to_string()),
+        };
+        let Some((raft, life)) = self.raft() else {
+            return Answer::Wrong("the control plane does not run here now".to_owned());
+        };
+        if question.to.is_some_and(|to| to != life.0) {
+            return Answer::Wrong("this node has begun a new life".to_owned());
+        }
+        match question.what {
+            Asked::Append(request) => Answer::Append(raft.append_entries(request).await),
+            Asked::Vote(request) => Answer::Vote(raft.vote(request).await),
+            Asked::Snapshot(request) => Answer::Snapshot(raft.install_snapshot(request).await),
+            Asked::Propose(command) => {
+                let decided = timeout_at(Instant::now() + ASK_WITHIN, decide(&raft, command)).await;
+                decided.unwrap_or_else(|_| Answer::Unknown("it took too long".to_owned()))
+            }
+            Asked::Replace(life) if Life(life).region() == from => {
+                self.replace(&raft, Life(life)).await
+            }
+            Asked::Replace(_) => Answer::Wrong("a region speaks for itself only".to_owned()),
+            Asked::Tell => Answer::Told(Box::new(Federation::clone(&self.told.borrow()))),
+        }
+    }
+
+    // Puts `life` in the place of its region's earlier ones.
+    async fn replace(&self, raft: &openraft::Raft<Types>, life: Life) -> Answer {
+        let voters: BTreeSet<u64> = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            metrics.membership_config.voter_ids().collect()
+        };
+        if voters.contains(&life.0) {
+            return Answer::Replaced;
+        }
+        let of_region = |voter: &&u64| Life(**voter).region() == life.region();
+        let old: BTreeSet<u64> = voters.iter().filter(of_region).copied().collect();
+        if old.is_empty() {
+            return Answer::Wrong("this region is not a member".to_owned());
+        }
+        let change = async {
+            raft.add_learner(life.0, EmptyNode {}, true).await?;
+            let mut voters = &voters - &old;
+            voters.insert(life.0);
+            raft.change_membership(ChangeMembers::ReplaceAllVoters(voters), false)
+                .await
+        };
+        match timeout_at(Instant::now() + REPLACE_WITHIN, change).await {
+            Ok(Ok(_)) => {
+                info!(region = %life.region(), "a region that lost its disk votes again");
+                Answer::Replaced
+            }
+            Ok(Err(error)) => leader_or(&error, error.forward_to_leader().map(|to| to.leader_id)),
+            Err(_) => Answer::Unknown("it took too long".to_owned()),
+        }
+    }
+}
+
+fn leader_or(error: &impl fmt::Display, forward: Option<Option<u64>>) -> Answer {
+    match forward {
+        Some(leader) => Answer::NotLeader(leader),
+        None => Answer::Unknown(error.to_string()),
+    }
+}
+
+async fn decide(raft: &openraft::Raft<Types>, command: Command) -> Answer {
+    match raft.client_write(command).await {
+        Ok(written) => Answer::Decided(written.data, written.log_id.index),
+        Err(error) => {
+            let forward = match &error {
+                RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => Some(to.leader_id),
+                _ => None,
+            };
+            leader_or(&error, forward)
+        }
+    }
+}
+
+// Keeps the control plane running: begins it anew when its disk failed, founds the federation, and
+// asks for a vote where this node lost its own.
+async fn keep(shared: Arc<Shared>) {
+    loop {
+        let pause = match shared.raft() {
+            None => RESTART_AFTER,
+            Some(_) => AGAIN_EVERY,
+        };
+        tokio::select! {
+            biased;
+            () = shared.setup.tasks.cancelled() => break,
+            () = sleep(pause) => {}
+        }
+        let Some((raft, life)) = shared.raft() else {
+            shared.open().await;
+            continue;
+        };
+        let (state, leader) = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.running_state.clone(), metrics.current_leader)
+        };
+        if let Err(fatal) = state {
+            error!(%fatal, "the control plane stopped on this node; it is started anew");
+            shared.say(Some(fatal.to_string()));
+            // Its error is the one that was just said.
+            drop(raft.shutdown().await);
+            *lock(&shared.running) = None;
+            continue;
+        }
+        let leader = leader.map(|leader| Life(leader).region());
+        if !shared.is_voter() {
+            listen(&shared).await;
+            join(&shared, life, leader).await;
+        } else if leader == Some(shared.setup.region) && shared.told.borrow().foundation.is_none() {
+            let found = Command::Found(shared.setup.foundation.clone());
+            let within = timeout_at(Instant::now() + ASK_WITHIN, decide(&raft, found)).await;
+            if !matches!(within, Ok(Answer::Decided(..))) {
+                debug!("the federation is not founded yet");
+            }
+        }
+    }
+    if let Some((raft, _)) = shared.raft()
+        && let Err(error) = raft.shutdown().await
+    {
+        warn!(%error, "the control plane did not end in order");
+    }
+    *lock(&shared.running) = None;
+}
+
+// Learns from peers what is decided, for a node that does not vote: it may never do so again where too
+// few are left to decide that. Decisions are one line, so whoever knows more knows all that others do.
+async fn listen(shared: &Arc<Shared>) {
+    let members = shared.setup.foundation.members.keys().copied();
+    for peer in members.filter(|member| *member != shared.setup.region) {
+        let question = Question {
+            to: None,
+            what: Asked::Tell,
+        };
+        if let Ok(Answer::Told(federation)) = shared.ask(peer, &question).await {
+            super::kept::tell(&shared.told, Arc::new(*federation));
+        }
+    }
+}
+
+// Asks whoever leads for a vote under our new number.
+async fn join(shared: &Arc<Shared>, life: Life, leader: Option<RegionId>) {
+    let members = shared.setup.foundation.members.keys().copied();
+    let others = members.filter(|member| *member != shared.setup.region);
+    let asked: Vec<RegionId> = match leader {
+        Some(leader) if leader != shared.setup.region => vec![leader],
+        _ => others.collect(),
+    };
+    for peer in asked {
+        let question = Question {
+            to: None,
+            what: Asked::Replace(life.0),
+        };
+        let answer = shared.ask(peer, &question).await;
+        let reason = match answer {
+            Ok(Answer::Replaced) => {
+                info!(%peer, "this region votes again");
+                return;
+            }
+            Ok(Answer::NotLeader(_)) => continue,
+            Ok(Answer::Wrong(reason) | Answer::Unknown(reason)) | Err(Unanswered(reason)) => reason,
+            Ok(_) => "the answer has no place here".to_owned(),
+        };
+        debug!(%peer, reason, "this region does not vote yet");
+    }
+}
+
+impl Consensus for Plane {
+    fn federation(&self) -> watch::Receiver<Arc<Federation>> {
+        self.0.told.subscribe()
+    }
+
+    fn propose(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Outcome, ProposeError>> {
+        Box::pin(propose(&self.0, command, deadline))
+    }
+
+    fn answer(&self, from: RegionId, question: Bytes) -> BoxFuture<'static, Bytes> {
+        let answering = Arc::clone(&self.0).answer(from, question);
+        Box::pin(async move {
+            let answer = answering.await;
+            // An empty answer is one that the peer cannot read.
+            postcard::to_stdvec(&answer).unwrap_or_default().into()
+        })
+    }
+
+    fn standing(&self) -> Standing {
+        let mut standing = Standing {
+            error: lock(&self.0.error).clone(),
+            ..Standing::default()
+        };
+        if let Some((raft, _)) = self.0.raft() {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            let voters = metrics.membership_config.voter_ids();
+            let voters: BTreeSet<RegionId> = voters.map(|voter| Life(voter).region()).collect();
+            standing.leader = metrics.current_leader.map(|leader| Life(leader).region());
+            standing.term = metrics.current_term;
+            standing.voters = voters.into_iter().collect();
+            if let Err(fatal) = &metrics.running_state {
+                standing.error = Some(fatal.to_string());
+            }
+        }
+        standing
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            if let Some((raft, _)) = self.0.raft() {
+                // What it says has been said by the task that keeps it.
+                drop(raft.shutdown().await);
+            }
+        })
+    }
+}
+
+async fn propose(
+    shared: &Arc<Shared>,
+    command: Command,
+    deadline: Instant,
+) -> Result<Outcome, ProposeError> {
+    let mut maybe = None;
+    let mut hint = None;
+    let mut reason = "no region leads".to_owned();
+    loop {
+        let Some((raft, _)) = shared.raft() else {
+            reason = lock(&shared.error).clone().unwrap_or(reason);
+            return Err(ProposeError::Unavailable { reason });
+        };
+        let known = raft.metrics().borrow().current_leader;
+        let leader = hint.take().or(known).map(|leader| Life(leader).region());
+        let asking = async {
+            match leader {
+                None => Answer::NotLeader(None),
+                Some(leader) if leader == shared.setup.region => {
+                    decide(&raft, command.clone()).await
+                }
+                Some(leader) => {
+                    let question = Question {
+                        to: None,
+                        what: Asked::Propose(command.clone()),
+                    };
+                    match shared.ask(leader, &question).await {
+                        Ok(answer) => answer,
+                        Err(Unanswered(reason)) => Answer::Unknown(reason),
+                    }
+                }
+            }
+        };
+        match timeout_at(deadline, asking).await {
+            Ok(Answer::Decided(outcome, index)) => {
+                applied_here(&raft, index, deadline).await?;
+                return Ok(outcome);
+            }
+            Ok(Answer::NotLeader(leader)) => hint = leader,
+            Ok(Answer::Unknown(said)) => maybe = Some(said),
+            Ok(Answer::Wrong(said)) => reason = said,
+            Ok(_) => reason = "the answer has no place here".to_owned(),
+            Err(_) => maybe = Some("it took too long".to_owned()),
+        }
+        if Instant::now() + LOOK_AGAIN >= deadline {
+            return Err(match maybe {
+                Some(reason) => ProposeError::Unknown { reason },
+                None => ProposeError::Unavailable { reason },
+            });
+        }
+        sleep(LOOK_AGAIN).await;
+    }
+}
+
+// Waits until this node knows what was decided at `index`.
+async fn applied_here(
+    raft: &openraft::Raft<Types>,
+    index: u64,
+    deadline: Instant,
+) -> Result<(), ProposeError> {
+    let mut metrics = raft.metrics();
+    let has = metrics.wait_for(|it| it.last_applied.is_some_and(|at| at.index >= index));
+    match timeout_at(deadline, has).await {
+        Ok(Ok(_)) => Ok(()),
+        _ => Err(ProposeError::Unknown {
+            reason: "it is decided, but this node has not heard of it yet".to_owned(),
+        }),
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Unanswered(String);
+
+struct Network(Arc<Shared>);
+
+struct Peer {
+    shared: Arc<Shared>,
+    life: Life,
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: u64, _: &EmptyNode) -> Peer {
+        Peer {
+            shared: Arc::clone(&self.0),
+            life: Life(target),
+        }
+    }
+}
+
+type Failed<E> = RPCError<u64, EmptyNode, E>;
+
+impl Peer {
+    async fn ask<T, E: std::error::Error>(
+        &self,
+        what: Asked,
+        read: impl FnOnce(Answer) -> Option<Result<T, E>>,
+    ) -> Result<T, Failed<E>> {
+        let question = Question {
+            to: Some(self.life.0),
+            what,
+        };
+        let region = self.life.region();
+        let answer = self.shared.ask(region, &question).await;
+        // The library waits before it asks one again that is not there.
+        let answer = answer.map_err(|error| Unreachable::new(&error))?;
+        if let Answer::Wrong(reason) = answer {
+            return Err(Unreachable::new(&Unanswered(reason)).into());
+        }
+        match read(answer) {
+            Some(Ok(answer)) => Ok(answer),
+            Some(Err(error)) => Err(RemoteError::new(self.life.0, error).into()),
+            None => {
+                let error = Unanswered("the answer is to something else".to_owned());
+                Err(NetworkError::new(&error).into())
+            }
+        }
+    }
+}
+
+impl RaftNetwork<Types> for Peer {
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        _: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, Failed<RaftError<u64>>> {
+        self.ask(Asked::Append(request), |answer| match answer {
+            Answer::Append(answer) => Some(answer),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        request: InstallSnapshotRequest<Types>,
+        _: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, Failed<RaftError<u64, InstallSnapshotError>>> {
+        self.ask(Asked::Snapshot(request), |answer| match answer {
+            Answer::Snapshot(answer) => Some(answer),
+            _ => None,
+        })
+        .await
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<u64>,
+        _: RPCOption,
+    ) -> Result<VoteResponse<u64>, Failed<RaftError<u64>>> {
+        self.ask(Asked::Vote(request), |answer| match answer {
+            Answer::Vote(answer) => Some(answer),
+            _ => None,
+        })
+        .await
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn explain(error: &OpenError) -> String {
+    let mut said = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        said = format!("{said}: {error}");
+        cause = error.source();
+    }
+    said
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_life_belongs_to_its_region() {
+        let random = crate::seams::SystemRandom;
+        for region in [RegionId(0), RegionId(7), RegionId(u16::MAX)] {
+            let drawn = Life::drawn(region, &random);
+            assert_eq!(drawn.region(), region);
+            assert_ne!(drawn, Life::first(region));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn arbitrary_bytes_are_no_question_and_no_answer_that_panics(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            // What they are taken for, if for anything, is the library's to judge.
+            let _ = postcard::from_bytes::<Question>(&bytes).is_ok();
+            let _ = postcard::from_bytes::<Answer>(&bytes).is_ok();
+        }
+    }
+}

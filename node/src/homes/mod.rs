@@ -1,0 +1,336 @@
+//! Which region orders a stream, and whether this one may: the categories' rules, and the streams that
+//! were moved.
+//!
+//! The control plane says where a stream's home is. That alone lets nobody write: the old home may not
+//! have heard of it yet, and the new one may lack what the old one wrote. So a home is handed over in
+//! the logs themselves ([`transfer`]). The old home appends `$home-transfer` behind the last event that
+//! it will ever give a revision to, with how far it held the partition's other logs. The new home opens
+//! once it holds all of that. In between nobody writes; whoever wants to, waits.
+//!
+//! Start reading at [`Homes::place`].
+//!
+//! Always true (`one-home`): after its transfer a region gives out no revision of the stream, and before
+//! it holds that transfer, and all that came before it, no other region does.
+
+mod asked;
+mod transfer;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use meridian_clock::{Epoch, Hlc, LogId, Merge, PartitionId, Position, RegionId};
+use meridian_conflict::{Policies, Route};
+use meridian_event::{EventId, StreamId, partition_of};
+use meridian_points::{Bug, planted, reached};
+use meridian_store::{ReadError, Store};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+pub use self::asked::{MoveError, StreamHome};
+pub(crate) use self::transfer::hand_over;
+use crate::control::Federation;
+
+/// The category of the streams that transfers are written to. Every region writes its own there.
+const CATEGORY: &str = "$homes";
+/// The type of a transfer.
+const TRANSFER: &str = "$home-transfer";
+/// How much of a log is read to find one event.
+const ONE_BLOCK: usize = 1;
+/// How long a new home waits until its clock has passed the old one's stamps. A node that has just been
+/// started stamps up to a second ahead.
+const WAIT_FOR_CLOCK: Duration = Duration::from_secs(5);
+/// Names the ids of transfers, so that one that is repeated is not written twice.
+const NAMESPACE: Uuid = Uuid::from_u128(0x6b7d_31f0_55c2_4f0e_9a41_0d8e_2f1c_7730);
+
+/// The data of a `$home-transfer` event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Transfer {
+    /// The number of the decision that it follows.
+    pub(crate) change: u64,
+    /// The region that orders the streams from here on.
+    pub(crate) to: RegionId,
+    /// How far the old home held the other regions' logs of this partition, by region.
+    pub(crate) held: BTreeMap<RegionId, Position>,
+}
+
+/// Where a stream stands, for this region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Every region writes it.
+    Anywhere,
+    /// This region orders it.
+    Here {
+        /// The change that brought it here; zero if it was always here.
+        change: u64,
+    },
+    /// This region will order it once it holds what the old home wrote.
+    Coming {
+        /// The old home.
+        from: RegionId,
+    },
+    /// Another region orders it.
+    Elsewhere {
+        /// Which.
+        home: RegionId,
+        /// Since when.
+        epoch: Epoch,
+    },
+}
+
+/// How far what another region gave up has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// Its transfer, or something that it rests on, is not here.
+    NotYet,
+    /// All is here, and stamped so far ahead of our clock that nothing comes behind it for long.
+    TooFarAhead,
+    /// All is here, and our clock is past it.
+    Complete,
+}
+
+/// Where streams have their homes.
+pub(crate) struct Homes {
+    region: RegionId,
+    members: Vec<RegionId>,
+    partitions: u16,
+    policies: Arc<Policies>,
+    store: Arc<Store>,
+    federation: watch::Receiver<Arc<Federation>>,
+    hlc: Arc<Hlc>,
+    // What was seen to be complete, which it stays.
+    complete: Mutex<BTreeSet<(RegionId, u64, PartitionId)>>,
+}
+
+impl Homes {
+    pub(crate) fn new(
+        region: RegionId,
+        members: Vec<RegionId>,
+        partitions: u16,
+        policies: Arc<Policies>,
+        store: Arc<Store>,
+        hlc: Arc<Hlc>,
+        federation: watch::Receiver<Arc<Federation>>,
+    ) -> Self {
+        Self {
+            region,
+            members,
+            partitions,
+            policies,
+            store,
+            federation,
+            hlc,
+            complete: Mutex::default(),
+        }
+    }
+
+    /// What is decided now.
+    pub(crate) fn federation(&self) -> Arc<Federation> {
+        Arc::clone(&self.federation.borrow())
+    }
+
+    /// Changes when more is decided.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Federation>> {
+        self.federation.clone()
+    }
+
+    /// The logs of all members for `partition`.
+    pub(crate) fn logs(&self, partition: PartitionId) -> Vec<LogId> {
+        let members = self.members.iter();
+        members
+            .map(|member| LogId::new(*member, partition))
+            .collect()
+    }
+
+    /// Which region orders `stream`, and since when; `None` when every region writes it.
+    pub(crate) fn home(&self, stream: &StreamId) -> Option<(RegionId, Epoch)> {
+        self.home_in(&self.federation(), stream)
+    }
+
+    fn home_in(&self, federation: &Federation, stream: &StreamId) -> Option<(RegionId, Epoch)> {
+        if stream.category() == CATEGORY {
+            return None;
+        }
+        let Route::Home(rule) = self.policies.route(stream) else {
+            return None;
+        };
+        Some(match federation.moved.get(stream) {
+            Some(moved) => (moved.home, moved.epoch()),
+            None => (rule, Epoch::FIRST),
+        })
+    }
+
+    /// Where `stream` stands, by what `federation` says.
+    ///
+    /// # Errors
+    /// When the log that would tell cannot be read.
+    pub(crate) fn place(
+        &self,
+        federation: &Federation,
+        stream: &StreamId,
+    ) -> Result<Place, ReadError> {
+        let Some((home, epoch)) = self.home_in(federation, stream) else {
+            return Ok(Place::Anywhere);
+        };
+        let moved = federation.moved.get(stream);
+        if planted(Bug::KeepHome) && moved.is_some_and(|moved| moved.from == self.region) {
+            return Ok(Place::Here { change: 0 });
+        }
+        if home != self.region {
+            return Ok(Place::Elsewhere { home, epoch });
+        }
+        let Some(moved) = moved else {
+            return Ok(Place::Here { change: 0 });
+        };
+        let partition = stream.partition(self.partitions);
+        let is_here = self.all_complete(&moved.needs, partition)?;
+        if !is_here && !planted(Bug::OpenEarly) {
+            return Ok(Place::Coming { from: moved.from });
+        }
+        Ok(Place::Here {
+            change: moved.change,
+        })
+    }
+
+    /// How far what `from` gave up in `partition` by `change` has come.
+    fn arrival(
+        &self,
+        from: RegionId,
+        change: u64,
+        partition: PartitionId,
+    ) -> Result<Arrival, ReadError> {
+        let key = (from, change, partition);
+        let complete = || self.complete.lock().unwrap_or_else(PoisonError::into_inner);
+        if complete().contains(&key) {
+            return Ok(Arrival::Complete);
+        }
+        let log = LogId::new(from, partition);
+        let id = transfer_id(change, log);
+        let Some(found) = self.store.find_event(id, Some(log))? else {
+            return Ok(Arrival::NotYet);
+        };
+        let Some(transfer) = self.read_transfer(log, found.dot.position)? else {
+            return Ok(Arrival::NotYet);
+        };
+        let is_held = transfer.held.iter().all(|(region, position)| {
+            self.store.head(LogId::new(*region, partition)).position >= *position
+        });
+        if !is_held {
+            reached("a transfer was here before all that it rests on");
+            return Ok(Arrival::NotYet);
+        }
+        // Whatever is stamped here from now on comes behind it in the one order, and so does the
+        // transfer by which this region gives it up again.
+        if self.hlc.passed() < found.timestamp
+            && let Merge::TooFarAhead { by } = self.hlc.merge(found.timestamp)
+        {
+            return Ok(match by > WAIT_FOR_CLOCK {
+                true => Arrival::TooFarAhead,
+                false => Arrival::NotYet,
+            });
+        }
+        complete().insert(key);
+        Ok(Arrival::Complete)
+    }
+
+    // The transfer at `position` of `log`; `None` when what stands there is none.
+    fn read_transfer(&self, log: LogId, position: Position) -> Result<Option<Transfer>, ReadError> {
+        let before = Position(position.0.saturating_sub(1));
+        let blocks = self.store.read_log(log, before, ONE_BLOCK)?;
+        let Some(events) = blocks.first().map(meridian_event::Block::to_events) else {
+            return Ok(None);
+        };
+        // A block that the store gives has been checked when it was taken in.
+        let events = events.unwrap_or_default();
+        let event = events.iter().find(|it| it.dot.position == position);
+        Ok(event
+            .filter(|event| event.event_type.as_str() == TRANSFER)
+            .and_then(|event| serde_json::from_slice(&event.data).ok()))
+    }
+
+    // Whether all that these transfers stand for is here.
+    fn all_complete(
+        &self,
+        needs: &[(RegionId, u64)],
+        partition: PartitionId,
+    ) -> Result<bool, ReadError> {
+        for (from, change) in needs {
+            if self.arrival(*from, *change, partition)? != Arrival::Complete {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Why this region may not order anything yet: its own log tells of a decision that this node does
+    /// not know. It lost its disk, or an older one was put back.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(crate) fn ignorance(&self) -> Result<Option<String>, ReadError> {
+        let version = self.federation.borrow().version;
+        for partition in (0..self.partitions).map(PartitionId) {
+            let stream = stream_of(partition, self.partitions);
+            let Some(last) = self.store.stream_last(&stream, Some(self.region), false)? else {
+                continue;
+            };
+            let log = LogId::new(self.region, partition);
+            let transfer = self.read_transfer(log, last.dot.position)?;
+            if let Some(change) = transfer.map(|transfer| transfer.change)
+                && change > version
+            {
+                reached("a node that had forgotten decisions waited until it heard of them");
+                return Ok(Some(format!(
+                    "this region's log tells of decision {change} of the control plane, this node \
+                     knows only {version}; it waits until another region tells it"
+                )));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// The id of the event by which `log`'s region follows `change` there.
+fn transfer_id(change: u64, log: LogId) -> EventId {
+    let name = format!("{change} {log}");
+    EventId(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
+}
+
+/// The stream for transfers that lies in `partition`: the first such name that hashes there.
+fn stream_of(partition: PartitionId, partitions: u16) -> StreamId {
+    (0_u32..)
+        .map(|number| format!("{CATEGORY}-{number}"))
+        .find(|name| partition_of(name, partitions) == partition)
+        .and_then(|name| StreamId::new(&name).ok())
+        .expect("a hash reaches every partition within a few names")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_partition_has_a_stream_for_transfers() {
+        for partitions in [1, 4, 64] {
+            for partition in (0..partitions).map(PartitionId) {
+                let stream = stream_of(partition, partitions);
+                assert_eq!(stream.partition(partitions), partition);
+                assert!(stream.is_internal());
+            }
+        }
+    }
+
+    #[test]
+    fn a_transfers_data_is_written_as_it_ever_was() {
+        let transfer = Transfer {
+            change: 7,
+            to: RegionId(2),
+            held: BTreeMap::from([(RegionId(1), Position(90)), (RegionId(2), Position(0))]),
+        };
+        let text = r#"{"change":7,"to":2,"held":{"1":90,"2":0}}"#;
+        assert_eq!(serde_json::to_string(&transfer).expect("it encodes"), text);
+        let read: Transfer = serde_json::from_str(text).expect("it decodes");
+        assert_eq!(read, transfer);
+    }
+}

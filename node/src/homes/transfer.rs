@@ -1,0 +1,218 @@
+//! Hands homes over: gives up what this region loses, and says when it has opened what it gains.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use meridian_client::{AppendRequest, Durability, Expected};
+use meridian_clock::{LogId, PartitionId, RegionId};
+use meridian_event::{EventType, NewEvent};
+use meridian_points::{buggify, reached};
+use meridian_store::ReadError;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::{Arrival, Homes, TRANSFER, Transfer, stream_of, transfer_id};
+use crate::control::federation::Moved;
+use crate::control::{Command, Consensus, Federation};
+use crate::sequencer::{Outcome, Sequencer};
+
+/// How often a hand-over that waits for something is looked at again.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How long one step of it may take.
+const STEP_WITHIN: Duration = Duration::from_secs(5);
+
+// What a change moves between this region and others, by the other region and partition.
+type ByPartition<'a> = BTreeMap<(RegionId, PartitionId), Vec<&'a Moved>>;
+
+/// Hands over what the control plane decides to move, until `cancel`.
+pub(crate) async fn hand_over(
+    homes: Arc<Homes>,
+    sequencers: Vec<Arc<Sequencer>>,
+    consensus: Arc<dyn Consensus>,
+    cancel: CancellationToken,
+) {
+    let mut federation = homes.watch();
+    let mut given_up = BTreeSet::new();
+    loop {
+        let now = Arc::clone(&federation.borrow_and_update());
+        let work = async {
+            let gives = give_up(&homes, &sequencers, &now, &mut given_up).await;
+            let gains = say_opened(&homes, &*consensus, &now).await;
+            gives || gains
+        };
+        let is_waiting = tokio::select! {
+            biased;
+            () = cancel.cancelled() => return,
+            is_waiting = work => is_waiting,
+        };
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return,
+            changed = federation.changed() => if changed.is_err() { return },
+            () = sleep(LOOK_EVERY), if is_waiting => {}
+        }
+    }
+}
+
+// The changes under way, as far as `is_ours` says, each with what it moves.
+fn changes<'a>(
+    federation: &'a Federation,
+    partitions: u16,
+    is_ours: impl Fn(&Moved) -> bool,
+) -> BTreeMap<u64, (RegionId, ByPartition<'a>)> {
+    let mut changes: BTreeMap<u64, (RegionId, ByPartition<'a>)> = BTreeMap::new();
+    let under_way = federation.moved.iter().filter(|(_, moved)| !moved.opened);
+    for (stream, moved) in under_way.filter(|(_, moved)| is_ours(moved)) {
+        let (_, parts) = changes
+            .entry(moved.change)
+            .or_insert_with(|| (moved.home, BTreeMap::new()));
+        let part = (moved.from, stream.partition(partitions));
+        parts.entry(part).or_default().push(moved);
+    }
+    changes
+}
+
+// Writes the transfers of what this region loses. Whether some still wait.
+async fn give_up(
+    homes: &Homes,
+    sequencers: &[Arc<Sequencer>],
+    federation: &Federation,
+    given_up: &mut BTreeSet<(u64, PartitionId)>,
+) -> bool {
+    let ours = changes(federation, homes.partitions, |it| it.from == homes.region);
+    let mut is_waiting = false;
+    for (change, (to, parts)) in ours {
+        for ((_, partition), moves) in parts {
+            if given_up.contains(&(change, partition)) {
+                continue;
+            }
+            if buggify("a transfer is written late") {
+                is_waiting = true;
+                continue;
+            }
+            match write(homes, sequencers, change, to, partition, &moves).await {
+                Ok(()) => {
+                    info!(change, %partition, %to, "this region gave up the homes that it loses");
+                    given_up.insert((change, partition));
+                }
+                Err(reason) => {
+                    debug!(change, %partition, reason, "a home is not given up yet");
+                    is_waiting = true;
+                }
+            }
+        }
+    }
+    is_waiting
+}
+
+async fn write(
+    homes: &Homes,
+    sequencers: &[Arc<Sequencer>],
+    change: u64,
+    to: RegionId,
+    partition: PartitionId,
+    moves: &[&Moved],
+) -> Result<(), String> {
+    let unread = |error: ReadError| error.to_string();
+    for moved in moves {
+        if !homes
+            .all_complete(&moved.before, partition)
+            .map_err(unread)?
+        {
+            reached("a home was to be given up before it had opened");
+            return Err("what came before is not all here".to_owned());
+        }
+    }
+    let heads = homes.store.heads().into_iter();
+    let others = heads.filter(|it| it.log.partition == partition && it.log.origin != homes.region);
+    let transfer = Transfer {
+        change,
+        to,
+        held: others.map(|it| (it.log.origin, it.position)).collect(),
+    };
+    let own = LogId::new(homes.region, partition);
+    let request = AppendRequest {
+        stream: stream_of(partition, homes.partitions),
+        expected: Expected::Any,
+        durability: Durability::Region,
+        events: vec![NewEvent {
+            id: transfer_id(change, own),
+            event_type: EventType::new(TRANSFER).map_err(|error| error.to_string())?,
+            data: serde_json::to_vec(&transfer)
+                .map_err(|error| error.to_string())?
+                .into(),
+            metadata: Bytes::new(),
+        }],
+    };
+    let sequencer = sequencers
+        .get(usize::from(partition.0))
+        .ok_or("there is no such partition")?;
+    // Whatever becomes of it, it is asked for again under the same id.
+    let append = async {
+        let answered = sequencer.enqueue(request).await.ok_or("the node stops")?;
+        answered.await.map_err(|_| "the node stops")
+    };
+    match timeout(STEP_WITHIN, append).await {
+        Ok(Ok(Outcome::Appended(_))) => Ok(()),
+        Ok(Ok(Outcome::Refused(error))) => Err(error.to_string()),
+        Ok(Ok(Outcome::WrongRevision { .. })) => Err("the log refuses it".to_owned()),
+        Ok(Err(reason)) => Err(reason.to_owned()),
+        Err(_) => Err("the log does not answer".to_owned()),
+    }
+}
+
+// Tells the federation what this region has opened. Whether some of it is still to come.
+async fn say_opened(homes: &Homes, consensus: &dyn Consensus, federation: &Federation) -> bool {
+    let ours = changes(federation, homes.partitions, |it| it.home == homes.region);
+    let mut is_waiting = false;
+    for (change, (_, parts)) in ours {
+        is_waiting = true;
+        let mut is_complete = true;
+        for ((from, partition), moves) in parts {
+            let unread = |error: &ReadError| {
+                warn!(change, %error, "whether a home may open cannot be read");
+            };
+            let arrival = homes.arrival(from, change, partition);
+            let arrival = arrival.inspect_err(unread).unwrap_or(Arrival::NotYet);
+            for moved in moves {
+                let is_here = homes.all_complete(&moved.needs, partition);
+                is_complete &= is_here.inspect_err(unread).unwrap_or(false);
+            }
+            if arrival == Arrival::TooFarAhead {
+                reached("a home was declined for its timestamps");
+                warn!(change, %from, %partition, "streams stay where they are: they are stamped too far ahead of this region's clock");
+                propose(
+                    consensus,
+                    Command::Declined {
+                        change,
+                        from,
+                        partition,
+                    },
+                )
+                .await;
+            }
+        }
+        if is_complete && propose(consensus, Command::Opened { change }).await {
+            info!(
+                change,
+                "this region takes writes for the homes that it gained"
+            );
+        }
+    }
+    is_waiting
+}
+
+// Whether it was decided. It is proposed again as long as it is not seen to be.
+async fn propose(consensus: &dyn Consensus, command: Command) -> bool {
+    let deadline = Instant::now() + STEP_WITHIN;
+    match consensus.propose(command, deadline).await {
+        Ok(_) => true,
+        Err(error) => {
+            debug!(%error, "how a move goes on cannot be decided yet");
+            false
+        }
+    }
+}

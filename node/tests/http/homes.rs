@@ -1,0 +1,79 @@
+//! Homes of streams, and moving them.
+
+use serde_json::{Value, json};
+
+use crate::fake::{Served, json, problem};
+
+fn home(stream: &str) -> Value {
+    json!({
+        "stream": stream, "mode": "home", "home": "eu-west",
+        "epoch": {"major": 2, "minor": 1}, "moving_from": null,
+    })
+}
+
+#[tokio::test]
+async fn a_home_has_its_region_and_epoch() {
+    let served = Served::new().await;
+    let read = async |path: &str| json(served.get(path).send().await.unwrap()).await;
+    assert_eq!(read("/v1/homes/order-1").await, home("order-1"));
+    assert_eq!(
+        read("/v1/homes/cart-1").await,
+        json!({
+            "stream": "cart-1", "mode": "crdt", "home": null,
+            "epoch": {"major": 2, "minor": 1}, "moving_from": null,
+        })
+    );
+}
+
+#[tokio::test]
+async fn moved_streams_are_listed_page_by_page() {
+    let served = Served::new().await;
+    let read = async |path: &str| json(served.get(path).send().await.unwrap()).await;
+    let first = read("/v1/homes?limit=2").await;
+    assert_eq!(
+        first,
+        json!({"homes": [home("order-1"), home("order-2")], "next": "order-2"})
+    );
+    let last = read("/v1/homes?limit=2&after=order-2").await;
+    assert_eq!(last, json!({"homes": [home("order-3")], "next": null}));
+    for wrong in ["limit=0", "limit=1001", "after=", "region=eu-west"] {
+        let refused = served.get(&format!("/v1/homes?{wrong}")).send().await;
+        problem(refused.unwrap(), 400, "invalid").await;
+    }
+}
+
+#[tokio::test]
+async fn a_move_is_answered_with_where_the_stream_is_or_why_it_was_not_moved() {
+    let served = Served::new().await;
+    let moving = async |path: &str, body: Value| {
+        let sent = served.post(path, body.to_string()).send().await;
+        sent.unwrap()
+    };
+    let one = "/v1/homes/order-1/move";
+    let moved = moving(one, json!({"to": "eu-west"})).await;
+    assert_eq!(json(moved).await, home("order-1"));
+    let both = json!({"streams": ["order-1", "order-2"], "to": "eu-west", "wait_ms": 0});
+    let moved = moving("/v1/homes", both).await;
+    assert_eq!(
+        json(moved).await,
+        json!({"homes": [home("order-1"), home("order-2")], "next": null})
+    );
+    for (to, status, code) in [
+        ("nowhere", 400, "invalid"),
+        ("busy", 409, "conflict"),
+        ("down", 503, "unavailable"),
+        ("unsure", 504, "indeterminate"),
+    ] {
+        let refused = moving(one, json!({"to": to})).await;
+        problem(refused, status, code).await;
+    }
+    for wrong in [
+        json!({}),
+        json!({"to": "eu-west", "from": "us-east"}),
+        json!({"to": "eu-west", "wait_ms": 60_001}),
+    ] {
+        problem(moving(one, wrong).await, 400, "invalid").await;
+    }
+    let unnamed = moving("/v1/homes", json!({"streams": [""], "to": "eu-west"})).await;
+    problem(unnamed, 400, "invalid").await;
+}
