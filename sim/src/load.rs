@@ -4,6 +4,7 @@
 pub mod door;
 pub mod follow;
 pub mod import;
+pub mod mover;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -108,6 +108,10 @@ pub struct LoadPlan {
     /// acknowledged.
     #[serde(default)]
     pub import_lanes: usize,
+    /// How long between two moves of streams to other homes, on the average and in each region, in
+    /// milliseconds; zero for none.
+    #[serde(default)]
+    pub moves_ms: u64,
 }
 
 /// One thing that goes wrong.
@@ -404,6 +408,7 @@ impl Plan {
                 http_writers: 1,
                 followers: 1,
                 import_lanes: 0,
+                moves_ms: 0,
             },
             faults: Vec::new(),
         }
@@ -547,6 +552,7 @@ impl Plan {
         plan.faults.sort_by_key(|fault| fault.at_ms);
         // Drawn apart, so that the rest of a seed's plan does not depend on it.
         plan.read_models = Rng::part(seed, "read models").below(2) == 0;
+        plan.load.moves_ms = *Rng::part(seed, "moves").pick(&[0, 0, 0, 400, 1_500]);
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.

@@ -28,6 +28,12 @@ pub const REQUIRED: &[&str] = &[
 /// Those that more seeds reach.
 pub const OTHERS: &[&str] = &[
     "a block came that was already held",
+    "a home was declined for its timestamps",
+    "a home was to be given up before it had opened",
+    "a node that had forgotten decisions waited until it heard of them",
+    "a request found that its stream had moved",
+    "a transfer was here before all that it rests on",
+    "an append waited while its stream was moved",
     "a bit flipped on disk",
     "a block of our own was refused by the log",
     "a node refused because of its clock",

@@ -21,6 +21,7 @@ use crate::load::Writer;
 use crate::load::door::HttpWriter;
 use crate::load::follow::{Follower, Seen, Source};
 use crate::load::import::ImportLane;
+use crate::load::mover::Mover;
 use crate::plan::Plan;
 use crate::rng::Rng;
 
@@ -116,6 +117,18 @@ impl Application {
         let names: Vec<_> = regions
             .map(|(index, region)| (region.name.clone(), region_id(index)))
             .collect();
+        if self.plan.load.moves_ms > 0 {
+            let regions = self.plan.regions.iter();
+            let mover = Mover {
+                plan: self.plan.load.clone(),
+                rng: Rng::part(self.plan.seed, &format!("mover {}", self.index)),
+                source: self.source.clone(),
+                regions: regions.map(|region| region.name.clone()).collect(),
+                trace: self.trace.clone(),
+                over: Arc::clone(&self.over),
+            };
+            writers.push(tokio::spawn(mover.run()));
+        }
         for _ in 0..self.plan.load.http_writers {
             let http = HttpWriter {
                 writer: writer(),

@@ -17,6 +17,7 @@ use super::clock::EPOCH;
 use super::host::Machine;
 use super::story::What;
 use crate::invariants::{self, Copy, Evidence, exactly_once};
+use crate::plan::{Fault, FaultKind};
 
 // Not all the time: asking whether all is well reads all logs.
 const SETTLED_EVERY: Duration = Duration::from_millis(200);
@@ -161,6 +162,17 @@ impl World {
             }
             if let Err(reason) = node.ready() {
                 why.push(format!("{} is not ready: {reason}", machine.name));
+            }
+            let control = node.status().control;
+            // Of two regions, one that lost its disk has lost its vote for good, and the other one's is
+            // not enough to give it another.
+            let wiped = |fault: &Fault| matches!(fault.kind, FaultKind::Wipe { .. });
+            let can_decide = self.plan.regions.len() != 2 || !self.plan.faults.iter().any(wiped);
+            if can_decide && (control.leader.is_none() || control.moving > 0) {
+                why.push(format!(
+                    "{} sees decisions pending: {control:?}",
+                    machine.name
+                ));
             }
             for damage in node.store().damaged() {
                 why.push(format!("{} has damage: {damage}", machine.name));
