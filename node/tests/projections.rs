@@ -304,6 +304,35 @@ fn each_policy_does_what_it_promises_and_mended_handlers_make_it_good() {
     });
 }
 
+fn depart(federation: &Federation, index: usize, stream: &str, carrier: &str, minutes: i64) {
+    let data = json!({
+        "carrier": carrier, "dep_delay": minutes, "flight": 1, "origin": "EWR", "dest": "SFO"
+    });
+    let event = json!({ "events": [{ "type": "FlightDeparted", "data": data }] });
+    let events = federation.url(index, &format!("/v1/streams/{stream}/events"));
+    let (status, answer) = post(&events, &event.to_string()).expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+}
+
+#[test]
+fn nothing_waits_for_a_parked_stream_that_is_tried_again_later() {
+    let federation = Federation::running(&["a"]);
+    let name = "aircraft_last_seen";
+    let mut patient = sick();
+    patient["failure"] = json!({
+        "policy": "quarantine", "retries": 3, "first_ms": 3_600_000, "longest_ms": 3_600_000
+    });
+    define_surely(&federation, 0, &patient);
+    depart(&federation, 0, SICK, "UA", 1);
+    until("its event is parked", || {
+        projection(&federation, 0, name).is_some_and(|it| it["active"]["parked"] == 1)
+    });
+    depart(&federation, 0, "aircraft-N1", "UA", 1);
+    until("another's is applied", || {
+        projection(&federation, 0, name).is_some_and(|it| it["active"]["applied"] == 1)
+    });
+}
+
 #[test]
 fn a_new_version_is_built_beside_compared_promoted_and_rolled_back_under_a_live_import() {
     let federation = Federation::running(&NAMES);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_points::buggify;
-use meridian_projection::{Definition, Drained, Sink, SinkError, Status, Step, Worker};
+use meridian_projection::{Definition, Doing, Drained, Sink, SinkError, Status, Step, Worker};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{spawn_blocking, yield_now};
 use tokio::time::sleep;
@@ -113,6 +113,9 @@ pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
             }
         };
         worker = back;
+        // Parked events that wait to be tried again hold up nothing else.
+        let follows = step == Step::Idle || worker.status().doing == Doing::Following;
+        let listens = follows && !is_paused;
         let applied = |worker: &Worker| worker.status().checkpoint.applied;
         if let Some(mut earlier) = overtaken.take_if(|it| applied(it) < applied(&worker)) {
             // As on a node that was taken for dead: it goes on, which must come to nothing.
@@ -140,7 +143,6 @@ pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
                 None => std::future::pending().await,
             }
         };
-        let listens = step == Step::Idle && !is_paused;
         tokio::select! {
             biased;
             () = cab.cancel.cancelled() => return,
