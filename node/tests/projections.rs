@@ -314,6 +314,209 @@ fn depart(federation: &Federation, index: usize, stream: &str, carrier: &str, mi
     assert_eq!(status, 200, "{answer}");
 }
 
+fn live(name: &str) -> Value {
+    let mut definition = definition(name);
+    definition["tier"] = "live".into();
+    definition["commutative"] = true.into();
+    definition
+}
+
+#[test]
+fn live_read_models_come_to_the_same_whatever_is_killed() {
+    let mut federation = Federation::running(&NAMES);
+    let name = "carrier_delays";
+    define_surely(&federation, 1, &live(name));
+    let mut importing = importer(&federation);
+    for round in 0..6 {
+        let victim = round % 3;
+        thread::sleep(std::time::Duration::from_millis(300));
+        federation.kill(victim);
+        federation.start(victim);
+        federation.until_ready(victim);
+    }
+    assert!(importing.wait().expect("it ends").success());
+    import(&federation);
+    for index in 0..3 {
+        until_applied(&federation, index, name, EVENTS);
+        assert_eq!(
+            rows(&federation, index, name),
+            Some(delays()),
+            "region {index}"
+        );
+    }
+    let (status, answer) = post(&url(&federation, 0, name, "/rebuild"), "{}").expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    for _ in 0..3 {
+        federation.kill(0);
+        federation.start(0);
+        federation.until_ready(0);
+    }
+    until("the candidate has caught up", || {
+        projection(&federation, 0, name).is_some_and(|it| it["candidate"]["applied"] == EVENTS)
+    });
+    let (status, diff) = get(&url(&federation, 0, name, "/diff")).expect("an answer");
+    assert_eq!((status, &diff["same"]), (200, &json!(true)), "{diff}");
+    let shown = projection(&federation, 0, name).expect("an answer");
+    let checkpoint = shown["active"]["checkpoint"].as_str().expect("a place");
+    assert!(checkpoint.starts_with("live "), "{checkpoint}");
+}
+
+#[test]
+fn a_live_read_model_shows_what_is_held_while_a_region_is_silent() {
+    let mut federation = Federation::running(&NAMES);
+    let name = "carrier_delays";
+    let mut stable = definition("aircraft_last_seen");
+    stable["failure"] = json!({ "policy": "skip", "retries": 0 });
+    define_surely(&federation, 0, &live(name));
+    define_surely(&federation, 0, &stable);
+    depart(&federation, 2, "aircraft-N1", "XX", 5);
+    for index in 0..2 {
+        until_applied(&federation, index, name, 1);
+        until_applied(&federation, index, "aircraft_last_seen", 1);
+    }
+    federation.kill(2);
+    let of_us = |minutes: u64| json!([["XX", minutes, 5 * minutes]]);
+    let ask_at_least = |federation: &Federation, index, name: &str, token: &str, sql: &str| {
+        let query = json!({ "sql": sql, "at_least": token });
+        post(&url(federation, index, name, "/query"), &query.to_string()).expect("an answer")
+    };
+    let sql = "SELECT * FROM carrier_delays";
+    let mut token = String::new();
+    let mut written = 1;
+    let mut write = |federation: &Federation, number: u64| {
+        // Of a stream whose home is not the silent region.
+        for attempt in 0.. {
+            let stream = federation.url(
+                0,
+                &format!("/v1/streams/aircraft-N{number}{attempt}/events"),
+            );
+            let data = json!({ "carrier": "XX", "dep_delay": 5, "flight": 1, "origin": "EWR", "dest": "SFO" });
+            let event = json!({ "events": [{ "type": "FlightDeparted", "data": data }] });
+            let (status, given, answer) =
+                support::post_for_token(&stream, &event.to_string()).expect("an answer");
+            if status == 200 {
+                written += 1;
+                return (given.expect("a token"), written);
+            }
+            assert!(status >= 500 && attempt < 100, "{status} {answer}");
+        }
+        unreachable!("it tries until it is written")
+    };
+    for number in 10..15 {
+        let (given, count) = write(&federation, number);
+        token = given;
+        // In the other region: as soon as it has come over.
+        until("region 1 shows it", || {
+            let (status, answer) = ask_at_least(&federation, 1, name, &token, sql);
+            assert!(
+                status == 200 || answer["code"] == "stale",
+                "{status} {answer}"
+            );
+            if status == 200 {
+                assert_eq!(answer["rows"], of_us(count), "it never shows less");
+            }
+            status == 200
+        });
+    }
+    // What waits until it is settled waits for the silent region.
+    let (status, answer) = ask_at_least(
+        &federation,
+        1,
+        "aircraft_last_seen",
+        &token,
+        "SELECT count(*) FROM aircraft_last_seen",
+    );
+    assert_eq!(
+        (status, &answer["code"]),
+        (503, &json!("stale")),
+        "{answer}"
+    );
+    // It survives its node, and is exchanged, while nothing is settled.
+    federation.kill(1);
+    federation.start(1);
+    federation.until_ready(1);
+    let (status, answer) = post(&url(&federation, 1, name, "/rebuild"), "{}").expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    for what in ["/promote", "/rollback"] {
+        until(&format!("{what} is done"), || {
+            let (status, answer) = post(&url(&federation, 1, name, what), "{}").expect("an answer");
+            assert!(status == 200 || status == 409, "{status} {answer}");
+            status == 200
+        });
+        let (status, answer) = ask_at_least(&federation, 1, name, &token, sql);
+        assert_eq!(
+            (status, &answer["rows"]),
+            (200, &of_us(written)),
+            "{answer}"
+        );
+    }
+    federation.start(2);
+    federation.until_ready(2);
+    until("the two read models can be compared", || {
+        let (status, diff) = get(&url(&federation, 1, name, "/diff")).expect("an answer");
+        assert!(status == 409 || diff["same"] == true, "{diff}");
+        status == 200
+    });
+    until_applied(&federation, 2, name, written);
+}
+
+#[test]
+fn live_read_models_are_exchanged_under_a_live_import_and_take_nobody_back() {
+    let federation = Federation::running(&NAMES);
+    let name = "carrier_delays";
+    define_surely(&federation, 0, &live(name));
+    let mut importing = importer(&federation);
+    let ends = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let (mut last, mut asked) = (0, 0);
+            while !ends.load(Ordering::Relaxed) {
+                let sql = "SELECT coalesce(sum(events), 0) FROM carrier_delays";
+                let (status, answer) = ask(&federation, 0, name, sql).expect("an answer");
+                assert_eq!(status, 200, "{answer}");
+                let sum = answer["rows"][0][0].as_u64().expect("a number");
+                assert!(sum >= last, "{sum} after {last}");
+                (last, asked) = (sum, asked + 1);
+            }
+            asked
+        });
+        let change = |what: &str| {
+            until(&format!("{what} is done"), || {
+                let (status, answer) =
+                    post(&url(&federation, 0, name, what), "{}").expect("an answer");
+                assert!(status == 200 || status == 409, "{status} {answer}");
+                status == 200
+            });
+        };
+        let mut second = live(name);
+        second["version"] = 2.into();
+        define_surely(&federation, 0, &second);
+        change("/promote");
+        for _ in 0..10 {
+            change("/rollback");
+            change("/promote");
+        }
+        until("the two are compared", || {
+            let (status, diff) = get(&url(&federation, 0, name, "/diff")).expect("an answer");
+            assert!(status == 409 || diff["same"] == true, "{diff}");
+            status == 200
+        });
+        assert!(importing.wait().expect("it ends").success());
+        until_applied(&federation, 0, name, EVENTS);
+        assert_eq!(rows(&federation, 0, name), Some(delays()));
+        // From one tier to the other and back.
+        let mut third = definition(name);
+        third["version"] = 3.into();
+        define_surely(&federation, 0, &third);
+        change("/promote");
+        change("/rollback");
+        ends.store(true, Ordering::Relaxed);
+        let asked = asking.join().expect("nobody was refused or taken back");
+        assert!(asked > 10, "{asked}");
+    });
+    assert_eq!(rows(&federation, 0, name), Some(delays()));
+}
+
 #[test]
 fn nothing_waits_for_a_parked_stream_that_is_tried_again_later() {
     let federation = Federation::running(&["a"]);
@@ -533,6 +736,14 @@ fn what_cannot_be_is_refused_in_words() {
         "the engine's own",
     );
     refused(&|it| it["tier"] = "live".into(), "commutative");
+    refused(
+        &|it| {
+            it["tier"] = "live".into();
+            it["commutative"] = true.into();
+            it["workers"] = json!({ "count": 2 });
+        },
+        "by one worker",
+    );
     for name in ["..%2Fx", "A", "a%2Fb"] {
         let (status, problem) = put(&url(&federation, 0, name, ""), &{
             let mut bad = good.clone();

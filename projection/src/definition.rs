@@ -66,7 +66,7 @@ pub struct Definition {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeedTier {
-    /// All that is held here, in the order it arrived.
+    /// All that is held here, in the order of each origin log.
     Live,
     /// The one order, as far as nothing can come in between any more.
     #[default]
@@ -274,6 +274,11 @@ pub enum DefinitionError {
         "the live tier comes in another order in every region; declare `commutative = true` if the handlers come to the same in any order, or use the stable tier"
     )]
     LiveOrder,
+    /// Parts of the `live` tier have no place in common.
+    #[error(
+        "the live tier is built by one worker, since what is held moves on while others build their parts; leave `workers` out, or use the stable tier"
+    )]
+    LiveWorkers,
     /// A number is out of bounds.
     #[error("`{key}` is {value}; write {bounds}")]
     OutOfBounds {
@@ -403,6 +408,9 @@ impl Definition {
         }
         if self.tier == FeedTier::Live && !self.commutative {
             return Err(DefinitionError::LiveOrder);
+        }
+        if self.tier == FeedTier::Live && self.workers.count > 1 {
+            return Err(DefinitionError::LiveWorkers);
         }
         let within = |key, value, min, max, bounds| match (min..=max).contains(&value) {
             true => Ok(()),
@@ -593,6 +601,8 @@ mod tests {
         assert_eq!(definition.check(), Err(DefinitionError::LiveOrder));
         definition.commutative = true;
         assert_eq!(definition.check(), Ok(()));
+        definition.workers.count = 2;
+        assert_eq!(definition.check(), Err(DefinitionError::LiveWorkers));
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::ops::ControlFlow;
 use meridian_clock::{OrderKey, Timestamp};
 use meridian_event::EventId;
 
+use crate::place::Place;
+
 /// One event as a handler sees it, borrowed from where it was read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FeedEvent<'a> {
@@ -41,9 +43,10 @@ impl FeedEvent<'_> {
 /// Why a read came back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reached {
-    /// All that is settled now was visited. Nothing at or below this can still come.
+    /// All that the feed's tier has now was visited. Nothing at or below this can still come.
     Settled(Timestamp),
-    /// The visitor did not take an event; it comes first next time.
+    /// The visitor did not take an event; it comes first next time. Or there may be more than was asked
+    /// for.
     Refused,
 }
 
@@ -55,21 +58,23 @@ pub struct FeedError {
     pub reason: String,
 }
 
-/// Where a projection's events come from: each one once, in an order that never changes.
+/// Where a projection's events come from: each one once, in the one order, or in the `live` tier in the
+/// order of each origin log.
 pub trait Feed: Send {
     /// The next read begins after `place`.
-    fn seek(&mut self, place: OrderKey);
+    fn seek(&mut self, place: &Place);
 
-    /// Visits what is settled, in order. [`ControlFlow::Continue`] takes the event,
-    /// [`ControlFlow::Break`] does not and ends the read.
+    /// Visits what the feed's tier has, in order, and nothing that `upto` does not cover.
+    /// [`ControlFlow::Continue`] takes the event, [`ControlFlow::Break`] does not and ends the read.
     ///
     /// # Errors
     /// When the log cannot be read. What was taken stays taken.
     fn read(
         &mut self,
+        upto: Option<&Place>,
         visit: &mut dyn FnMut(&FeedEvent<'_>) -> ControlFlow<()>,
     ) -> Result<Reached, FeedError>;
 
-    /// The place of the last event that was taken, or where the last [`Feed::seek`] went.
-    fn place(&self) -> OrderKey;
+    /// How far events were taken, or where the last [`Feed::seek`] went.
+    fn place(&self) -> Place;
 }

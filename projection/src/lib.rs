@@ -14,6 +14,7 @@ pub mod definition;
 mod diff;
 mod feed;
 mod parameter;
+mod place;
 mod postgres;
 mod program;
 mod query;
@@ -27,6 +28,7 @@ pub use definition::{
 };
 pub use diff::TableDiff;
 pub use feed::{Feed, FeedError, FeedEvent, Reached};
+pub use place::{LogPlaces, Place, PlaceError};
 pub use postgres::{
     CheckError, PostgresSink, check_postgres, diff_postgres, list_parked_postgres,
     publish_postgres, remove_postgres,

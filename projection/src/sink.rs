@@ -4,13 +4,15 @@ use meridian_clock::{OrderKey, Timestamp};
 use meridian_event::{EventId, crc32c};
 use serde::Serialize;
 
+use crate::definition::FeedTier;
 use crate::feed::FeedEvent;
+use crate::place::Place;
 
 /// How far a read model has come. Committed with its rows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Checkpoint {
-    /// The last event that was looked at.
-    pub place: OrderKey,
+    /// What was looked at.
+    pub place: Place,
     /// Everything at or below this is in it.
     pub through: Timestamp,
     /// How many events were applied.
@@ -20,6 +22,19 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// That of a read model without any events.
+    pub fn start(tier: FeedTier) -> Self {
+        Self {
+            place: Place::start(tier),
+            ..Self::default()
+        }
+    }
+
+    /// Whether the event at `key` is in it.
+    pub fn has(&self, key: OrderKey) -> bool {
+        key.timestamp <= self.through || self.place.covers(key)
+    }
+
     /// What is kept beside it, to tell one that a worker wrote from one that was changed by hand.
     pub(crate) fn sum(&self) -> i64 {
         let text = format!(

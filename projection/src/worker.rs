@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::definition::{Definition, Policy};
 use crate::feed::{Feed, FeedEvent, Reached};
+use crate::place::Place;
 use crate::sink::{ApplyError, Batch, Checkpoint, Parked, ParkedKind, Sink, SinkError, Survives};
 
 /// How long since some moment, from a clock that never goes back.
@@ -210,9 +211,15 @@ impl Worker {
         }
     }
 
+    // What is committed, as far as is known.
+    fn checkpoint(&self) -> Checkpoint {
+        let committed = self.committed.clone();
+        committed.unwrap_or_else(|| Checkpoint::start(self.definition.tier))
+    }
+
     /// Where it stands.
     pub fn status(&self) -> Status {
-        let mut checkpoint = self.committed.unwrap_or_default();
+        let mut checkpoint = self.checkpoint();
         checkpoint.through = checkpoint.through.max(self.through);
         Status {
             doing: self.doing.clone(),
@@ -295,7 +302,12 @@ impl Worker {
 
     fn claim(&mut self, now: Duration) -> Result<(), SinkError> {
         let checkpoint = self.sink.claim()?;
-        self.feed.seek(checkpoint.place);
+        if !checkpoint.place.is_of(self.definition.tier) {
+            return Err(SinkError::NoCheckpoint {
+                what: "of another tier",
+            });
+        }
+        self.feed.seek(&checkpoint.place);
         self.held.clear();
         self.due.clear();
         for stream in self.sink.held_streams()? {
@@ -323,9 +335,9 @@ impl Worker {
         }
     }
 
-    // One transaction of events, up to the one at `stop_before` at most.
-    fn batch(&mut self, stop_before: Option<OrderKey>) -> Result<Step, SinkError> {
-        let before = self.committed.unwrap_or_default();
+    // One transaction of events: as many as fit into it, or those up to a place.
+    fn batch(&mut self, upto: Option<&Place>) -> Result<Step, SinkError> {
+        let before = self.checkpoint();
         self.sink.begin()?;
         let began = (self.now)();
         let mut taken = Taken::default();
@@ -342,15 +354,11 @@ impl Worker {
             } = self;
             let source = &definition.source;
             let mut batch = sink.batch()?;
-            feed.read(&mut |event| {
+            feed.read(upto, &mut |event| {
                 let is_full = taken.looked_at >= batches.events_max
                     || taken.bytes >= batches.bytes_max
                     || taken.looked_at % 64 == 63 && now() - began >= batches.time_max;
-                let ends = match stop_before {
-                    Some(key) => event.key >= key,
-                    None => is_full,
-                };
-                if ends {
+                if is_full && upto.is_none() {
                     return ControlFlow::Break(());
                 }
                 taken.looked_at += 1;
@@ -400,13 +408,12 @@ impl Worker {
             return Err(error);
         }
         let failed = taken.failed.take();
-        if let Some((key, ..)) = &failed
-            && self.sink.survives_failure() == Survives::No
-        {
+        if failed.is_some() && self.sink.survives_failure() == Survives::No {
             // All that came before it goes first, in a transaction of its own.
             self.sink.rollback();
-            self.feed.seek(before.place);
-            self.batch(Some(*key))?;
+            let good = self.feed.place();
+            self.feed.seek(&before.place);
+            self.batch(Some(&good))?;
             return Ok(self.failed(failed));
         }
         self.finish(&before, &taken, read.as_ref().ok().copied())?;
@@ -451,12 +458,11 @@ impl Worker {
         let place = self.feed.place();
         let through = match reached_to {
             Some(Reached::Settled(through)) => through,
-            // Others with the stamp of the last one may follow.
-            _ => Timestamp(place.timestamp.0.saturating_sub(1)),
+            _ => place.through(),
         };
-        let through = through.max(before.through);
+        let through = through.max(self.through);
         let checkpoint = Checkpoint {
-            place,
+            place: place.clone(),
             through,
             applied: before.applied + taken.applied,
             skipped: before.skipped + taken.skipped,
@@ -471,11 +477,11 @@ impl Worker {
             if taken.parked > 0 {
                 reached("an event was parked");
             }
-            if self.decided.as_ref().is_some_and(|it| it.key <= place) {
+            if self.decided.as_ref().is_some_and(|it| place.covers(it.key)) {
                 self.decided = None;
                 self.trying = None;
             }
-            if self.trying.as_ref().is_some_and(|it| it.key <= place) {
+            if self.trying.as_ref().is_some_and(|it| place.covers(it.key)) {
                 self.trying = None;
             }
         } else {
@@ -606,7 +612,7 @@ impl Worker {
             if let Some((id, reason)) = &error {
                 self.sink.failed_again(*id, reason)?;
             }
-            let mut checkpoint = self.committed.unwrap_or_default();
+            let mut checkpoint = self.checkpoint();
             checkpoint.applied += applied as u64;
             self.sink.commit(&checkpoint)?;
             self.committed = Some(checkpoint);
@@ -648,7 +654,7 @@ impl Worker {
             };
             worker.sink.begin()?;
             worker.sink.unpark(id, Some(reason))?;
-            let mut checkpoint = worker.committed.unwrap_or_default();
+            let mut checkpoint = worker.checkpoint();
             checkpoint.skipped += 1;
             worker.sink.commit(&checkpoint)?;
             worker.committed = Some(checkpoint);

@@ -17,7 +17,7 @@ use meridian_projection::{
 };
 use proptest::prelude::*;
 use server::Server;
-use support::{Database, Event, Room, World, event, flights, scenarios, straight};
+use support::{Database, Event, Live, Room, World, event, flights, scenarios, straight};
 
 const DELAYS: &str = r#"
     name = "delays"
@@ -103,6 +103,22 @@ impl Room for Schema {
     }
 }
 
+#[test]
+fn live_read_models_are_as_exact() {
+    let Some(postgres) = shared() else {
+        return;
+    };
+    let live = Live(&postgres);
+    scenarios::a_read_model_is_what_its_events_come_to(&live);
+    scenarios::stop_stops_before_the_event_and_goes_on_once_the_handler_is_mended(&live);
+    scenarios::skip_leaves_it_out_and_says_so(&live);
+    scenarios::a_dead_letter_lets_the_rest_of_its_stream_go_on(&live);
+    scenarios::quarantine_parks_the_stream_in_order_and_a_retry_drains_it(&live);
+    scenarios::a_checkpoint_that_is_lost_or_changed_by_hand_is_not_believed(&live);
+    scenarios::bad_events_of_two_logs_are_both_decided_on(&postgres);
+    scenarios::a_live_read_model_says_where_it_is_in_each_log(&postgres);
+}
+
 fn by_hand(url: &str, sql: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -135,6 +151,7 @@ proptest! {
     ) {
         if let Some(postgres) = shared() {
             scenarios::workers_that_die_and_overtake_each_other_change_nothing(&postgres, &steps)?;
+            scenarios::workers_that_die_and_overtake_each_other_change_nothing(&Live(&postgres), &steps)?;
         }
     }
 }

@@ -14,7 +14,7 @@ use meridian_projection::{
     Query, QueryError, Rows, Sink, SqliteSink, Step, check_sqlite,
 };
 use proptest::prelude::*;
-use support::{Database, Room, World, flights, scenarios, straight};
+use support::{Database, Live, Room, World, flights, scenarios, straight};
 
 const DELAYS: &str = r#"
     name = "delays"
@@ -165,6 +165,19 @@ fn handlers_in_rust_are_as_exact() {
     scenarios::a_dead_letter_lets_the_rest_of_its_stream_go_on(&InRust);
 }
 
+#[test]
+fn live_read_models_are_as_exact() {
+    let live = Live(&Sqlite);
+    scenarios::a_read_model_is_what_its_events_come_to(&live);
+    scenarios::stop_stops_before_the_event_and_goes_on_once_the_handler_is_mended(&live);
+    scenarios::skip_leaves_it_out_and_says_so(&live);
+    scenarios::a_dead_letter_lets_the_rest_of_its_stream_go_on(&live);
+    scenarios::quarantine_parks_the_stream_in_order_and_a_retry_drains_it(&live);
+    scenarios::a_checkpoint_that_is_lost_or_changed_by_hand_is_not_believed(&live);
+    scenarios::bad_events_of_two_logs_are_both_decided_on(&Sqlite);
+    scenarios::a_live_read_model_says_where_it_is_in_each_log(&Sqlite);
+}
+
 fn seen(event: &support::Event) -> FeedEvent<'_> {
     FeedEvent {
         key: event.key,
@@ -245,6 +258,7 @@ proptest! {
         steps in prop::collection::vec((0u8..3, 1u64..9), 1..40),
     ) {
         scenarios::workers_that_die_and_overtake_each_other_change_nothing(&Sqlite, &steps)?;
+        scenarios::workers_that_die_and_overtake_each_other_change_nothing(&Live(&Sqlite), &steps)?;
     }
 }
 

@@ -64,7 +64,8 @@ pub(super) struct ModelView {
     doing: String,
     /// What is wrong, if anything is.
     error: Option<String>,
-    /// The last event that was looked at: an order key.
+    /// The last event that was looked at: an order key; in the live tier `live` and the order key of the
+    /// last one of each origin log, with spaces between them.
     checkpoint: String,
     /// Everything at or below this timestamp is in it.
     through: String,
@@ -73,7 +74,8 @@ pub(super) struct ModelView {
     through_at: String,
     /// How far it is behind what is settled here, in milliseconds; null before its worker has begun.
     lag_ms: Option<u64>,
-    /// How much of what is settled it has looked at, by the time of the events: 0 to 1.
+    /// How much of what is settled it has looked at, by the time of the events; in the live tier, of what
+    /// is held, by their number: 0 to 1.
     progress: f64,
     /// How many events were applied.
     applied: u64,
@@ -581,7 +583,8 @@ pub(super) struct AnswerView {
     columns: Vec<String>,
     /// The rows, each a list in the order of the columns.
     rows: Vec<Vec<Value>>,
-    /// The last event that the read model had looked at.
+    /// The last event that the read model had looked at; in the live tier `live` and the last one of each
+    /// origin log.
     order_key: String,
 }
 
@@ -634,7 +637,7 @@ pub(super) async fn query(
     } = answered
         .await
         .map_err(|error| Problem::of_projection(error, &door))?;
-    session.seen.at = session.seen.at.max(checkpoint.place.timestamp);
+    session.seen.asked(&checkpoint.place);
     let answer = AnswerView {
         columns,
         rows,

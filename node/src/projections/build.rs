@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use meridian_clock::Timestamp;
 use meridian_projection::{
-    Batches, Checkpoint, Definition, Division, Doing, SqliteSink, Status, Step, Worker,
+    Batches, Checkpoint, Definition, Division, Doing, Place, SqliteSink, Status, Step, Worker,
     is_made_sqlite, merge_sqlite,
 };
 use tokio::sync::watch;
@@ -134,7 +134,7 @@ impl Build {
             worked.map_err(|error| error.to_string())??;
         }
         let upto = Checkpoint {
-            place: end_of(until),
+            place: Place::Order(end_of(until)),
             through: until,
             ..Checkpoint::default()
         };

@@ -71,6 +71,8 @@ pub(super) struct Cab {
     pub(super) status: watch::Sender<Arc<Status>>,
     /// Changes when more is settled.
     pub(super) marks: watch::Receiver<Arc<Marks>>,
+    /// Changes when more is held, for a worker that does not wait until it is settled.
+    pub(super) committed: Option<watch::Receiver<u64>>,
     pub(super) paused: watch::Receiver<bool>,
     pub(super) cancel: CancellationToken,
     /// Another worker for the same read model.
@@ -90,8 +92,11 @@ pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
             };
             worker = back;
         }
-        // Before the step: what is settled meanwhile wakes it again.
+        // Before the step: what is settled or comes meanwhile wakes it again.
         cab.marks.borrow_and_update();
+        if let Some(committed) = &mut cab.committed {
+            committed.borrow_and_update();
+        }
         let is_paused = *cab.paused.borrow_and_update();
         let (back, step) = match is_paused {
             true => (worker, Step::Idle),
@@ -143,6 +148,12 @@ pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
                 None => std::future::pending().await,
             }
         };
+        let more = async {
+            match &mut cab.committed {
+                Some(committed) => committed.changed().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = cab.cancel.cancelled() => return,
@@ -154,6 +165,12 @@ pub(super) async fn drive(mut worker: Worker, mut cab: Cab) {
             }
             changed = cab.paused.changed() => if changed.is_err() { return },
             changed = cab.marks.changed(), if listens => {
+                if changed.is_err() {
+                    return;
+                }
+                sleep(GATHER).await;
+            }
+            changed = more, if listens => {
                 if changed.is_err() {
                     return;
                 }

@@ -22,8 +22,9 @@ use std::time::Duration;
 use meridian_client::AppendError;
 use meridian_clock::{LogId, Timestamp};
 use meridian_projection::{
-    Answer, CheckError, Definition, DefinitionError, Doing, Drained, Now, Parked, Query,
-    QueryError, SinkError, SinkKind, Status, TableDiff, check_name, check_postgres, check_sqlite,
+    Answer, CheckError, Checkpoint, Definition, DefinitionError, Doing, Drained, Now, Parked,
+    Place, Query, QueryError, SinkError, SinkKind, Status, TableDiff, check_name, check_postgres,
+    check_sqlite,
 };
 use meridian_replication::link::Marks;
 use meridian_store::Store;
@@ -108,7 +109,8 @@ pub struct ModelStatus {
     pub status: Status,
     /// How far it is behind what is settled.
     pub lag: Duration,
-    /// How much of what is settled it has looked at, by the time of the events: 0 to 1.
+    /// How much of what is settled it has looked at, by the time of the events; in the live tier, of what
+    /// is held, by their number: 0 to 1.
     pub progress: f64,
 }
 
@@ -164,8 +166,18 @@ impl Shared {
         }
     }
 
-    // How far `through` is on the way from the first event to `settled`.
-    fn progress(&self, through: Timestamp, settled: Timestamp) -> f64 {
+    // How far a read model is on the way from the first event to `settled`, or in the live tier to all that
+    // is held.
+    fn progress(&self, checkpoint: &Checkpoint, settled: Timestamp) -> f64 {
+        let through = checkpoint.through;
+        if let Place::Logs(places) = &checkpoint.place {
+            let held: u64 = self.store.heads().iter().map(|head| head.position.0).sum();
+            let read: u64 = places.iter().map(|key| key.position.0).sum();
+            return match read < held {
+                true => read as f64 / held as f64,
+                false => 1.0,
+            };
+        }
         let first = self.first_timestamp();
         let whole = settled.after(first).as_secs_f64();
         match through < settled && whole > 0.0 {
@@ -250,11 +262,6 @@ impl Projections {
     /// When it is wrong, or does not follow on the one before, or cannot be written.
     pub async fn put(&self, definition: Definition) -> Result<ProjectionStatus, ProjectionError> {
         definition.check()?;
-        if definition.tier == meridian_projection::FeedTier::Live {
-            return Err(ProjectionError::Conflict(
-                "projections of the live tier are not served yet; use the stable tier".to_owned(),
-            ));
-        }
         place::check(&definition, &self.shared.region)?;
         let checked = definition.clone();
         let check = move || match &checked.sink {
@@ -439,12 +446,12 @@ impl Projections {
     ) -> Result<Answer, ProjectionError> {
         let projection = self.find(name)?;
         let deadline = Instant::now() + wait.min(crate::session::WAIT_MAX);
-        let (number, place) = projection.answering(at_least.at, deadline).await?;
+        let (number, place) = projection.answering(at_least, deadline).await?;
         let now = Arc::clone(&self.shared.now);
         let ask = move || place.ask(&query, &now);
         let answer = self.shared.lane.run(ask).await;
         let answer = answer.map_err(ProjectionError::Unavailable)??;
-        projection.answered(number, answer.checkpoint.through);
+        projection.answered(number, &answer.checkpoint);
         Ok(answer)
     }
 }

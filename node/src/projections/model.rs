@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use meridian_clock::Timestamp;
 use meridian_projection::{
-    Batches, Definition, Doing, Drained, SinkError, Status, TableDiff, Worker,
+    Batches, Checkpoint, Definition, Doing, Drained, Feed, FeedTier, Place as ReadTo, SinkError,
+    Status, TableDiff, Worker,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -16,14 +17,15 @@ use tracing::{Instrument, info_span, warn};
 
 use super::build::Build;
 use super::driver::{COMMANDS_MAX, Cab, Command, drive};
-use super::feed::{OrderFeed, settled};
+use super::feed::{LiveFeed, OrderFeed, settled};
 use super::follow::forget_place;
 use super::place::Place;
-use super::shelf::{Shelf, forget_models};
+use super::shelf::{Floor, Shelf, forget_models};
 use super::{
     EXAMPLES_MAX, LEVEL_WAIT, ModelStatus, ProjectionError, ProjectionStatus, Shared, cannot_note,
     until,
 };
+use crate::session::Seen;
 
 /// How long a worker may take until it has done what it is told: a database may keep it waiting.
 const OBEYED_WITHIN: Duration = Duration::from_secs(100);
@@ -42,7 +44,7 @@ struct State {
     shelf: Shelf,
     models: BTreeMap<u32, Model>,
     // How far the read model that answers was seen to be. Its worker says so only after it has committed.
-    answered: Timestamp,
+    answered: Floor,
 }
 
 /// One projection in this region.
@@ -77,7 +79,7 @@ impl Projection {
             state: Mutex::new(State {
                 shelf: Shelf::default(),
                 models: BTreeMap::new(),
-                answered: Timestamp::ZERO,
+                answered: Floor::default(),
             }),
             exchanging: tokio::sync::Mutex::default(),
         };
@@ -104,17 +106,15 @@ impl Projection {
             let place = self.place(number, &definition);
             let definition = definition.clone();
             move || {
-                let feed = OrderFeed::new(
-                    &shared.store,
-                    &shared.logs,
-                    &shared.names,
-                    shared.marks.clone(),
-                    definition.tier,
-                    bound.clone(),
-                );
+                let (marks, bound) = (shared.marks.clone(), bound.clone());
+                let (store, logs, names) = (&shared.store, &shared.logs, &shared.names);
+                let feed: Box<dyn Feed> = match definition.tier {
+                    FeedTier::Live => Box::new(LiveFeed::new(store, logs, names, marks, bound)),
+                    tier => Box::new(OrderFeed::new(store, logs, names, marks, tier, bound)),
+                };
                 Worker::new(
                     definition.clone(),
-                    Box::new(feed),
+                    feed,
                     place.sink(&definition),
                     Batches::default(),
                     Arc::clone(&shared.now),
@@ -130,6 +130,7 @@ impl Projection {
             commands: obeys,
             status,
             marks: shared.marks.clone(),
+            committed: (definition.tier == FeedTier::Live).then(|| shared.store.committed()),
             paused: self.paused.subscribe(),
             cancel: cancel.clone(),
             another: Box::new(another),
@@ -214,8 +215,8 @@ impl Projection {
         match definition {
             None => {
                 (shelf.active, shelf.candidate, shelf.previous) = (None, None, None);
-                (shelf.paused, shelf.floor) = (false, Timestamp::ZERO);
-                state.answered = Timestamp::ZERO;
+                (shelf.paused, shelf.floor) = (false, Floor::default());
+                state.answered = Floor::default();
             }
             Some(definition) => match shelf.newest().map(|(number, it)| (number, it.clone())) {
                 None => shelf.active = Some(shelf.add(definition)),
@@ -296,7 +297,7 @@ impl Projection {
                 number,
                 version: model.definition.version,
                 lag: settled.after(status.checkpoint.through),
-                progress: self.shared.progress(status.checkpoint.through, settled),
+                progress: self.shared.progress(&status.checkpoint, settled),
                 status,
             })
         };
@@ -349,14 +350,14 @@ impl Projection {
     }
 
     // How far the read model that answers has come.
-    fn through(&self) -> Timestamp {
+    fn reached(&self) -> Checkpoint {
         let state = self.lock();
         let active = state
             .shelf
             .active
             .and_then(|number| state.models.get(&number));
-        active.map_or(Timestamp::ZERO, |model| {
-            model.status.borrow().checkpoint.through
+        active.map_or_else(Checkpoint::default, |model| {
+            model.status.borrow().checkpoint.clone()
         })
     }
 
@@ -397,20 +398,20 @@ impl Projection {
     fn exchange(&self, change: impl FnOnce(&mut Shelf)) -> Result<(), ProjectionError> {
         let mut state = self.lock();
         let mut shelf = state.shelf.clone();
-        shelf.floor = shelf.floor.max(state.answered);
+        shelf.floor.merge(&state.answered);
         change(&mut shelf);
         self.put(&mut state, shelf)?;
-        state.answered = Timestamp::ZERO;
+        state.answered = Floor::default();
         Ok(())
     }
 
-    /// Read model `number` has answered as of `through`: what answers from here on is no older.
-    pub(super) fn answered(&self, number: u32, through: Timestamp) {
+    /// Read model `number` has answered as of `checkpoint`: what answers from here on is no older.
+    pub(super) fn answered(&self, number: u32, checkpoint: &Checkpoint) {
         let mut state = self.lock();
         match state.shelf.active == Some(number) {
-            true => state.answered = state.answered.max(through),
+            true => state.answered.raise(checkpoint),
             // Another one took over meanwhile.
-            false => state.shelf.floor = state.shelf.floor.max(through),
+            false => state.shelf.floor.raise(checkpoint),
         }
     }
 
@@ -422,18 +423,20 @@ impl Projection {
                 "read model {number} of projection {:?} {what}: it is complete to {}, the one that answers to {}; try again when it has caught up",
                 self.name,
                 status.checkpoint.through,
-                self.through()
+                self.reached().through
             ))
         };
+        let mut goal = Floor::default();
+        goal.raise(&self.reached());
         {
             let now = status.borrow();
-            if !matches!(now.doing, Doing::Following) && now.checkpoint.through < self.through() {
+            if !matches!(now.doing, Doing::Following) && !goal.is_reached_by(&now.checkpoint) {
                 return Err(behind("is still being built", &now));
             }
         }
-        let goal = self.through();
         let deadline = Instant::now() + LEVEL_WAIT;
-        if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
+        let is_level = |it: &Arc<Status>| goal.is_reached_by(&it.checkpoint);
+        if until(&mut status, deadline, is_level).await {
             return Ok(());
         }
         let now = Arc::clone(&status.borrow());
@@ -453,14 +456,17 @@ impl Projection {
         let deadline = Instant::now() + LEVEL_WAIT;
         let stopped = StopAt(&self.bound);
         loop {
-            // What is settled now, or what one of them read before it was told to stop.
-            let furthest = statuses
-                .iter()
-                .map(|it| it.borrow().checkpoint.through)
-                .max();
+            // What is settled now, or what one of them read before it was told to stop: in the live tier
+            // that may be settled only later.
+            let furthest = |status: &Status| {
+                let Checkpoint { through, place, .. } = &status.checkpoint;
+                place.newest().max(*through)
+            };
+            let all = statuses.iter().map(|it| furthest(&it.borrow()));
+            let read = all.max().unwrap_or_default();
             let tier = self.lock().shelf.models.get(&active).map(|it| it.tier);
             let settled = settled(&self.shared.marks.borrow(), tier.unwrap_or_default());
-            let bound = settled.max(furthest.unwrap_or_default());
+            let bound = settled.max(read);
             self.bound.send_replace(Some(bound));
             let mut is_level = true;
             for status in &mut statuses {
@@ -473,7 +479,7 @@ impl Projection {
                         self.name
                     )));
                 }
-                is_level &= status.borrow().checkpoint.through == bound;
+                is_level &= furthest(&status.borrow()) == bound;
             }
             if is_level {
                 let [one, two] = places.clone();
@@ -515,7 +521,7 @@ impl Projection {
             return;
         };
         loop {
-            let is_there = |it: &Arc<Status>| it.checkpoint.through > Timestamp::ZERO;
+            let is_there = |it: &Arc<Status>| has_begun(it);
             let cancelled = tokio::select! {
                 biased;
                 () = self.shared.tasks.cancelled() => true,
@@ -549,25 +555,38 @@ impl Projection {
         Ok(published.map_err(ProjectionError::Unavailable)??)
     }
 
-    /// The read model that answers, and where it is, once it is complete to `at_least`.
+    /// The read model that answers, and where it is, once it shows all that `at_least` has seen.
     pub(super) async fn answering(
         &self,
-        at_least: Timestamp,
+        at_least: &Seen,
         deadline: Instant,
     ) -> Result<(u32, Place), ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
-        // Nothing answers before its worker has said how far it is.
-        let goal = self.lock().shelf.floor.max(at_least).max(Timestamp(1));
+        let floor = self.lock().shelf.floor.clone();
         let mut status = self.watch(number)?;
-        if until(&mut status, deadline, |it| it.checkpoint.through >= goal).await {
+        // Nothing answers before its worker has said how far it is.
+        let answers = |it: &Arc<Status>| {
+            has_begun(it) && floor.is_reached_by(&it.checkpoint) && shows(&it.checkpoint, at_least)
+        };
+        if until(&mut status, deadline, answers).await {
             return Ok((number, self.place_of(number)?));
         }
         let now = Arc::clone(&status.borrow());
+        let missing = match &now.checkpoint.place {
+            ReadTo::Logs(places) => places.first_missing(&at_least.positions),
+            ReadTo::Order(_) => None,
+        };
+        let missing = missing.map(|(log, position)| {
+            let region = self.shared.names.of(log.origin);
+            let partition = log.partition;
+            format!(", and not in it is position {position} of partition {partition} of {region}")
+        });
         Err(ProjectionError::Stale(format!(
-            "projection {:?} is complete to {}, {:?} before what was seen ({goal}); its worker is {}",
+            "projection {:?} is complete to {}{}, before what was seen ({}); its worker is {}",
             self.name,
             now.checkpoint.through,
-            goal.after(now.checkpoint.through),
+            missing.unwrap_or_default(),
+            at_least.at,
             match &now.error {
                 Some(error) => format!("held up: {error}"),
                 None => format!("{:?}", now.doing),
@@ -637,6 +656,28 @@ impl Projection {
         self.ask(|answer| Command::Drop(id, reason, answer), id)
             .await
     }
+}
+
+// Whether its worker has said how far it is: in the live tier also while nothing is settled.
+fn has_begun(status: &Status) -> bool {
+    let Checkpoint { through, place, .. } = &status.checkpoint;
+    match place {
+        ReadTo::Order(_) => *through > Timestamp::ZERO,
+        ReadTo::Logs(places) => !places.is_empty() || status.doing == Doing::Following,
+    }
+}
+
+// Whether a read model that has come so far shows all that was seen.
+fn shows(checkpoint: &Checkpoint, seen: &Seen) -> bool {
+    let has_positions = match &checkpoint.place {
+        ReadTo::Order(_) => false,
+        // A stamp alone says nothing of positions: all before it may have been seen.
+        ReadTo::Logs(places) => {
+            let positions = &seen.positions;
+            positions.iter().next().is_some() && places.first_missing(positions).is_none()
+        }
+    };
+    has_positions || checkpoint.through >= seen.at
 }
 
 // Lets workers go on when the comparison ends, however it does.

@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use meridian_clock::Timestamp;
-use meridian_projection::Definition;
+use meridian_projection::{Checkpoint, Definition, LogPlaces, Place};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -28,12 +28,48 @@ pub(crate) struct Shelf {
     pub(crate) candidate: Option<u32>,
     /// No query is answered by a read model that is not so far, so that a change of read models takes
     /// nobody back.
-    #[serde(default)]
-    pub(crate) floor: Timestamp,
+    #[serde(flatten)]
+    pub(crate) floor: Floor,
     /// Nothing is applied to any of them.
     pub(crate) paused: bool,
     /// What each of them is.
     pub(crate) models: BTreeMap<u32, Definition>,
+}
+
+/// How far the answers of read models have come.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Floor {
+    /// Everything at or below this was in them.
+    #[serde(default, rename = "floor")]
+    through: Timestamp,
+    /// And so was what is at or before these, in those of the `live` tier.
+    #[serde(
+        default,
+        rename = "floor_in_logs",
+        skip_serializing_if = "LogPlaces::is_empty"
+    )]
+    logs: LogPlaces,
+}
+
+impl Floor {
+    /// A read model has answered that had come so far.
+    pub(crate) fn raise(&mut self, checkpoint: &Checkpoint) {
+        self.through = self.through.max(checkpoint.through);
+        if let Place::Logs(places) = &checkpoint.place {
+            self.logs.merge(places);
+        }
+    }
+
+    /// Takes the higher one of both, in each log.
+    pub(crate) fn merge(&mut self, other: &Self) {
+        self.through = self.through.max(other.through);
+        self.logs.merge(&other.logs);
+    }
+
+    /// Whether an answer of a read model that has come so far takes nobody back.
+    pub(crate) fn is_reached_by(&self, checkpoint: &Checkpoint) -> bool {
+        checkpoint.through >= self.through && self.logs.iter().all(|key| checkpoint.has(key))
+    }
 }
 
 impl Shelf {
@@ -131,5 +167,63 @@ pub(super) fn remove(path: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), %error, "a file that is not needed any more cannot be removed");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_clock::{OrderKey, PartitionId, Position, RegionId};
+
+    use super::*;
+
+    fn key(timestamp: u64, region: u16, position: u64) -> OrderKey {
+        OrderKey {
+            timestamp: Timestamp(timestamp),
+            region: RegionId(region),
+            partition: PartitionId(0),
+            position: Position(position),
+        }
+    }
+
+    fn live(through: u64, keys: &[OrderKey]) -> Checkpoint {
+        let mut places = LogPlaces::default();
+        keys.iter().for_each(|key| places.advance(*key));
+        Checkpoint {
+            place: Place::Logs(places),
+            through: Timestamp(through),
+            ..Checkpoint::default()
+        }
+    }
+
+    #[test]
+    fn a_shelf_of_before_live_read_models_is_read_and_one_with_them_survives() {
+        let text = r#"{"next":2,"defined_at":1,"active":2,"previous":null,"candidate":null,
+            "floor":17,"paused":false,"models":{}}"#;
+        let mut shelf: Shelf = serde_json::from_str(text).expect("a shelf");
+        assert_eq!(shelf.floor.through, Timestamp(17));
+        shelf.floor.raise(&live(5, &[key(30, 1, 4)]));
+        let text = serde_json::to_string(&shelf).expect("JSON");
+        assert_eq!(
+            serde_json::from_str::<Shelf>(&text).expect("a shelf"),
+            shelf
+        );
+    }
+
+    #[test]
+    fn an_answer_takes_nobody_back_in_any_log() {
+        let mut floor = Floor::default();
+        floor.raise(&live(20, &[key(30, 1, 4)]));
+        floor.raise(&live(10, &[key(40, 2, 7)]));
+        assert!(floor.is_reached_by(&live(20, &[key(30, 1, 4), key(40, 2, 7)])));
+        assert!(!floor.is_reached_by(&live(19, &[key(30, 1, 4), key(40, 2, 7)])));
+        assert!(!floor.is_reached_by(&live(20, &[key(30, 1, 4), key(39, 2, 6)])));
+        // One of the one order takes over.
+        let ordered = |through| Checkpoint {
+            place: Place::Order(key(through, 0, 1)),
+            through: Timestamp(through),
+            ..Checkpoint::default()
+        };
+        assert!(floor.is_reached_by(&ordered(40)));
+        assert!(!floor.is_reached_by(&ordered(39)));
     }
 }

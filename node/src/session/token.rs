@@ -8,6 +8,7 @@ use data_encoding::BASE64URL_NOPAD;
 use meridian_client::{Appended, SessionToken};
 use meridian_clock::{Timestamp, VersionVector};
 use meridian_event::RecordedEvent;
+use meridian_projection::Place;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -44,6 +45,16 @@ impl Seen {
             self.positions.advance(event.dot.log(), event.dot.position);
             self.at = self.at.max(event.timestamp);
         }
+    }
+
+    /// Adds what a read model that has come so far has shown.
+    pub fn asked(&mut self, place: &Place) {
+        if let Place::Logs(places) = place {
+            for key in places.iter() {
+                self.positions.advance(key.dot().log(), key.position);
+            }
+        }
+        self.at = self.at.max(place.newest());
     }
 
     /// Adds events that became durable, here or at their home.

@@ -16,7 +16,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fmt;
 
-use meridian_clock::{OrderKey, Timestamp};
+use meridian_clock::Timestamp;
 use meridian_event::EventId;
 use meridian_points::reached;
 use tokio_postgres::types::ToSql;
@@ -149,7 +149,7 @@ impl PostgresSink {
             tracing::error!(schema = %self.schema, table, "a read model without a checkpoint");
             return Err(SinkError::NoCheckpoint { what: "missing" });
         }
-        let empty = Checkpoint::default();
+        let empty = Checkpoint::start(self.definition.tier);
         let make = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
         let insert = "INSERT INTO meridian_checkpoint VALUES (1, $1, $2, 0, 0, $3, 0)";
         let through = empty.through.0.to_string();
@@ -178,7 +178,7 @@ const CHECKPOINT_COLUMNS: &str = "place, through, applied, skipped, sum";
 fn checkpoint_of_row(row: &Row) -> Result<Checkpoint, SinkError> {
     let read = || {
         let checkpoint = Checkpoint {
-            place: row.try_get::<_, String>(0).ok()?.parse::<OrderKey>().ok()?,
+            place: row.try_get::<_, String>(0).ok()?.parse().ok()?,
             through: Timestamp(row.try_get::<_, String>(1).ok()?.parse().ok()?),
             applied: row.try_get::<_, i64>(2).ok()?.try_into().ok()?,
             skipped: row.try_get::<_, i64>(3).ok()?.try_into().ok()?,

@@ -14,7 +14,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use meridian_clock::{OrderKey, Timestamp};
+use meridian_clock::Timestamp;
 use meridian_event::EventId;
 use meridian_points::{Bug, planted, reached};
 use rusqlite::types::{Null, ToSqlOutput, ValueRef};
@@ -232,7 +232,7 @@ fn load_checkpoint(connection: &Connection) -> Result<Checkpoint, SinkError> {
     };
     let read = || {
         Some(Checkpoint {
-            place: place.parse::<OrderKey>().ok()?,
+            place: place.parse().ok()?,
             through: Timestamp(through.parse().ok()?),
             applied: applied.try_into().ok()?,
             skipped: skipped.try_into().ok()?,
@@ -349,7 +349,7 @@ impl Sink for SqliteSink {
                 tracing::error!(path = %self.path.display(), table, "a read model without a checkpoint");
                 return Err(SinkError::NoCheckpoint { what: "missing" });
             }
-            let empty = Checkpoint::default();
+            let empty = Checkpoint::start(self.definition.tier);
             let made = transaction
                 .execute_batch(CHECKPOINT_TABLE)
                 .and_then(|()| transaction.execute_batch(PARKED_TABLE))
@@ -432,7 +432,7 @@ impl Sink for SqliteSink {
             connection
                 .execute_batch("COMMIT")
                 .map_err(SinkError::unavailable)?;
-            self.late = Some(*checkpoint);
+            self.late = Some(checkpoint.clone());
             return Ok(());
         }
         self.write(checkpoint)?;

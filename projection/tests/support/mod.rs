@@ -17,8 +17,8 @@ use std::time::Duration;
 use meridian_clock::{OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_event::EventId;
 use meridian_projection::{
-    Answer, Batches, Definition, Feed, FeedError, FeedEvent, Limits, Now, Query, QueryError,
-    Reached, Sink, Step, Worker,
+    Answer, Batches, Definition, Feed, FeedError, FeedEvent, FeedTier, Limits, LogPlaces, Now,
+    Place, Query, QueryError, Reached, Sink, Step, Worker,
 };
 use uuid::Uuid;
 
@@ -49,6 +49,9 @@ pub(crate) trait Room {
     fn by_hand(&self, sql: &str);
 }
 
+/// How many regions write the logs of the `live` tier.
+const REGIONS: u16 = 3;
+
 pub(crate) type Rows = Vec<Vec<serde_json::Value>>;
 
 #[derive(Clone, Debug)]
@@ -58,6 +61,22 @@ pub(crate) struct Event {
     pub(crate) revision: u64,
     pub(crate) event_type: &'static str,
     pub(crate) data: String,
+}
+
+impl Event {
+    /// As a feed shows it.
+    pub(crate) fn seen(&self) -> FeedEvent<'_> {
+        FeedEvent {
+            key: self.key,
+            stream: &self.stream,
+            revision: self.revision,
+            id: EventId(Uuid::from_u128(self.key.position.0.into())),
+            event_type: self.event_type,
+            data: self.data.as_bytes(),
+            metadata: b"",
+            region: "eu-west",
+        }
+    }
 }
 
 pub(crate) fn key(number: u64) -> OrderKey {
@@ -101,28 +120,25 @@ pub(crate) struct Log {
 }
 
 impl Feed for Log {
-    fn seek(&mut self, place: OrderKey) {
-        self.place = place;
+    fn seek(&mut self, place: &Place) {
+        let Place::Order(key) = place else {
+            panic!("it reads the one order");
+        };
+        self.place = *key;
     }
 
     fn read(
         &mut self,
+        upto: Option<&Place>,
         visit: &mut dyn FnMut(&FeedEvent<'_>) -> ControlFlow<()>,
     ) -> Result<Reached, FeedError> {
         let events = self.events.lock().unwrap();
         let from = events.partition_point(|event| event.key <= self.place);
         for event in &events[from..] {
-            let seen = FeedEvent {
-                key: event.key,
-                stream: &event.stream,
-                revision: event.revision,
-                id: EventId(Uuid::from_u128(event.key.position.0.into())),
-                event_type: event.event_type,
-                data: event.data.as_bytes(),
-                metadata: b"",
-                region: "eu-west",
-            };
-            if visit(&seen).is_break() {
+            if upto.is_some_and(|upto| !upto.covers(event.key)) {
+                return Ok(Reached::Refused);
+            }
+            if visit(&event.seen()).is_break() {
                 return Ok(Reached::Refused);
             }
             self.place = event.key;
@@ -130,8 +146,91 @@ impl Feed for Log {
         Ok(Reached::Settled(Timestamp(1_000_000)))
     }
 
-    fn place(&self) -> OrderKey {
-        self.place
+    fn place(&self) -> Place {
+        Place::Order(self.place)
+    }
+}
+
+/// A feed of the `live` tier: one log after the other, in the order in which they have their turn, while
+/// nothing is ever settled.
+pub(crate) struct Logs {
+    pub(crate) events: Arc<Mutex<Vec<Event>>>,
+    pub(crate) places: LogPlaces,
+    // The region whose log comes first.
+    pub(crate) turn: u16,
+}
+
+impl Feed for Logs {
+    fn seek(&mut self, place: &Place) {
+        let Place::Logs(places) = place else {
+            panic!("it reads each log by itself");
+        };
+        self.places = places.clone();
+    }
+
+    fn read(
+        &mut self,
+        upto: Option<&Place>,
+        visit: &mut dyn FnMut(&FeedEvent<'_>) -> ControlFlow<()>,
+    ) -> Result<Reached, FeedError> {
+        let events = self.events.lock().unwrap();
+        for region in (self.turn..REGIONS).chain(0..self.turn) {
+            let of_log = events.iter().filter(|it| it.key.region.0 == region);
+            for event in of_log.filter(|it| upto.is_none_or(|upto| upto.covers(it.key))) {
+                if self.places.covers(event.key) {
+                    continue;
+                }
+                if visit(&event.seen()).is_break() {
+                    if upto.is_none() {
+                        self.turn = region;
+                    }
+                    return Ok(Reached::Refused);
+                }
+                self.places.advance(event.key);
+            }
+        }
+        Ok(match upto {
+            Some(_) => Reached::Refused,
+            None => Reached::Settled(Timestamp::ZERO),
+        })
+    }
+
+    fn place(&self) -> Place {
+        Place::Logs(self.places.clone())
+    }
+}
+
+/// Events as three regions write them: each stream in the log of one of them.
+pub(crate) fn in_logs(mut events: Vec<Event>) -> Vec<Event> {
+    for event in &mut events {
+        let last = event.stream.bytes().next_back().unwrap_or_default();
+        event.key.region = RegionId(u16::from(last) % REGIONS);
+    }
+    events
+}
+
+/// The same database, whose definitions are of the `live` tier.
+pub(crate) struct Live<'a>(pub(crate) &'a dyn Database);
+
+impl Database for Live<'_> {
+    fn room(&self) -> Box<dyn Room> {
+        self.0.room()
+    }
+
+    fn delays(&self) -> Definition {
+        let mut definition = self.0.delays();
+        definition.tier = FeedTier::Live;
+        definition.commutative = true;
+        definition.check().unwrap();
+        definition
+    }
+
+    fn mended(&self, definition: Definition) -> Definition {
+        self.0.mended(definition)
+    }
+
+    fn not_null(&self) -> &'static str {
+        self.0.not_null()
     }
 }
 
@@ -143,6 +242,10 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(database: &dyn Database, events: Vec<Event>) -> Self {
+        let events = match database.delays().tier {
+            FeedTier::Live => in_logs(events),
+            _ => events,
+        };
         Self {
             room: database.room(),
             events: Arc::new(Mutex::new(events)),
@@ -161,9 +264,17 @@ impl World {
     }
 
     pub(crate) fn worker(&self, definition: &Definition, events_max: u64) -> Worker {
-        let feed = Log {
-            events: Arc::clone(&self.events),
-            place: OrderKey::ZERO,
+        let events = Arc::clone(&self.events);
+        let feed: Box<dyn Feed> = match definition.tier {
+            FeedTier::Live => Box::new(Logs {
+                events,
+                places: LogPlaces::default(),
+                turn: 0,
+            }),
+            _ => Box::new(Log {
+                events,
+                place: OrderKey::ZERO,
+            }),
         };
         let batches = Batches {
             events_max,
@@ -171,7 +282,7 @@ impl World {
         };
         Worker::new(
             definition.clone(),
-            Box::new(feed),
+            feed,
             self.room.sink(definition),
             batches,
             self.now(),

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meridian_projection::{Definition, Doing, Limits, Policy, Query, QueryError, Step};
+use meridian_projection::{Definition, Doing, Limits, Place, Policy, Query, QueryError, Step};
 use proptest::prelude::*;
 
-use super::{Database, Event, World, event, flights, key, straight};
+use super::{Database, Event, Live, World, event, flights, in_logs, key, straight};
 
 pub(crate) fn a_read_model_is_what_its_events_come_to(database: &dyn Database) {
     let events = flights(300);
@@ -285,5 +285,67 @@ pub(crate) fn queries_read_only_and_are_bounded(database: &dyn Database, refused
     assert_eq!(answer.columns, ["carrier", "events", "minutes"]);
     assert_eq!(answer.rows, model[0]);
     assert_eq!(answer.rows.len(), 2);
-    assert_eq!(answer.checkpoint.place, key(30));
+    assert_eq!(answer.checkpoint.place, Place::Order(key(30)));
+}
+
+/// In the `live` tier: two events of different logs whose handlers fail, and others that come between the
+/// tries, keep neither from being decided on.
+pub(crate) fn bad_events_of_two_logs_are_both_decided_on(database: &dyn Database) {
+    let mut events = flights(60);
+    for (number, stream) in [(101, "aircraft-1"), (102, "aircraft-2")] {
+        events.push(event(number, stream, "Seen", r#"{"carrier":"AA"}"#));
+    }
+    let world = World::new(&Live(database), events.clone());
+    let definition = with_policy(&Live(database), Policy::DeadLetter);
+    let mut worker = world.worker(&definition, 1_000);
+    for number in 200..400 {
+        let stream = format!("aircraft-{}", number % 4);
+        let good = event(
+            number,
+            &stream,
+            "Departed",
+            r#"{"carrier":"UA","minutes":1}"#,
+        );
+        events.push(good.clone());
+        world.events.lock().unwrap().extend(in_logs(vec![good]));
+        if let Step::Wait(time) = worker.step() {
+            world.pass(time);
+        }
+    }
+    assert_eq!(world.run(&mut worker), Step::Idle);
+    let status = worker.status();
+    assert_eq!((status.parked, status.doing), (2, Doing::Following));
+    assert!(
+        world.now()() < Duration::from_secs(60),
+        "each was tried four times"
+    );
+    let good: Vec<_> = events
+        .into_iter()
+        .filter(|it| it.data.contains("minutes"))
+        .collect();
+    assert_eq!(world.model(), straight(database, &good));
+}
+
+/// What a worker of the `live` tier says of itself: where it is in each log, and nothing of what is settled.
+pub(crate) fn a_live_read_model_says_where_it_is_in_each_log(database: &dyn Database) {
+    let live = Live(database);
+    let world = World::new(&live, flights(30));
+    let mut worker = world.worker(&live.delays(), 7);
+    assert_eq!(worker.status().checkpoint.place.to_string(), "live");
+    assert_eq!(world.run(&mut worker), Step::Idle);
+    let checkpoint = worker.status().checkpoint;
+    assert_eq!(checkpoint.through, meridian_clock::Timestamp::ZERO);
+    let answer = Query {
+        sql: "SELECT 1 AS one".to_owned(),
+        params: serde_json::Map::new(),
+    };
+    let answer = world.room.ask(&answer, Limits::default(), &world.now());
+    assert_eq!(answer.unwrap().checkpoint, checkpoint);
+    let events = world.events.lock().unwrap().clone();
+    assert!(events.iter().all(|it| checkpoint.place.covers(it.key)));
+    // Its rows are of no use to a worker of another tier.
+    let mut other = world.worker(&database.delays(), 7);
+    assert!(matches!(other.step(), Step::Wait(_)));
+    let error = other.status().error.unwrap();
+    assert!(error.contains("of another tier"), "{error}");
 }
