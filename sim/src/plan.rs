@@ -28,6 +28,9 @@ pub struct Plan {
     /// Every node keeps a read model, in a SQLite file.
     #[serde(default)]
     pub read_models: bool,
+    /// And another one of the `live` tier.
+    #[serde(default)]
+    pub live_read_models: bool,
     /// The regions, numbered from 1 in this sequence.
     pub regions: Vec<RegionPlan>,
     /// The network between each two regions.
@@ -390,6 +393,7 @@ impl Plan {
             segment_kib: 256,
             points_percent: 0,
             read_models: false,
+            live_read_models: false,
             regions: Vec::new(),
             links: Vec::new(),
             load: LoadPlan {
@@ -553,6 +557,8 @@ impl Plan {
         // Drawn apart, so that the rest of a seed's plan does not depend on it.
         plan.read_models = Rng::part(seed, "read models").below(2) == 0;
         plan.load.moves_ms = *Rng::part(seed, "moves").pick(&[0, 0, 0, 400, 1_500]);
+        plan.live_read_models =
+            plan.read_models && Rng::part(seed, "live read models").below(2) == 0;
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.

@@ -5,16 +5,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_clock::OrderKey;
 use meridian_event::RecordedEvent;
-use meridian_projection::{Answer, Definition, Limits, Now, Query, QueryError};
+use meridian_projection::{Answer, Definition, FeedTier, Limits, Now, Place, Query, QueryError};
 use serde_json::Value;
 
 use super::Evidence;
+use crate::plan::Plan;
 
 /// The type of the events that clients write.
 pub const EVENT_TYPE: &str = "Happened";
 
+/// The name of the projection of the `live` tier.
+const LIVE: &str = "live_streams";
 const DIGEST_MODULUS: u64 = 1_000_003;
 
 /// What a node's read model held in the end.
@@ -22,16 +24,23 @@ const DIGEST_MODULUS: u64 = 1_000_003;
 pub struct ReadModel {
     /// The node's region.
     pub name: String,
+    /// The projection.
+    pub projection: String,
     /// What it holds of each stream, with its checkpoint; or why it cannot be read.
     pub answer: Result<Answer, String>,
 }
 
-/// The projection that every node has: of each stream, how many events it has and a number that
-/// depends on each of them and on their order.
-///
-/// # Panics
-/// Never: the text is a definition.
-pub fn definition() -> Definition {
+/// The projections that every node of a plan has.
+pub fn definitions(plan: &Plan) -> Vec<Definition> {
+    let ordered = plan.read_models.then(ordered);
+    ordered
+        .into_iter()
+        .chain(plan.live_read_models.then(live))
+        .collect()
+}
+
+/// Of each stream, how many events it has and a number that depends on each of them and on their order.
+fn ordered() -> Definition {
     let text = format!(
         r#"
         name = "streams"
@@ -48,8 +57,20 @@ pub fn definition() -> Definition {
     Definition::from_toml(&text).expect("the text is a definition")
 }
 
-/// Reads a node's read model in `folder`.
-pub fn read(name: &str, folder: &Path) -> ReadModel {
+/// The same without their order, of what is held.
+fn live() -> Definition {
+    let mut definition = ordered();
+    definition.name = LIVE.to_owned();
+    definition.tier = FeedTier::Live;
+    definition.commutative = true;
+    let statement = definition.on.get_mut(EVENT_TYPE);
+    let statement = statement.expect("the projection handles what clients write");
+    *statement = statement.replace("digest * 31 + ", "digest + ");
+    definition
+}
+
+/// Reads a node's read model of `projection` in `folder`.
+pub fn read(name: &str, projection: &str, folder: &Path) -> ReadModel {
     let query = Query {
         sql: "SELECT stream, events, digest FROM streams ORDER BY stream".to_owned(),
         params: serde_json::Map::new(),
@@ -60,9 +81,11 @@ pub fn read(name: &str, folder: &Path) -> ReadModel {
         ..Limits::default()
     };
     let never: Now = Arc::new(|| Duration::ZERO);
-    let answer = query.ask(&folder.join("streams/model-1.db"), limits, &never);
+    let file = folder.join(projection).join("model-1.db");
+    let answer = query.ask(&file, limits, &never);
     ReadModel {
         name: name.to_owned(),
+        projection: projection.to_owned(),
         answer: answer.map_err(|error: QueryError| error.to_string()),
     }
 }
@@ -83,32 +106,38 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         let Some(copy) = evidence.copies.iter().find(|copy| copy.name == model.name) else {
             continue;
         };
-        let place = answer.checkpoint.place;
+        let (name, place) = (
+            format!("{}: {}", model.name, model.projection),
+            &answer.checkpoint.place,
+        );
         let mut events: Vec<&RecordedEvent> = copy
             .logs
             .values()
             .flatten()
             .flatten()
-            .filter(|event| event.event_type.as_str() == EVENT_TYPE && event.order_key() <= place)
+            .filter(|event| {
+                event.event_type.as_str() == EVENT_TYPE && place.covers(event.order_key())
+            })
             .collect();
         events.sort_by_key(|event| event.order_key());
-        let folded = fold(&events);
+        let factor = if model.projection == LIVE { 1 } else { 31 };
+        let folded = fold(&events, factor);
         if answer.checkpoint.applied != events.len() as u64 {
             broken.push(format!(
-                "{}: its read model counts {} events up to {place}, and there are {}",
-                model.name,
+                "{name} counts {} events up to {place}, and there are {}",
                 answer.checkpoint.applied,
                 events.len()
             ));
         }
         if let Some(what) = difference(&folded, &answer.rows, place) {
-            broken.push(format!("{}: {what}", model.name));
+            broken.push(format!("{name}: {what}"));
         }
     }
     broken
 }
 
-fn fold(events: &[&RecordedEvent]) -> BTreeMap<String, (u64, u64)> {
+// What came before counts `factor` times in a digest, so that with any but 1 the order counts.
+fn fold(events: &[&RecordedEvent], factor: u64) -> BTreeMap<String, (u64, u64)> {
     let mut folded = BTreeMap::<String, (u64, u64)>::new();
     for event in events {
         let id = event.id.to_string();
@@ -117,7 +146,7 @@ fn fold(events: &[&RecordedEvent]) -> BTreeMap<String, (u64, u64)> {
         let row = folded.entry(event.stream.to_string());
         row.and_modify(|(events, digest)| {
             *events += 1;
-            *digest = (*digest * 31 + own) % DIGEST_MODULUS;
+            *digest = (*digest * factor + own) % DIGEST_MODULUS;
         })
         .or_insert((1, own));
     }
@@ -127,7 +156,7 @@ fn fold(events: &[&RecordedEvent]) -> BTreeMap<String, (u64, u64)> {
 fn difference(
     folded: &BTreeMap<String, (u64, u64)>,
     rows: &[Vec<Value>],
-    place: OrderKey,
+    place: &Place,
 ) -> Option<String> {
     let expected = folded
         .iter()

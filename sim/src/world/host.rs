@@ -12,6 +12,7 @@ use meridian_clock::{LogId, Position};
 use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Network, Random, Seams};
 use meridian_node::{Identity, Node};
+use meridian_projection::Definition;
 use meridian_store::{Lanes, SimDisk, Store};
 use tempfile::TempDir;
 use tokio::sync::Notify;
@@ -23,7 +24,6 @@ use super::network::SimNetwork;
 use super::story::What;
 use super::trace::Trace;
 use super::witness;
-use crate::invariants::exactly_once;
 use crate::rng::Rng;
 
 /// A machine and what is wrong with it now.
@@ -54,6 +54,8 @@ pub struct Machine {
     pub network: Arc<SimNetwork>,
     /// Its configuration.
     pub config: NodeConfig,
+    /// The projections that it keeps read models of.
+    pub projections: Vec<Definition>,
     changing: Mutex<Changing>,
 }
 
@@ -108,8 +110,8 @@ pub struct Parts {
     pub network: Arc<SimNetwork>,
     /// See [`Machine::config`].
     pub config: NodeConfig,
-    /// Whether it keeps a read model.
-    pub read_models: bool,
+    /// The projections that it keeps read models of.
+    pub projections: Vec<Definition>,
 }
 
 impl Machine {
@@ -132,7 +134,7 @@ impl Machine {
             config: parts.config,
             changing: Mutex::new(Changing {
                 disk: SimDisk::new(rng.next_u64()),
-                read_models: parts.read_models.then(folder),
+                read_models: (!parts.projections.is_empty()).then(folder),
                 node: Weak::new(),
                 rng,
                 start_error: None,
@@ -140,6 +142,7 @@ impl Machine {
                 reported: BTreeMap::new(),
                 lost: Vec::new(),
             }),
+            projections: parts.projections,
         }
     }
 
@@ -259,9 +262,8 @@ impl Machine {
         self.trace
             .note(elapsed(), format_args!("{} runs", self.name));
         self.trace.tell(elapsed(), What::Runs(self.index));
-        if self.read_models().is_some() {
-            node.projections()
-                .define_here(1, exactly_once::definition());
+        for definition in &self.projections {
+            node.projections().define_here(1, definition.clone());
         }
         self.compare_with_committed(&node);
         self.changing().node = Arc::downgrade(&node);

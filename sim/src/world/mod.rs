@@ -42,6 +42,7 @@ use self::trace::{Keep, Trace};
 use self::witness::Witness;
 use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
+use crate::invariants::exactly_once;
 use crate::load::follow::{Seen, Source};
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -281,7 +282,7 @@ impl World {
                 trace: trace.clone(),
                 network: Arc::new(network),
                 config: setup::node_config(plan, index, &members, &certificates),
-                read_models: plan.read_models,
+                projections: exactly_once::definitions(plan),
             };
             let machine = Arc::new(Machine::new(
                 plan.seed,

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use meridian_client::SettledTier;
 use meridian_clock::{Position, Timestamp};
+use meridian_node::ModelStatus;
 use meridian_node::Node;
-use meridian_projection::Doing;
+use meridian_projection::{Doing, Place};
 use meridian_store::{Disk, Health, ReadError};
 
 use super::World;
@@ -152,11 +153,12 @@ impl World {
                 ));
             }
             for projection in node.projections().list() {
-                let active = projection.active.map(|model| model.status);
-                if active
-                    .as_ref()
-                    .is_none_or(|it| it.doing != Doing::Following)
-                {
+                let is_done = |model: &ModelStatus| {
+                    let is_live = matches!(model.status.checkpoint.place, Place::Logs(_));
+                    model.status.doing == Doing::Following && (model.progress >= 1.0 || !is_live)
+                };
+                let active = projection.active;
+                if !active.as_ref().is_some_and(is_done) {
                     why.push(format!("{} does not follow: {active:?}", machine.name));
                 }
             }
@@ -207,9 +209,12 @@ impl World {
     // What the read models of the running nodes hold.
     fn read_models(&self) -> Vec<exactly_once::ReadModel> {
         let running = self.machines.iter().filter(|it| it.node().is_some());
-        running
-            .filter_map(|it| Some(exactly_once::read(&it.name, &it.read_models()?)))
-            .collect()
+        let read = running.filter_map(|machine| {
+            let folder = machine.read_models()?;
+            let all = machine.projections.iter();
+            Some(all.map(move |it| exactly_once::read(&machine.name, &it.name, &folder)))
+        });
+        read.flatten().collect()
     }
 
     pub(super) fn audit(&mut self) {
