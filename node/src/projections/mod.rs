@@ -9,8 +9,8 @@ mod build;
 mod driver;
 mod feed;
 mod follow;
+mod location;
 mod model;
-mod place;
 mod shelf;
 
 use std::collections::BTreeMap;
@@ -262,7 +262,7 @@ impl Projections {
     /// When it is wrong, or does not follow on the one before, or cannot be written.
     pub async fn put(&self, definition: Definition) -> Result<ProjectionStatus, ProjectionError> {
         definition.check()?;
-        place::check(&definition, &self.shared.region)?;
+        location::check(&definition, &self.shared.region)?;
         let checked = definition.clone();
         let check = move || match &checked.sink {
             SinkKind::Sqlite => check_sqlite(&checked).map_err(CheckError::from),
@@ -406,8 +406,8 @@ impl Projections {
         after: i64,
         skipped: bool,
     ) -> Result<Vec<Parked>, ProjectionError> {
-        let place = self.find(name)?.active_place()?;
-        let list = move || place.parked(after, PARKED_MAX, skipped);
+        let location = self.find(name)?.active_location()?;
+        let list = move || location.parked(after, PARKED_MAX, skipped);
         let listed = self.shared.lane.run(list).await;
         Ok(listed.map_err(ProjectionError::Unavailable)??)
     }
@@ -446,9 +446,9 @@ impl Projections {
     ) -> Result<Answer, ProjectionError> {
         let projection = self.find(name)?;
         let deadline = Instant::now() + wait.min(crate::session::WAIT_MAX);
-        let (number, place) = projection.answering(at_least, deadline).await?;
+        let (number, location) = projection.answering(at_least, deadline).await?;
         let now = Arc::clone(&self.shared.now);
-        let ask = move || place.ask(&query, &now);
+        let ask = move || location.ask(&query, &now);
         let answer = self.shared.lane.run(ask).await;
         let answer = answer.map_err(ProjectionError::Unavailable)??;
         projection.answered(number, &answer.checkpoint);

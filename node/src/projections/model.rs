@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use meridian_clock::Timestamp;
 use meridian_projection::{
-    Batches, Checkpoint, Definition, Doing, Drained, Feed, FeedTier, Place as ReadTo, SinkError,
-    Status, TableDiff, Worker,
+    Batches, Checkpoint, Definition, Doing, Drained, Feed, FeedTier, Place, SinkError, Status,
+    TableDiff, Worker,
 };
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
@@ -19,7 +19,7 @@ use super::build::Build;
 use super::driver::{COMMANDS_MAX, Cab, Command, drive};
 use super::feed::{LiveFeed, OrderFeed, settled};
 use super::follow::forget_place;
-use super::place::Place;
+use super::location::Location;
 use super::shelf::{Floor, Shelf, forget_models};
 use super::{
     EXAMPLES_MAX, LEVEL_WAIT, ModelStatus, ProjectionError, ProjectionStatus, Shared, cannot_note,
@@ -103,7 +103,7 @@ impl Projection {
         let (commands, obeys) = mpsc::channel(COMMANDS_MAX);
         let another = {
             let (shared, bound) = (Arc::clone(shared), self.bound.subscribe());
-            let place = self.place(number, &definition);
+            let location = self.location(number, &definition);
             let definition = definition.clone();
             move || {
                 let (marks, bound) = (shared.marks.clone(), bound.clone());
@@ -115,7 +115,7 @@ impl Projection {
                 Worker::new(
                     definition.clone(),
                     feed,
-                    place.sink(&definition),
+                    location.sink(&definition),
                     Batches::default(),
                     Arc::clone(&shared.now),
                     shared.jitter,
@@ -136,9 +136,9 @@ impl Projection {
             another: Box::new(another),
         };
         let span = info_span!("projection", name = %self.name, model = number);
-        let build = match self.place(number, &definition) {
-            Place::Sqlite(path) => Build::of(shared, &definition, &path),
-            Place::Postgres { .. } => None,
+        let build = match self.location(number, &definition) {
+            Location::Sqlite(path) => Build::of(shared, &definition, &path),
+            Location::Postgres { .. } => None,
         };
         let drive = async move {
             if let Some(build) = build
@@ -158,17 +158,17 @@ impl Projection {
         }
     }
 
-    fn place(&self, number: u32, definition: &Definition) -> Place {
-        Place::of(&self.folder, &self.shared.region, number, definition)
+    fn location(&self, number: u32, definition: &Definition) -> Location {
+        Location::of(&self.folder, &self.shared.region, number, definition)
     }
 
     // Removes a read model's rows where that may take a while.
     fn remove(&self, number: u32, definition: &Definition) {
-        let place = self.place(number, definition);
+        let location = self.location(number, definition);
         let (lane, folder) = (self.shared.lane, self.folder.clone());
         self.shared.tracker.spawn(async move {
             // It has said itself what it could not do.
-            let _ = lane.run(move || place.remove(&folder, number)).await;
+            let _ = lane.run(move || location.remove(&folder, number)).await;
         });
     }
 
@@ -239,7 +239,7 @@ impl Projection {
             return;
         }
         if let Some((number, definition)) = update {
-            let sink = self.place(number, &definition).sink(&definition);
+            let sink = self.location(number, &definition).sink(&definition);
             if let Some(model) = state.models.get_mut(&number) {
                 model.definition = definition.clone();
                 let command = Command::GoOnAs(Box::new(definition), sink);
@@ -451,7 +451,7 @@ impl Projection {
             |shelf| shelf.candidate.or(shelf.previous),
             "no second read model to compare with; put a higher version, or rebuild it",
         )?;
-        let places = [self.place_of(active)?, self.place_of(other)?];
+        let locations = [self.location_of(active)?, self.location_of(other)?];
         let mut statuses = [self.watch(active)?, self.watch(other)?];
         let deadline = Instant::now() + LEVEL_WAIT;
         let stopped = StopAt(&self.bound);
@@ -482,7 +482,7 @@ impl Projection {
                 is_level &= furthest(&status.borrow()) == bound;
             }
             if is_level {
-                let [one, two] = places.clone();
+                let [one, two] = locations.clone();
                 let compare = move || one.diff(&two, EXAMPLES_MAX);
                 let compared = self.shared.lane.run(compare).await;
                 drop(stopped);
@@ -499,16 +499,16 @@ impl Projection {
     }
 
     /// Where the read model that answers has its rows.
-    pub(super) fn active_place(&self) -> Result<Place, ProjectionError> {
+    pub(super) fn active_location(&self) -> Result<Location, ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
-        self.place_of(number)
+        self.location_of(number)
     }
 
-    fn place_of(&self, number: u32) -> Result<Place, ProjectionError> {
+    fn location_of(&self, number: u32) -> Result<Location, ProjectionError> {
         let state = self.lock();
         let model = state.models.get(&number);
         model
-            .map(|model| self.place(number, &model.definition))
+            .map(|model| self.location(number, &model.definition))
             .ok_or_else(|| ProjectionError::NotFound(self.name.clone()))
     }
 
@@ -550,8 +550,8 @@ impl Projection {
 
     // Shows the read model that answers to those who ask its database themselves.
     async fn publish(&self, number: u32) -> Result<(), ProjectionError> {
-        let place = self.place_of(number)?;
-        let published = self.shared.lane.run(move || place.publish()).await;
+        let location = self.location_of(number)?;
+        let published = self.shared.lane.run(move || location.publish()).await;
         Ok(published.map_err(ProjectionError::Unavailable)??)
     }
 
@@ -560,7 +560,7 @@ impl Projection {
         &self,
         at_least: &Seen,
         deadline: Instant,
-    ) -> Result<(u32, Place), ProjectionError> {
+    ) -> Result<(u32, Location), ProjectionError> {
         let number = self.number(|shelf| shelf.active, "no read model yet")?;
         let floor = self.lock().shelf.floor.clone();
         let mut status = self.watch(number)?;
@@ -569,12 +569,12 @@ impl Projection {
             has_begun(it) && floor.is_reached_by(&it.checkpoint) && shows(&it.checkpoint, at_least)
         };
         if until(&mut status, deadline, answers).await {
-            return Ok((number, self.place_of(number)?));
+            return Ok((number, self.location_of(number)?));
         }
         let now = Arc::clone(&status.borrow());
         let missing = match &now.checkpoint.place {
-            ReadTo::Logs(places) => places.first_missing(&at_least.positions),
-            ReadTo::Order(_) => None,
+            Place::Logs(places) => places.first_missing(&at_least.positions),
+            Place::Order(_) => None,
         };
         let missing = missing.map(|(log, position)| {
             let region = self.shared.names.of(log.origin);
@@ -662,17 +662,17 @@ impl Projection {
 fn has_begun(status: &Status) -> bool {
     let Checkpoint { through, place, .. } = &status.checkpoint;
     match place {
-        ReadTo::Order(_) => *through > Timestamp::ZERO,
-        ReadTo::Logs(places) => !places.is_empty() || status.doing == Doing::Following,
+        Place::Order(_) => *through > Timestamp::ZERO,
+        Place::Logs(places) => !places.is_empty() || status.doing == Doing::Following,
     }
 }
 
 // Whether a read model that has come so far shows all that was seen.
 fn shows(checkpoint: &Checkpoint, seen: &Seen) -> bool {
     let has_positions = match &checkpoint.place {
-        ReadTo::Order(_) => false,
+        Place::Order(_) => false,
         // A stamp alone says nothing of positions: all before it may have been seen.
-        ReadTo::Logs(places) => {
+        Place::Logs(places) => {
             let positions = &seen.positions;
             positions.iter().next().is_some() && places.first_missing(positions).is_none()
         }

@@ -18,7 +18,7 @@ const NUMBER_BYTES: usize = 11;
 
 /// Where a read model's rows are.
 #[derive(Clone)]
-pub(super) enum Place {
+pub(super) enum Location {
     /// In a file.
     Sqlite(PathBuf),
     /// In a schema of a database.
@@ -52,7 +52,7 @@ pub(super) fn check(definition: &Definition, region: &str) -> Result<(), Project
     }
 }
 
-impl Place {
+impl Location {
     pub(super) fn of(folder: &Path, region: &str, number: u32, definition: &Definition) -> Self {
         match &definition.sink {
             SinkKind::Sqlite => Self::Sqlite(model_path(folder, number)),
