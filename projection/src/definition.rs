@@ -56,8 +56,8 @@ pub struct Definition {
     /// How the work is divided when a read model is rebuilt.
     #[serde(default)]
     pub workers: Workers,
-    /// SQL that adds the rows of one part of the work, attached as `part`, to the read model. Without
-    /// it every table's rows are taken over as they are.
+    /// SQL that adds the rows of one part of the work, a database or schema that is called `part`, to the
+    /// read model. Without it every table's rows are taken over as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub merge: Option<String>,
 }

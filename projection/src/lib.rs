@@ -30,8 +30,8 @@ pub use diff::TableDiff;
 pub use feed::{Feed, FeedError, FeedEvent, Reached};
 pub use place::{LogPlaces, Place, PlaceError};
 pub use postgres::{
-    CheckError, PostgresSink, check_postgres, diff_postgres, list_parked_postgres,
-    publish_postgres, remove_postgres,
+    CheckError, PostgresSink, check_postgres, diff_postgres, is_made_postgres,
+    list_parked_postgres, merge_postgres, publish_postgres, remove_parts_postgres, remove_postgres,
 };
 pub use program::{HandlerError, Projection, Rows};
 pub use query::{Answer, Limits, Query, QueryError};

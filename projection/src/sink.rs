@@ -147,6 +147,14 @@ pub enum SinkError {
         /// Missing, or changed by hand.
         what: &'static str,
     },
+    /// Several workers built its parts, and their rows do not go together.
+    #[error(
+        "the rows of two parts do not go together ({reason}); say with `merge` how they are added up, or use one worker"
+    )]
+    Parts {
+        /// What the database says.
+        reason: String,
+    },
     /// There is something else in its place.
     #[error(
         "{what} exists with other columns than the schema gives it; drop it, or raise `version` so that a new read model is built"

@@ -12,8 +12,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use meridian_projection::{
-    Answer, CheckError, Definition, DefinitionError, Doing, Limits, Now, Policy, PostgresSink,
-    Query, QueryError, Sink, SinkKind, Step, check_postgres,
+    Answer, CheckError, Checkpoint, Definition, DefinitionError, Doing, Limits, Now, Policy,
+    PostgresSink, Query, QueryError, Sink, SinkError, SinkKind, Step, check_postgres,
+    is_made_postgres, merge_postgres, remove_parts_postgres,
 };
 use proptest::prelude::*;
 use server::Server;
@@ -525,4 +526,184 @@ fn a_server_that_is_killed_again_and_again_leaves_nothing_out_and_takes_nothing_
     assert_eq!(world.model(), expected);
     eprintln!("of 10 kills {in_the_middle} were in the middle, {taken_back} took commits back");
     assert!(in_the_middle >= 5, "there was too little to do");
+}
+
+const MERGE: &str = "
+    INSERT INTO delays AS d SELECT * FROM part.delays ON CONFLICT (carrier) DO UPDATE SET
+        events = d.events + excluded.events, minutes = d.minutes + excluded.minutes;
+    INSERT INTO last_seen SELECT * FROM part.last_seen;
+";
+
+// Two parts, by stream, each built by a worker of its own, and what they come to together.
+struct Parts {
+    url: String,
+    whole: Schema,
+    names: Vec<String>,
+    expected: [support::Rows; 2],
+}
+
+impl Parts {
+    fn built(postgres: &Postgres, definition: &Definition) -> Self {
+        let whole = fresh_name();
+        let events = flights(200);
+        let of = |number: usize| {
+            let events = events.iter().filter(|it| {
+                let last = it.stream.bytes().next_back().unwrap_or_default();
+                usize::from(last) / 2 % 2 == number
+            });
+            events.cloned().collect::<Vec<_>>()
+        };
+        let names = (0..2).map(|number| {
+            let name = format!("{whole}.part-{number}");
+            let mut world = World::new(postgres, of(number));
+            world.room = Box::new(Schema {
+                url: postgres.url.clone(),
+                name: name.clone(),
+            });
+            let mut worker = world.worker(definition, 1_000);
+            assert_eq!(world.run(&mut worker), Step::Idle);
+            name
+        });
+        Self {
+            url: postgres.url.clone(),
+            names: names.collect(),
+            whole: Schema {
+                url: postgres.url.clone(),
+                name: whole,
+            },
+            expected: straight(postgres, &events),
+        }
+    }
+
+    fn merge(&self, definition: &Definition) -> Result<Checkpoint, SinkError> {
+        let parts: Vec<&str> = self.names.iter().map(String::as_str).collect();
+        let upto = Checkpoint {
+            through: meridian_clock::Timestamp(1_000_000),
+            ..Checkpoint::default()
+        };
+        merge_postgres(&self.url, &self.whole.name, definition, &parts, upto)
+    }
+
+    fn rows(&self) -> [support::Rows; 2] {
+        ["delays", "last_seen"].map(|table| {
+            let query = Query {
+                sql: format!("SELECT * FROM {table} ORDER BY 1"),
+                params: serde_json::Map::new(),
+            };
+            let never: Now = std::sync::Arc::new(|| Duration::ZERO);
+            self.whole
+                .ask(&query, Limits::default(), &never)
+                .unwrap()
+                .rows
+        })
+    }
+
+    // Which of the read model and its parts are there.
+    fn there(&self) -> Vec<bool> {
+        let all = std::iter::once(&self.whole.name).chain(&self.names);
+        all.map(|name| is_made_postgres(&self.url, name).unwrap())
+            .collect()
+    }
+}
+
+fn with_merge(postgres: &Postgres, merge: &str) -> Definition {
+    let mut definition = postgres.delays();
+    definition.merge = Some(merge.to_owned());
+    definition
+}
+
+#[test]
+fn parts_are_put_together_once_and_removed() {
+    let Some(postgres) = shared() else { return };
+    let definition = with_merge(&postgres, MERGE);
+    check_postgres(&definition).unwrap();
+    let parts = Parts::built(&postgres, &definition);
+    assert_eq!(parts.there(), [false, true, true]);
+    let merged = parts.merge(&definition).unwrap();
+    assert_eq!(parts.rows(), parts.expected);
+    assert_eq!(parts.there(), [true, false, false]);
+    // Its answer may have been lost.
+    assert_eq!(parts.merge(&definition).unwrap(), merged);
+    // A worker goes on from there, and its handlers find the tables that they need.
+    let mut sink = parts.whole.sink(&definition);
+    assert_eq!(sink.claim().unwrap(), merged);
+}
+
+#[test]
+fn many_are_put_together_at_once() {
+    let Some(postgres) = shared() else { return };
+    let definition = with_merge(&postgres, MERGE);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let parts = Parts::built(&postgres, &definition);
+                check_postgres(&definition).unwrap();
+                parts.merge(&definition).unwrap();
+                assert_eq!(parts.rows(), parts.expected);
+            });
+        }
+    });
+}
+
+#[test]
+fn rows_that_do_not_go_together_are_refused_and_nothing_is_left_of_them() {
+    let Some(postgres) = shared() else { return };
+    // Both parts have flights of the same carriers.
+    let definition = postgres.delays();
+    let parts = Parts::built(&postgres, &definition);
+    let error = parts.merge(&definition).unwrap_err();
+    assert!(
+        matches!(&error, SinkError::Parts { reason } if reason.contains("delays_pkey")),
+        "{error}"
+    );
+    assert_eq!(parts.there(), [false, true, true]);
+    // In a fold by stream they have none in common.
+    let mut by_stream = definition;
+    by_stream.on.remove("Departed");
+    let parts = Parts::built(&postgres, &by_stream);
+    parts.merge(&by_stream).unwrap();
+    assert_eq!(parts.rows()[1], parts.expected[1]);
+    // What the database numbers has the same numbers in each part.
+    let mut numbered = by_stream;
+    numbered.schema += "CREATE TABLE numbered (id BIGSERIAL PRIMARY KEY);";
+    let parts = Parts::built(&postgres, &numbered);
+    let error = parts.merge(&numbered).unwrap_err();
+    assert!(error.to_string().contains("numbered.id"), "{error}");
+    // A merge that is changed after it was checked does not end the transaction.
+    let ends = with_merge(&postgres, "COMMIT");
+    let parts = Parts::built(&postgres, &ends);
+    assert!(parts.merge(&ends).is_err());
+    assert_eq!(parts.there(), [false, true, true]);
+}
+
+#[test]
+fn parts_are_removed_by_what_their_names_begin_with() {
+    let Some(postgres) = shared() else { return };
+    let definition = postgres.delays();
+    let parts = Parts::built(&postgres, &definition);
+    let prefix = format!("{}.part-", parts.whole.name);
+    remove_parts_postgres(&parts.url, &prefix, &[&parts.names[1]]).unwrap();
+    assert_eq!(parts.there(), [false, false, true]);
+    remove_parts_postgres(&parts.url, &prefix, &[]).unwrap();
+    assert_eq!(parts.there(), [false, false, false]);
+}
+
+#[test]
+fn a_merge_that_would_not_do_is_refused_when_it_is_put() {
+    let Some(postgres) = shared() else { return };
+    for merge in [
+        "INSERT INTO delays SELECT * FROM part.nothing",
+        "INSERT INTO delays SELECT carrier FROM part.delays ON CONFLICT (minutes) DO NOTHING",
+        "INSERT INTO delays SELECT * FROM part.delays; COMMIT",
+        "INSRT",
+    ] {
+        let error = check_postgres(&with_merge(&postgres, merge)).unwrap_err();
+        assert!(
+            matches!(
+                &error,
+                CheckError::Definition(DefinitionError::Sql { what, .. }) if what == "`merge`"
+            ),
+            "{merge}: {error}"
+        );
+    }
 }

@@ -1,12 +1,14 @@
 //! Read models in PostgreSQL, each in a schema of its own.
 //!
 //! `session` is the connection and what its errors mean, `statement` finds parameters in SQL, `schema`
-//! checks a definition's SQL and compares tables, `query` answers questions; here rows are written.
+//! checks a definition's SQL and compares tables, `query` answers questions, `merge` puts parts together;
+//! here rows are written.
 //!
 //! Always true: rows, parked events and checkpoint are one transaction, and whoever writes holds the
 //! checkpoint's row and has compared its fence.
 
 mod care;
+mod merge;
 mod query;
 mod schema;
 mod session;
@@ -24,6 +26,7 @@ use tokio_postgres::{Row, Statement};
 use uuid::Uuid;
 
 pub use care::{diff_postgres, list_parked_postgres, publish_postgres, remove_postgres};
+pub use merge::{is_made_postgres, merge_postgres, remove_parts_postgres};
 pub use schema::{CheckError, check as check_postgres};
 
 pub(crate) use session::check_url;
@@ -149,20 +152,33 @@ impl PostgresSink {
             tracing::error!(schema = %self.schema, table, "a read model without a checkpoint");
             return Err(SinkError::NoCheckpoint { what: "missing" });
         }
-        let empty = Checkpoint::start(self.definition.tier);
-        let make = format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(&self.schema));
-        let insert = "INSERT INTO meridian_checkpoint VALUES (1, $1, $2, 0, 0, $3, 0)";
-        let through = empty.through.0.to_string();
-        session
-            .run(&make)
-            .and_then(|()| session.run(OWN_TABLES))
-            .map_err(SinkError::unavailable)?;
-        schema::run(session, &self.definition.schema)?;
-        session
-            .write(insert, &[&empty.place.to_string(), &through, &empty.sum()])
-            .map_err(SinkError::unavailable)?;
+        make_tables(session, &self.schema, &self.definition)?;
+        insert_checkpoint(session, &Checkpoint::start(self.definition.tier))?;
         Ok(true)
     }
+}
+
+/// Makes the tables of a read model, in the transaction that the session is in.
+fn make_tables(session: &Session, schema: &str, definition: &Definition) -> Result<(), SinkError> {
+    session
+        .run(&format!("CREATE SCHEMA IF NOT EXISTS {}", quoted(schema)))
+        .and_then(|()| session.run(OWN_TABLES))
+        .map_err(SinkError::unavailable)?;
+    schema::run(session, &definition.schema)
+}
+
+/// Notes for the first time how far a read model has come.
+fn insert_checkpoint(session: &Session, checkpoint: &Checkpoint) -> Result<(), SinkError> {
+    let insert = "INSERT INTO meridian_checkpoint VALUES (1, $1, $2, $3, $4, $5, 0)";
+    let values: [&(dyn ToSql + Sync); 5] = [
+        &checkpoint.place.to_string(),
+        &checkpoint.through.0.to_string(),
+        &i64::try_from(checkpoint.applied).unwrap_or(i64::MAX),
+        &i64::try_from(checkpoint.skipped).unwrap_or(i64::MAX),
+        &checkpoint.sum(),
+    ];
+    let inserted = session.write(insert, &values);
+    inserted.map(|_| ()).map_err(SinkError::unavailable)
 }
 
 /// A connection whose unqualified names are those of `schema`.
@@ -430,6 +446,10 @@ impl Sink for PostgresSink {
         Ok(count.try_into().unwrap_or(0))
     }
 }
+
+/// What is parked with an event, beside its number.
+const PARKED_FIELDS: &str =
+    "kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts";
 
 const PARKED_COLUMNS: &str = "id, kind, key, stream, revision, event_id, event_type, region, data, metadata, reason, attempts";
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, HashMap};
 use tokio_postgres::types::Type;
 
 use super::Handler;
-use super::session::{Failure, Given, Session};
+use super::merge::{LOCK_PART, PART};
+use super::session::{Failure, Given, Session, quoted};
 use super::statement::{Translated, translate};
 use crate::definition::{Definition, DefinitionError, OWN_PREFIX, PARAMETERS, SinkKind, nearest};
 use crate::parameter::Parameter;
@@ -77,12 +78,7 @@ pub fn check(definition: &Definition) -> Result<(), CheckError> {
         return Err(wrong("its rows do not go to PostgreSQL"));
     };
     super::check_url(url).map_err(|reason| wrong(&reason))?;
-    if definition.merge.is_some() {
-        return Err(wrong(
-            "`merge` adds SQLite files together; leave it out, a read model in PostgreSQL is built in place",
-        ));
-    }
-    check_schema(&definition.schema)?;
+    check_schema("`schema`", &definition.schema)?;
     let unavailable = |failure: Failure| CheckError::Unavailable {
         reason: failure.to_string(),
     };
@@ -111,17 +107,32 @@ pub fn check(definition: &Definition) -> Result<(), CheckError> {
             .and_then(|statement| session.execute(&statement, nothing));
         explained.map_err(CheckError::of(what))?;
     }
-    Ok(())
+    let Some(merge) = &definition.merge else {
+        return Ok(());
+    };
+    check_schema("`merge`", merge)?;
+    let of_merge = || CheckError::of(|| "`merge`".to_owned());
+    session.run(LOCK_PART).map_err(of_merge())?;
+    session
+        .run(&format!("CREATE SCHEMA {PART}"))
+        .map_err(of_merge())?;
+    for table in tables.keys().map(|name| quoted(name)) {
+        session
+            .run(&format!("CREATE TABLE {PART}.{table} (LIKE {table})"))
+            .map_err(unavailable)?;
+    }
+    session.run(merge).map_err(of_merge())
 }
 
-fn check_schema(text: &str) -> Result<(), DefinitionError> {
+/// Refuses SQL that would end the transaction that it is run in, or outlive it.
+pub(super) fn check_schema(what: &str, text: &str) -> Result<(), DefinitionError> {
     let verbs = translate(text).verbs;
     let is_refused = |verb: &&String| NOT_FOR_SCHEMAS.contains(&verb.as_str());
     match verbs.iter().find(is_refused) {
         Some(verb) => Err(DefinitionError::Sql {
-            what: "`schema`".to_owned(),
+            what: what.to_owned(),
             reason: format!(
-                "it has a statement that begins with {}; it is run in one transaction, and makes things only",
+                "it has a statement that begins with {}; it is run in one transaction with others",
                 verb.to_uppercase()
             ),
         }),
@@ -131,7 +142,7 @@ fn check_schema(text: &str) -> Result<(), DefinitionError> {
 
 /// Runs a definition's schema where the session is.
 pub(super) fn run(session: &Session, text: &str) -> Result<(), SinkError> {
-    check_schema(text).map_err(SinkError::unavailable)?;
+    check_schema("`schema`", text).map_err(SinkError::unavailable)?;
     session.run(text).map_err(SinkError::unavailable)
 }
 

@@ -15,8 +15,8 @@ use crate::sink::{Checkpoint, SinkError};
 /// before.
 ///
 /// # Errors
-/// When a part cannot be read, or its rows do not go together with those of the others: the definition's
-/// `merge` says how they do.
+/// [`SinkError::Parts`] when the rows of the parts do not go together: the definition's `merge` says how
+/// they do. Otherwise when a part cannot be read.
 pub fn merge_sqlite(
     path: &Path,
     definition: &Definition,
@@ -39,10 +39,8 @@ pub fn merge_sqlite(
         };
         whole.applied += checkpoint.applied;
         whole.skipped += checkpoint.skipped;
-        add(&mut merged, definition, part).map_err(|error| SinkError::Unavailable {
-            reason: format!(
-                "the rows of two parts do not go together ({error}); say with `merge` how they are added up, or use one worker"
-            ),
+        add(&mut merged, definition, part).map_err(|error| SinkError::Parts {
+            reason: error.to_string(),
         })?;
     }
     finish(&mut merged, &whole).map_err(SinkError::unavailable)?;
