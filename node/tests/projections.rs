@@ -666,6 +666,64 @@ fn many_workers_build_what_one_does() {
     assert!(left.is_empty(), "{left:?}");
 }
 
+// The schemas of parts in a database.
+fn parts_in(federation: &Federation, name: &str) -> Value {
+    let sql = "SELECT nspname::text FROM pg_namespace WHERE position('.part-' in nspname) > 0";
+    let (status, mut answer) = ask(federation, 0, name, sql).expect("an answer");
+    assert_eq!(status, 200, "{answer}");
+    answer["rows"].take()
+}
+
+#[test]
+fn many_workers_build_in_postgresql_what_one_does() {
+    let Some(server) = Server::start() else {
+        return;
+    };
+    let federation = Federation::running(&["a"]);
+    let imported = meridian(&["import", FLIGHTS, "--url", &federation.url(0, "")]);
+    assert!(imported.status.success(), "{}", text(&imported.stderr));
+    let name = "carrier_delays_postgres";
+    let mut one = definition(name);
+    one["sink"]["url"] = server.url().into();
+    define_surely(&federation, 0, &one);
+    until_applied(&federation, 0, name, EVENTS);
+    for (version, (count, by)) in (2..).zip([(4, "hash"), (3, "hash"), (3, "time")]) {
+        let mut next = one.clone();
+        next["version"] = version.into();
+        next["workers"] = json!({ "count": count, "by": by });
+        define_surely(&federation, 0, &next);
+        until(&format!("{count} workers by {by} have built it"), || {
+            let shown = projection(&federation, 0, name).expect("an answer");
+            shown["candidate"]["version"] == version
+                && shown["candidate"]["doing"] == "following"
+                && shown["candidate"]["applied"] == EVENTS
+        });
+        let (status, diff) = get(&url(&federation, 0, name, "/diff")).expect("an answer");
+        assert_eq!(
+            (status, &diff["same"]),
+            (200, &json!(true)),
+            "{count} by {by}: {diff}"
+        );
+    }
+    let log = federation.log(0);
+    assert!(!log.contains("cannot be built in parts"), "{log}");
+    assert_eq!(parts_in(&federation, name), json!([]));
+    // Without it, two parts have rows of the same carriers: one worker builds it, and nothing is left.
+    let mut unmerged = one.clone();
+    unmerged["version"] = 9.into();
+    unmerged["workers"] = json!({ "count": 2 });
+    unmerged["merge"] = Value::Null;
+    define_surely(&federation, 0, &unmerged);
+    until("one worker has built it", || {
+        let shown = projection(&federation, 0, name).expect("an answer");
+        shown["candidate"]["version"] == 9
+            && shown["candidate"]["applied"] == EVENTS
+            && shown["candidate"]["doing"] == "following"
+    });
+    assert!(federation.log(0).contains("cannot be built in parts"));
+    assert_eq!(parts_in(&federation, name), json!([]));
+}
+
 #[test]
 fn a_read_model_whose_definition_is_not_known_any_more_is_built_anew() {
     let mut federation = Federation::running(&["a"]);
@@ -920,18 +978,38 @@ fn slow(mut definition: Value, nothing: &str) -> Value {
 
 #[test]
 fn thirty_kills_in_the_middle_of_builds_change_nothing() {
+    let (builds, killed) = kill_in_the_middle_of_builds(30, &[json!({ "count": 1 })]);
+    println!("{builds} builds ended meanwhile; {killed} times one was in the middle");
+}
+
+#[test]
+fn kills_in_the_middle_of_builds_in_parts_change_nothing() {
+    // Divided in another way now and then: no worker goes on with what one of another division began.
+    let by = |count: u16, by: &str| json!({ "count": count, "by": by });
+    let divisions = [by(2, "hash"), by(3, "hash"), by(3, "time"), by(2, "time")];
+    let (builds, killed) = kill_in_the_middle_of_builds(16, &divisions);
+    println!("{builds} builds ended meanwhile; {killed} times one was in the middle");
+}
+
+// How many builds ended meanwhile, and how often one was in the middle.
+fn kill_in_the_middle_of_builds(kills_max: u32, divisions: &[Value]) -> (u32, u32) {
     let mut federation = Federation::running(&["a"]);
     let imported = meridian(&["import", FLIGHTS, "--url", &federation.url(0, "")]);
     assert!(imported.status.success(), "{}", text(&imported.stderr));
     let server = Server::start();
     let nothing = "(WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 4000) SELECT count(*) * 0 FROM c)";
-    define_surely(&federation, 0, &slow(definition("carrier_delays"), nothing));
+    let mut in_a_file = slow(definition("carrier_delays"), nothing);
+    in_a_file["workers"] = divisions[0].clone();
+    define_surely(&federation, 0, &in_a_file);
+    let mut defined = vec![in_a_file];
     let mut built = vec!["carrier_delays"];
     if let Some(server) = &server {
         let nothing = "(SELECT count(*)::bigint * 0 FROM generate_series(1, 4000))";
         let mut in_postgresql = slow(definition("carrier_delays_postgres"), nothing);
         in_postgresql["sink"]["url"] = server.url().into();
+        in_postgresql["workers"] = divisions[0].clone();
         define_surely(&federation, 0, &in_postgresql);
+        defined.push(in_postgresql);
         built.push("carrier_delays_postgres");
     }
     // Of each: what is being built, the first read model or a candidate beside it.
@@ -970,7 +1048,7 @@ fn thirty_kills_in_the_middle_of_builds_change_nothing() {
         thread::sleep(std::time::Duration::from_millis(20 + (random >> 33) % 300));
     };
     let (mut kills, mut in_the_middle, mut builds) = (0, 0, 0);
-    while kills < 30 {
+    while kills < kills_max {
         pause();
         for name in &built {
             let done = applied(&federation, name);
@@ -997,6 +1075,12 @@ fn thirty_kills_in_the_middle_of_builds_change_nothing() {
             federation.until_ready(0);
         }
         kills += 1;
+        if divisions.len() > 1 && kills % 3 == 0 {
+            for definition in &mut defined {
+                definition["workers"] = divisions[kills as usize / 3 % divisions.len()].clone();
+                define_surely(&federation, 0, definition);
+            }
+        }
     }
     for name in &built {
         until("the last build ends", || {
@@ -1004,5 +1088,10 @@ fn thirty_kills_in_the_middle_of_builds_change_nothing() {
         });
         compare(&federation, name);
     }
-    println!("{builds} builds ended meanwhile; {in_the_middle} times one was in the middle");
+    if server.is_some() {
+        assert_eq!(parts_in(&federation, built[1]), json!([]));
+    }
+    let log = federation.log(0);
+    assert!(!log.contains("cannot be built in parts"), "{log}");
+    (builds, in_the_middle)
 }

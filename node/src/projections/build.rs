@@ -1,12 +1,11 @@
 //! Builds a read model with several workers: each a part of its own, which are put together in the end.
 
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use meridian_clock::Timestamp;
 use meridian_projection::{
-    Batches, Checkpoint, Definition, Division, Doing, Place, SqliteSink, Status, Step, Worker,
-    is_made_sqlite, merge_sqlite,
+    Batches, Checkpoint, Definition, Division, Doing, Place, SinkError, Status, Step, Worker,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -15,81 +14,106 @@ use tokio_util::sync::CancellationToken;
 
 use super::Shared;
 use super::feed::{OrderFeed, Part, end_of, settled};
-use super::shelf::remove_file_of_sqlite;
+use super::location::Location;
+
+/// How long before a database that failed is asked again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// A read model that is built in parts.
 pub(super) struct Build {
     shared: Arc<Shared>,
     definition: Definition,
-    path: PathBuf,
+    location: Location,
 }
 
+type Told = watch::Sender<Arc<Status>>;
+
 impl Build {
-    /// What builds the read model at `path`; `None` when one worker does it all.
-    pub(super) fn of(shared: &Arc<Shared>, definition: &Definition, path: &Path) -> Option<Self> {
+    /// What builds the read model at `location`; `None` when one worker does it all.
+    pub(super) fn of(
+        shared: &Arc<Shared>,
+        definition: &Definition,
+        location: Location,
+    ) -> Option<Self> {
         (definition.workers.count > 1).then(|| Self {
             shared: Arc::clone(shared),
             definition: definition.clone(),
-            path: path.to_owned(),
+            location,
         })
-    }
-
-    fn part_path(&self, number: u16) -> PathBuf {
-        let mut name = self.path.clone().into_os_string();
-        name.push(format!(".part-{number}"));
-        name.into()
-    }
-
-    fn parts(&self) -> Vec<PathBuf> {
-        let count = self.definition.workers.count;
-        (0..count).map(|number| self.part_path(number)).collect()
     }
 
     /// Builds it, unless it is there already. Tells `status` how far that has come.
     ///
     /// # Errors
     /// Why it cannot be built in parts. Nothing of it is left then.
-    pub(super) async fn run(
-        self,
-        status: &watch::Sender<Arc<Status>>,
-        cancel: &CancellationToken,
-    ) -> Result<(), String> {
-        let path = self.path.clone();
-        let lane = self.shared.lane;
-        let is_made = lane.run(move || is_made_sqlite(&path)).await?;
-        if is_made.map_err(|error| error.to_string())? {
-            self.clean_up();
-            return Ok(());
-        }
-        remove_file_of_sqlite(&self.path);
-        let built = self.build(status, cancel).await;
+    pub(super) async fn run(self, status: &Told, cancel: &CancellationToken) -> Result<(), String> {
+        let location = self.location.clone();
+        let is_made = move || location.is_made();
+        let built = match self.insist(status, cancel, is_made).await? {
+            true => Ok(()),
+            false => self.build(status, cancel).await,
+        };
         if built.is_err() {
-            remove_file_of_sqlite(&self.path);
+            self.location.remove_half_made();
         }
-        if !cancel.is_cancelled() {
-            self.clean_up();
+        // What was broken off goes on after the next start.
+        if !cancel.is_cancelled()
+            && let Err(error) = self.remove_parts(Vec::new(), status, cancel).await
+        {
+            tracing::warn!(%error, "the parts of a read model that are not needed any more cannot be removed");
         }
         built
     }
 
-    fn clean_up(&self) {
-        for part in self.parts() {
-            remove_file_of_sqlite(&part);
+    async fn remove_parts(
+        &self,
+        kept: Vec<Location>,
+        status: &Told,
+        cancel: &CancellationToken,
+    ) -> Result<(), String> {
+        let location = self.location.clone();
+        let remove = move || location.remove_parts(&kept);
+        self.insist(status, cancel, remove).await
+    }
+
+    // Does what a database may not answer to at first.
+    async fn insist<T: Send + 'static>(
+        &self,
+        status: &Told,
+        cancel: &CancellationToken,
+        work: impl Fn() -> Result<T, SinkError> + Clone + Send + 'static,
+    ) -> Result<T, String> {
+        loop {
+            let error = match self.shared.lane.run(work.clone()).await? {
+                Ok(done) => return Ok(done),
+                Err(error @ SinkError::Unavailable { .. }) => error.to_string(),
+                Err(error) => return Err(error.to_string()),
+            };
+            let before = Status::clone(&status.borrow());
+            status.send_replace(Arc::new(Status {
+                doing: Doing::Building,
+                error: Some(error),
+                ..before
+            }));
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Err("it was broken off".to_owned()),
+                () = sleep(AGAIN) => {}
+            }
         }
     }
 
-    async fn build(
-        &self,
-        status: &watch::Sender<Arc<Status>>,
-        cancel: &CancellationToken,
-    ) -> Result<(), String> {
+    async fn build(&self, status: &Told, cancel: &CancellationToken) -> Result<(), String> {
         let shared = &self.shared;
         let until = settled(&shared.marks.borrow(), self.definition.tier);
         let count = self.definition.workers.count;
-        if self.definition.workers.by == Division::Time {
+        let parts = self.location.parts(&self.definition);
+        let kept = match self.definition.workers.by {
+            Division::Hash => parts.clone(),
             // The stretches are others than those of an attempt that was broken off.
-            self.clean_up();
-        }
+            Division::Time => Vec::new(),
+        };
+        self.remove_parts(kept, status, cancel).await?;
         let first = shared.first_timestamp();
         let share = until.0.saturating_sub(first.0) / u64::from(count).max(1);
         let edge = |number: u16| match number {
@@ -99,7 +123,7 @@ impl Build {
         };
         let statuses: Arc<Mutex<Vec<Status>>> = Arc::default();
         let mut workers = JoinSet::new();
-        for number in 0..count {
+        for (number, location) in (0..count).zip(&parts) {
             let part = match self.definition.workers.by {
                 Division::Hash => Part::Streams { number, count },
                 Division::Time => Part::Stretch(edge(number), edge(number + 1)),
@@ -113,11 +137,10 @@ impl Build {
                 self.definition.tier,
                 bound,
             );
-            let path = self.part_path(number);
             let worker = Worker::new(
                 self.definition.clone(),
                 Box::new(feed.only(part)),
-                Box::new(SqliteSink::new(&path, self.definition.clone())),
+                location.sink(&self.definition),
                 Batches::default(),
                 Arc::clone(&shared.now),
                 shared.jitter,
@@ -138,13 +161,9 @@ impl Build {
             through: until,
             ..Checkpoint::default()
         };
-        let (path, definition, parts) = (self.path.clone(), self.definition.clone(), self.parts());
-        let merge = move || {
-            let parts: Vec<&Path> = parts.iter().map(PathBuf::as_path).collect();
-            merge_sqlite(&path, &definition, &parts, upto)
-        };
-        let merged = shared.lane.run(merge).await?;
-        merged.map(|_| ()).map_err(|error| error.to_string())
+        let (location, definition) = (self.location.clone(), self.definition.clone());
+        let merge = move || location.merge(&definition, &parts, upto.clone());
+        self.insist(status, cancel, merge).await.map(|_| ())
     }
 }
 
@@ -156,7 +175,7 @@ fn lock(statuses: &Mutex<Vec<Status>>) -> std::sync::MutexGuard<'_, Vec<Status>>
 struct Tell {
     all: Arc<Mutex<Vec<Status>>>,
     number: usize,
-    status: watch::Sender<Arc<Status>>,
+    status: Told,
 }
 
 impl Tell {

@@ -136,10 +136,7 @@ impl Projection {
             another: Box::new(another),
         };
         let span = info_span!("projection", name = %self.name, model = number);
-        let build = match self.location(number, &definition) {
-            Location::Sqlite(path) => Build::of(shared, &definition, &path),
-            Location::Postgres { .. } => None,
-        };
+        let build = Build::of(shared, &definition, self.location(number, &definition));
         let drive = async move {
             if let Some(build) = build
                 && let Err(reason) = build.run(&cab.status, &cab.cancel).await

@@ -153,9 +153,15 @@ pub(crate) fn remove_file_of_sqlite(path: &Path) {
 }
 
 fn remove_files(folder: &Path, prefix: &str) {
+    remove_files_but(folder, prefix, &[]);
+}
+
+/// Removes the files in `folder` whose names begin with `prefix`, except those whose names begin with one of
+/// `kept`.
+pub(super) fn remove_files_but(folder: &Path, prefix: &str, kept: &[String]) {
     for path in files::in_folder(folder).unwrap_or_default() {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        if name.starts_with(prefix) {
+        if name.starts_with(prefix) && !kept.iter().any(|kept| name.starts_with(kept)) {
             remove(&path);
         }
     }

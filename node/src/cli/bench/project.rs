@@ -58,7 +58,8 @@ pub(super) async fn run(plan: &Plan, markdown: bool, output: Output) -> anyhow::
     let rate = |took: Duration| events as f64 / took.as_secs_f64();
     let mut ours = WORKERS.map(|workers| (workers, Vec::new()));
     let mut bare = Vec::new();
-    let (mut ours_in_postgres, mut bare_in_postgres) = (Vec::new(), Vec::new());
+    let mut ours_in_postgres = ours.clone();
+    let mut bare_in_postgres = Vec::new();
     let mut version = 0;
     for round in 0..plan.rounds {
         let path = plan.dir.join(format!("bare-{round}.db"));
@@ -71,12 +72,16 @@ pub(super) async fn run(plan: &Plan, markdown: bool, output: Output) -> anyhow::
             measured.push(rate(build(node, next, events as u64).await?));
         }
         if let Some(url) = &plan.postgres {
-            let mut next = Definition::from_toml(IN_POSTGRES)?;
-            bare_in_postgres.push(rate(bare_postgres::run(url, &next, &flights)?));
-            version += 1;
-            next.version = version;
-            next.sink = SinkKind::Postgres { url: url.clone() };
-            ours_in_postgres.push(rate(build(node, next, events as u64).await?));
+            let definition = Definition::from_toml(IN_POSTGRES)?;
+            bare_in_postgres.push(rate(bare_postgres::run(url, &definition, &flights)?));
+            for (workers, measured) in &mut ours_in_postgres {
+                version += 1;
+                let mut next = definition.clone();
+                next.version = version;
+                next.workers.count = *workers;
+                next.sink = SinkKind::Postgres { url: url.clone() };
+                measured.push(rate(build(node, next, events as u64).await?));
+            }
         }
     }
     for node in &nodes {
@@ -101,7 +106,8 @@ pub(super) async fn run(plan: &Plan, markdown: bool, output: Output) -> anyhow::
         .collect();
     if plan.postgres.is_some() {
         let bare_per_s = median(bare_in_postgres);
-        rows.push(row("PostgreSQL", 1, ours_in_postgres, bare_per_s));
+        let ours = ours_in_postgres.into_iter();
+        rows.extend(ours.map(|(workers, all)| row("PostgreSQL", workers, all, bare_per_s)));
     }
     if output.is_json() {
         output.json(&serde_json::json!({ "unit": "events/s", "rows": rows }))?;
