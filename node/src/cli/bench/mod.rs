@@ -5,6 +5,7 @@
 
 mod append;
 mod bare_postgres;
+mod moves;
 mod project;
 mod read;
 mod replicate;
@@ -76,6 +77,8 @@ pub(crate) enum What {
     Settle,
     /// Reading the log, beside reading its files with a checksum
     Read,
+    /// Appends while a thousand streams move from region to region, beside the same at rest
+    Move,
     /// Building a read model in SQLite and PostgreSQL, beside the same SQL run bare
     Project,
 }
@@ -132,6 +135,12 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         // It has no raw limit beside it: what it waits for is the next heartbeat.
         What::Settle => {
             settle::run(&plan, args.markdown, output).await?;
+            files::remove_folder(&plan.dir)
+                .with_context(|| format!("remove {}", plan.dir.display()))?;
+            return Ok(Outcome::Done);
+        }
+        What::Move => {
+            moves::run(&plan, args.markdown, output).await?;
             files::remove_folder(&plan.dir)
                 .with_context(|| format!("remove {}", plan.dir.display()))?;
             return Ok(Outcome::Done);
