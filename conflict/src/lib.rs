@@ -8,7 +8,7 @@
 //!
 //! Always true (`one-home`): with equal policies and members, every node names the same home.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_clock::RegionId;
 use meridian_event::StreamId;
@@ -118,21 +118,31 @@ impl Policies {
 
     /// Where appends to `stream` go.
     pub fn route(&self, stream: &StreamId) -> Route {
+        self.route_without(stream, &BTreeSet::new())
+    }
+
+    /// Where appends to `stream` go while the regions `drained` are home to nothing. A stream that its
+    /// category homes in one of those goes where hashing puts it.
+    pub fn route_without(&self, stream: &StreamId, drained: &BTreeSet<RegionId>) -> Route {
         let policy = self.of(stream.category());
         match (policy.mode, policy.home) {
             (Mode::Lww | Mode::Crdt, _) => Route::Anywhere,
-            (Mode::Home, HomeRule::Fixed(region)) => Route::Home(region),
-            (Mode::Home, HomeRule::Hash) => Route::Home(rendezvous(stream, &self.members)),
+            (Mode::Home, HomeRule::Fixed(region)) if !drained.contains(&region) => {
+                Route::Home(region)
+            }
+            (Mode::Home, _) => Route::Home(rendezvous(stream, &self.members, drained)),
         }
     }
 }
 
-/// The member with the highest weight for `stream`: highest-random-weight hashing (Thaler and
+/// The member, but for those `drained`, with the highest weight for `stream`: highest-random-weight hashing (Thaler and
 /// Ravishankar, 1998), so that a member that comes or goes moves only its own share of streams.
+///
+/// Were all of them drained, none would count as such.
 ///
 /// # Panics
 /// When `members` is empty, which [`Policies::new`] rules out.
-fn rendezvous(stream: &StreamId, members: &[RegionId]) -> RegionId {
+fn rendezvous(stream: &StreamId, members: &[RegionId], drained: &BTreeSet<RegionId>) -> RegionId {
     let weight = |region: RegionId| {
         // The seed is the region, so that each region ranks every stream on its own.
         let seed = u64::from(region.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -141,10 +151,11 @@ fn rendezvous(stream: &StreamId, members: &[RegionId]) -> RegionId {
             region,
         )
     };
-    members
-        .iter()
-        .copied()
+    let all = || members.iter().copied();
+    all()
+        .filter(|region| !drained.contains(region))
         .max_by_key(|region| weight(*region))
+        .or_else(|| all().max_by_key(|region| weight(*region)))
         .expect("members is not empty")
 }
 
@@ -218,6 +229,22 @@ mod tests {
             homes.values().all(|share| (900..1100).contains(share)),
             "{homes:?}"
         );
+    }
+
+    #[test]
+    fn a_drained_region_is_home_to_nothing_and_nothing_else_moves() {
+        let policies = policies(&[A, B, C]);
+        let drained = BTreeSet::from([A]);
+        for number in 0..300 {
+            for category in ["order", "ledger", "cart"] {
+                let name = stream(&format!("{category}-{number}"));
+                let without = policies.route_without(&name, &drained);
+                assert_ne!(without, Route::Home(A));
+                if policies.route(&name) != Route::Home(A) {
+                    assert_eq!(without, policies.route(&name));
+                }
+            }
+        }
     }
 
     proptest! {

@@ -715,7 +715,7 @@ impl Node {
 
     /// The home of `stream`; `None` when every region may write it.
     pub fn home_of(&self, stream: &StreamId) -> Option<RegionId> {
-        self.homes.home(stream).map(|(home, _)| home)
+        self.homes.seat(stream).map(|seat| seat.home)
     }
 
     pub(crate) fn homes(&self) -> &Homes {

@@ -36,7 +36,7 @@ impl Node {
             Direction::Backwards => meridian_store::Direction::Backwards,
         };
         let from = Revision(read.from);
-        let shared = self.homes().home(&read.stream).is_none();
+        let shared = self.homes().seat(&read.stream).is_none();
         // One more than asked tells whether there is more.
         let range = StreamRange {
             from,

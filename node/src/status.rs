@@ -1,5 +1,6 @@
 //! What a node says about itself and its federation.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meridian_clock::{RegionId, SkewGuard, Timestamp};
@@ -121,10 +122,14 @@ pub struct ControlStatus {
     pub voters: Vec<String>,
     /// How many changes were decided, as far as this node knows.
     pub decisions: u64,
-    /// How many streams were ever moved.
+    /// How many streams were ever moved one by one.
     pub moved: u64,
-    /// How many streams are being moved.
+    /// How many of them are being moved.
     pub moving: u64,
+    /// The regions that are home to nothing.
+    pub drained: Vec<String>,
+    /// The regions that have yet to open what a drained or resumed region moves to them.
+    pub opening: Vec<String>,
     /// What is wrong, if something is.
     pub error: Option<String>,
 }
@@ -283,6 +288,8 @@ fn control(node: &Node) -> ControlStatus {
     let others = federation.foundation.as_ref();
     let differs = others.is_some_and(|it| it.categories != node.config().categories);
     let moving = federation.moved.values().filter(|moved| !moved.opened);
+    let rules = federation.rules.iter();
+    let opening: BTreeSet<RegionId> = rules.flat_map(|it| &it.gainers - &it.opened).collect();
     ControlStatus {
         leader: standing.leader.map(|leader| names.of(leader)),
         term: standing.term,
@@ -290,6 +297,12 @@ fn control(node: &Node) -> ControlStatus {
         decisions: federation.version,
         moved: federation.moved.len() as u64,
         moving: moving.count() as u64,
+        drained: federation
+            .drained()
+            .into_iter()
+            .map(|it| names.of(it))
+            .collect(),
+        opening: opening.into_iter().map(|it| names.of(it)).collect(),
         error: standing.error.or_else(|| {
             differs.then(|| {
                 "the categories in this node's configuration are not those that the federation was \

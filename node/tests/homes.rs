@@ -65,18 +65,17 @@ fn revisions(federation: &Federation, index: usize, stream: &str) -> (Vec<u64>, 
     }
 }
 
-// Moves all streams from region to region while each region's door takes writes for all of them;
-// `between` happens after each round. How many events were written.
-fn move_under_load(
+// Does `work` while the doors of the regions `writing` take writes for all streams. How many events were
+// written.
+fn under_load(
     federation: &mut Federation,
-    rounds: usize,
-    mut between: impl FnMut(&mut Federation, usize),
+    writing: &[usize],
+    work: impl FnOnce(&mut Federation),
     is_refusal: impl Fn(u16, &Value) -> bool + Sync,
 ) -> u64 {
     let (over, written) = (AtomicBool::new(false), AtomicU64::new(0));
-    let streams = names();
     // Its own handles, so that the federation can be changed meanwhile.
-    let doors: Vec<String> = (0..NAMES.len()).map(|it| federation.url(it, "")).collect();
+    let doors: Vec<String> = writing.iter().map(|it| federation.url(*it, "")).collect();
     thread::scope(|scope| {
         for writer in 0..WRITERS {
             let (over, written, doors, is_refusal) = (&over, &written, &doors, &is_refusal);
@@ -105,6 +104,22 @@ fn move_under_load(
                 }
             });
         }
+        work(federation);
+        over.store(true, Ordering::Relaxed);
+    });
+    written.load(Ordering::Relaxed)
+}
+
+// Moves all streams from region to region under load; `between` happens after each round. How many
+// events were written.
+fn move_under_load(
+    federation: &mut Federation,
+    rounds: usize,
+    mut between: impl FnMut(&mut Federation, usize),
+    is_refusal: impl Fn(u16, &Value) -> bool + Sync,
+) -> u64 {
+    let streams = names();
+    let work = |federation: &mut Federation| {
         for round in 0..rounds {
             let to = NAMES[round % NAMES.len()];
             until("the streams have moved", || {
@@ -119,9 +134,8 @@ fn move_under_load(
             });
             between(federation, round);
         }
-        over.store(true, Ordering::Relaxed);
-    });
-    written.load(Ordering::Relaxed)
+    };
+    under_load(federation, &[0, 1, 2], work, is_refusal)
 }
 
 fn check(federation: &Federation, written: u64) {
@@ -175,6 +189,70 @@ fn a_node_killed_in_the_middle_of_moves_loses_nothing_and_they_end() {
     let repeated = |status: u16, _: &Value| !matches!(status, 0 | 503 | 504);
     let written = move_under_load(&mut federation, 5, kill, repeated);
     check(&federation, written);
+}
+
+fn set_drained(federation: &Federation, by: usize, region: &str, what: &str) -> (u16, Value) {
+    let url = federation.url(by, &format!("/v1/regions/{region}/{what}"));
+    post(&url, r#"{"wait_ms": 30000}"#).expect("the door answers")
+}
+
+#[test]
+fn a_region_is_drained_stopped_and_resumed_while_all_is_written_and_nobody_is_refused() {
+    let mut federation = Federation::running(&NAMES);
+    until_founded(&federation);
+    // Some streams are there by rule, some because they were moved.
+    let (status, answer) = move_to(&federation, 1, &names()[..8], "a");
+    assert_eq!(status, 200, "{answer}");
+    let work = |federation: &mut Federation| {
+        for _ in 0..2 {
+            let (status, answer) = set_drained(federation, 1, "a", "drain");
+            assert_eq!((status, &answer["over"]), (200, &json!(true)), "{answer}");
+            for stream in names() {
+                for index in [1, 2] {
+                    assert_ne!(home(federation, index, &stream)["home"], "a", "{stream}");
+                }
+            }
+            let (status, answer) = move_to(federation, 1, &names()[..1], "a");
+            assert_eq!(
+                (status, &answer["code"]),
+                (409, &json!("conflict")),
+                "{answer}"
+            );
+            // Its writers go to other doors; those find nothing that waits for it.
+            assert!(federation.stop(0).success());
+            federation.start(0);
+            federation.until_ready(0);
+            until("the region has its share again", || {
+                let (status, answer) = set_drained(federation, 2, "a", "resume");
+                status == 200 && answer["over"] == true
+            });
+            assert_eq!(control(federation, 2)["drained"], json!([]));
+        }
+    };
+    let written = under_load(&mut federation, &[1, 2], work, |_, _| true);
+    check(&federation, written);
+    let ruled = (8..STREAMS).any(|it| home(&federation, 1, &format!("order-{it}"))["home"] == "a");
+    assert!(ruled, "no stream went back to where its rule puts it");
+
+    // Two of three may be drained, the last may not.
+    for (region, over) in [("b", true), ("c", true)] {
+        let (status, answer) = set_drained(&federation, 0, region, "drain");
+        assert_eq!((status, &answer["over"]), (200, &json!(over)), "{answer}");
+    }
+    let (status, answer) = set_drained(&federation, 0, "a", "drain");
+    assert_eq!(
+        (status, &answer["code"]),
+        (409, &json!("conflict")),
+        "{answer}"
+    );
+    let (status, answer) = set_drained(&federation, 0, "nowhere", "drain");
+    assert_eq!(
+        (status, &answer["code"]),
+        (400, &json!("invalid")),
+        "{answer}"
+    );
+    let answer = federation.append_surely(2, "order-5", 1 << 100);
+    assert_eq!(answer["home"], "a");
 }
 
 #[test]

@@ -15,6 +15,7 @@ mod local;
 mod output;
 mod projection;
 mod read;
+mod region;
 mod serve;
 mod settled;
 mod settling;
@@ -80,6 +81,9 @@ enum Command {
     /// Homes of streams: which region orders one, and moving that to another
     #[command(subcommand)]
     Home(home::Command),
+    /// A region's share of homes: take it away, as before maintenance, and give it back
+    #[command(subcommand)]
+    Region(region::Command),
     /// Ask why: what holds the settled order back, or how two events are ordered
     #[command(subcommand)]
     Why(why::Question),
@@ -182,6 +186,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Projection(command) => projection::run(command, output).await,
         Command::Consumer(command) => consumer::run(command, output).await,
         Command::Home(command) => home::run(command, output).await,
+        Command::Region(command) => region::run(command, output).await,
         Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),
         Command::Certificate(command) => certificate::run(&command, output),

@@ -148,6 +148,15 @@ fn control(control: &ControlStatus, regions: usize) -> String {
     if control.moving > 0 {
         said += &format!(", {} of them under way", control.moving);
     }
+    if !control.drained.is_empty() {
+        said += &format!("; drained: {}", control.drained.join(", "));
+    }
+    if !control.opening.is_empty() {
+        said += &format!(
+            "; {} yet to open what moved there",
+            control.opening.join(", ")
+        );
+    }
     match &control.error {
         Some(error) => format!("{said}. Trouble: {error}."),
         None => said + ".",

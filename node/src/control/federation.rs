@@ -4,7 +4,7 @@
 //! A pure state machine. Every region applies the same commands in the same order, so every region
 //! comes to the same state; a command that is refused changes nothing, in every region alike.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_clock::{Epoch, PartitionId, RegionId};
 use meridian_conflict::{CategoryPolicy, Policies, Route};
@@ -26,10 +26,12 @@ pub(crate) enum Command {
         /// Where to.
         to: RegionId,
     },
-    /// The new home of what a change moves holds all that it needs and takes writes.
+    /// Region `by` holds all that it needs of what a change moves to it, and takes writes.
     Opened {
         /// The change.
         change: u64,
+        /// The new home.
+        by: RegionId,
     },
     /// The new home cannot take what region `from` gives up in a partition: that is stamped too far
     /// ahead of its clock. It goes back to where it was, handed over like any other.
@@ -41,6 +43,10 @@ pub(crate) enum Command {
         /// The partition.
         partition: PartitionId,
     },
+    /// Makes a region home to nothing, so that its node can be stopped without anyone waiting.
+    Drain(RegionId),
+    /// Gives a drained region its share of homes again.
+    Resume(RegionId),
 }
 
 /// What all members must agree on from the start.
@@ -106,6 +112,27 @@ pub(crate) enum Refusal {
         /// Whither.
         to: RegionId,
     },
+    /// Homes are being moved from or to a region, or all at once.
+    #[error(
+        "the homes that change {change} moves are not all open yet; all regions must be up for that to \
+         end, then try again"
+    )]
+    Draining {
+        /// The change.
+        change: u64,
+    },
+    /// It is home to nothing.
+    #[error("region {region} is drained; resume it before anything is moved there")]
+    Drained {
+        /// The region.
+        region: RegionId,
+    },
+    /// It would leave nobody to write.
+    #[error("region {region} is the last that is home to streams; resume another one first")]
+    LastRegion {
+        /// The region.
+        region: RegionId,
+    },
     /// More than one command takes.
     #[error("{found} streams in one move; at most {MOVES_MAX} are moved at once")]
     TooMany {
@@ -128,9 +155,9 @@ pub(crate) struct Moved {
     /// Whether the new home has opened.
     pub(crate) opened: bool,
     /// The transfers that the new home must hold: who wrote each, and following which change.
-    pub(crate) needs: Vec<(RegionId, u64)>,
+    pub(crate) needs: Vec<Need>,
     /// Those that the old home must hold before it gives the stream up.
-    pub(crate) before: Vec<(RegionId, u64)>,
+    pub(crate) before: Vec<Need>,
 }
 
 impl Moved {
@@ -143,6 +170,70 @@ impl Moved {
     }
 }
 
+/// A change of which regions are home to anything at all.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RuleChange {
+    /// The number of the change.
+    pub(crate) change: u64,
+    /// The regions that are home to nothing from then on.
+    pub(crate) drained: BTreeSet<RegionId>,
+    /// The regions that lose homes by it.
+    pub(crate) losers: BTreeSet<RegionId>,
+    /// The regions that gain some.
+    pub(crate) gainers: BTreeSet<RegionId>,
+    /// Those of them that have opened what they gain.
+    pub(crate) opened: BTreeSet<RegionId>,
+}
+
+impl RuleChange {
+    /// Whether all that it moves is open.
+    pub(crate) fn is_over(&self) -> bool {
+        self.opened.is_superset(&self.gainers)
+    }
+
+    // The transfers that a region needs to hold of what it gains by this.
+    fn needs(&self) -> Vec<Need> {
+        let losers = self.losers.iter();
+        losers.map(|loser| (*loser, self.change)).collect()
+    }
+}
+
+/// A transfer: who wrote it, and the change that it follows.
+pub(crate) type Need = (RegionId, u64);
+
+/// Where a stream's home is, and what that home must hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Seat {
+    /// The home.
+    pub(crate) home: RegionId,
+    /// Since when.
+    pub(crate) epoch: Epoch,
+    /// The change that brought it there; zero if it was always there.
+    pub(crate) change: u64,
+    /// The transfers that the home must hold.
+    pub(crate) needs: Vec<Need>,
+    /// The region that it comes from, while that is not known to be over.
+    pub(crate) moving_from: Option<RegionId>,
+}
+
+/// What a region has to give up in a partition.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct GiveUp {
+    /// The transfers that it must hold before.
+    pub(crate) before: BTreeSet<Need>,
+    /// Who gains.
+    pub(crate) to: BTreeSet<RegionId>,
+}
+
+/// What a region gains by a change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Gain {
+    /// The transfers that it must hold, in which partitions.
+    pub(crate) needs: BTreeSet<(Need, PartitionId)>,
+    /// From whom it may decline what, by partition: single streams only.
+    pub(crate) declinable: BTreeSet<(RegionId, PartitionId)>,
+}
+
 /// What is decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Federation {
@@ -150,8 +241,10 @@ pub(crate) struct Federation {
     pub(crate) version: u64,
     /// How it began; `None` before it did.
     pub(crate) foundation: Option<Foundation>,
-    /// The streams that were ever moved.
+    /// The streams that were ever moved one by one.
     pub(crate) moved: BTreeMap<StreamId, Moved>,
+    /// How the regions that are home to anything changed, in order.
+    pub(crate) rules: Vec<RuleChange>,
 }
 
 impl Federation {
@@ -160,12 +253,14 @@ impl Federation {
         let done = match command {
             Command::Found(foundation) => self.found(foundation),
             Command::Move { streams, to } => self.move_streams(streams, *to),
-            Command::Opened { change } => Ok(self.open(*change)),
+            Command::Opened { change, by } => Ok(self.open(*change, *by)),
             Command::Declined {
                 change,
                 from,
                 partition,
             } => self.decline(*change, *from, *partition),
+            Command::Drain(region) => self.drain(*region),
+            Command::Resume(region) => self.resume(*region),
         };
         done.unwrap_or_else(Outcome::Refused)
     }
@@ -183,19 +278,74 @@ impl Federation {
         Outcome::Changed(self.version)
     }
 
-    fn move_streams(&mut self, streams: &[StreamId], to: RegionId) -> Result<Outcome, Refusal> {
+    fn policies(&self) -> Result<(&Foundation, Policies), Refusal> {
         let foundation = self.foundation.as_ref().ok_or(Refusal::NotFounded)?;
-        if !foundation.members.contains_key(&to) {
-            return Err(Refusal::UnknownRegion { region: to });
+        let members = foundation.members.keys().copied().collect();
+        let policies = Policies::new(members, foundation.categories.clone());
+        Ok((foundation, policies.map_err(|_| Refusal::NotFounded)?))
+    }
+
+    fn member(&self, region: RegionId) -> Result<(), Refusal> {
+        let foundation = self.foundation.as_ref().ok_or(Refusal::NotFounded)?;
+        match foundation.members.contains_key(&region) {
+            true => Ok(()),
+            false => Err(Refusal::UnknownRegion { region }),
         }
+    }
+
+    /// The regions that are home to nothing.
+    pub(crate) fn drained(&self) -> BTreeSet<RegionId> {
+        let last = self.rules.last();
+        last.map_or_else(BTreeSet::new, |rule| rule.drained.clone())
+    }
+
+    /// Where `stream`'s home is by `policies`; `None` when every region writes it.
+    pub(crate) fn seat(&self, policies: &Policies, stream: &StreamId) -> Option<Seat> {
+        let Route::Home(first) = policies.route(stream) else {
+            return None;
+        };
+        if let Some(moved) = self.moved.get(stream) {
+            return Some(Seat {
+                home: moved.home,
+                epoch: moved.epoch(),
+                change: moved.change,
+                needs: moved.needs.clone(),
+                moving_from: (!moved.opened).then_some(moved.from),
+            });
+        }
+        let mut seat = Seat {
+            home: first,
+            epoch: Epoch::FIRST,
+            change: 0,
+            needs: Vec::new(),
+            moving_from: None,
+        };
+        for rule in &self.rules {
+            let Route::Home(home) = policies.route_without(stream, &rule.drained) else {
+                continue;
+            };
+            if home != seat.home {
+                seat.needs = vec![(seat.home, rule.change)];
+                seat.moving_from = (!rule.opened.contains(&home)).then_some(seat.home);
+                seat.home = home;
+                seat.change = rule.change;
+                seat.epoch.minor += 1;
+            }
+        }
+        Some(seat)
+    }
+
+    fn move_streams(&mut self, streams: &[StreamId], to: RegionId) -> Result<Outcome, Refusal> {
+        self.member(to)?;
+        if self.drained().contains(&to) {
+            return Err(Refusal::Drained { region: to });
+        }
+        let (_, policies) = self.policies()?;
         if streams.len() > MOVES_MAX {
             return Err(Refusal::TooMany {
                 found: streams.len(),
             });
         }
-        let members = foundation.members.keys().copied().collect();
-        let policies = Policies::new(members, foundation.categories.clone())
-            .map_err(|_| Refusal::NotFounded)?;
         let mut moves = BTreeMap::new();
         for stream in streams {
             if stream.is_internal() {
@@ -203,39 +353,166 @@ impl Federation {
                     stream: stream.clone(),
                 });
             }
-            let Route::Home(rule) = policies.route(stream) else {
+            let Some(seat) = self.seat(&policies, stream) else {
                 return Err(Refusal::NoHome {
                     stream: stream.clone(),
                 });
             };
-            let last = self.moved.get(stream);
-            let from = last.map_or(rule, |last| last.home);
-            if from == to {
+            if seat.home == to {
                 continue;
             }
-            if let Some(last) = last.filter(|last| !last.opened) {
+            if let Some(from) = seat.moving_from {
                 return Err(Refusal::Moving {
                     stream: stream.clone(),
-                    from: last.from,
-                    to: last.home,
+                    from,
+                    to: seat.home,
                 });
             }
-            let moved = Moved {
-                home: to,
-                from,
-                change: self.version + 1,
-                minor: last.map_or(0, |last| last.minor) + 1,
-                opened: false,
-                needs: vec![(from, self.version + 1)],
-                before: last.map_or_else(Vec::new, |last| last.needs.clone()),
-            };
-            moves.insert(stream.clone(), moved);
+            moves.insert(stream.clone(), self.moved_from(seat, to));
         }
         if moves.is_empty() {
             return Ok(Outcome::Unchanged);
         }
         self.moved.append(&mut moves);
         Ok(self.changed())
+    }
+
+    // The move of a stream from `seat`, as part of the next change.
+    fn moved_from(&self, seat: Seat, to: RegionId) -> Moved {
+        let change = self.version + 1;
+        Moved {
+            home: to,
+            from: seat.home,
+            change,
+            minor: seat.epoch.minor + 1,
+            opened: false,
+            needs: vec![(seat.home, change)],
+            before: seat.needs,
+        }
+    }
+
+    fn drain(&mut self, region: RegionId) -> Result<Outcome, Refusal> {
+        self.member(region)?;
+        let mut drained = self.drained();
+        if !drained.insert(region) {
+            return Ok(Outcome::Unchanged);
+        }
+        let (foundation, policies) = self.policies()?;
+        let members: BTreeSet<RegionId> = foundation.members.keys().copied().collect();
+        let gainers = &members - &drained;
+        if gainers.is_empty() {
+            return Err(Refusal::LastRegion { region });
+        }
+        // Streams that were moved there one by one have no rule that takes them elsewhere.
+        let mut moves = BTreeMap::new();
+        for (stream, moved) in self.moved.iter().filter(|(_, moved)| moved.home == region) {
+            let seat = self.seat(&policies, stream);
+            if let (Some(seat), Route::Home(to)) = (seat, policies.route_without(stream, &drained))
+            {
+                if !moved.opened {
+                    return Err(Refusal::Draining {
+                        change: moved.change,
+                    });
+                }
+                moves.insert(stream.clone(), self.moved_from(seat, to));
+            }
+        }
+        self.change_rule(drained, BTreeSet::from([region]), gainers)?;
+        self.moved.append(&mut moves);
+        Ok(self.changed())
+    }
+
+    fn resume(&mut self, region: RegionId) -> Result<Outcome, Refusal> {
+        self.member(region)?;
+        let mut drained = self.drained();
+        if !drained.remove(&region) {
+            return Ok(Outcome::Unchanged);
+        }
+        let (foundation, _) = self.policies()?;
+        let members = foundation.members.keys().copied();
+        let losers = members.filter(|it| *it != region && !drained.contains(it));
+        let losers = losers.collect();
+        self.change_rule(drained, losers, BTreeSet::from([region]))?;
+        Ok(self.changed())
+    }
+
+    // Notes a rule as part of the next change.
+    fn change_rule(
+        &mut self,
+        drained: BTreeSet<RegionId>,
+        losers: BTreeSet<RegionId>,
+        gainers: BTreeSet<RegionId>,
+    ) -> Result<(), Refusal> {
+        if let Some(rule) = self.rules.iter().find(|rule| !rule.is_over()) {
+            return Err(Refusal::Draining {
+                change: rule.change,
+            });
+        }
+        self.rules.push(RuleChange {
+            change: self.version + 1,
+            drained,
+            losers,
+            gainers,
+            opened: BTreeSet::new(),
+        });
+        Ok(())
+    }
+
+    /// What `region` has to give up and has perhaps not given up yet, by change and partition.
+    pub(crate) fn gives_up(&self, region: RegionId) -> BTreeMap<(u64, PartitionId), GiveUp> {
+        let mut all: BTreeMap<(u64, PartitionId), GiveUp> = BTreeMap::new();
+        let partitions = self.foundation.as_ref().map_or(0, |it| it.partitions);
+        for (stream, moved) in &self.moved {
+            if moved.from == region && !moved.opened {
+                let part = (moved.change, stream.partition(partitions));
+                let give_up = all.entry(part).or_default();
+                give_up.before.extend(&moved.before);
+                give_up.to.insert(moved.home);
+            }
+        }
+        for (place, rule) in self.rules.iter().enumerate() {
+            if rule.is_over() || !rule.losers.contains(&region) {
+                continue;
+            }
+            // Whatever it gained before by a rule, it may have to hand on now.
+            let earlier = self.rules[..place].iter();
+            let gained = earlier.filter(|earlier| earlier.gainers.contains(&region));
+            let before: BTreeSet<Need> = gained.flat_map(RuleChange::needs).collect();
+            for partition in (0..partitions).map(PartitionId) {
+                let give_up = all.entry((rule.change, partition)).or_default();
+                give_up.before.extend(&before);
+                give_up.to.extend(&rule.gainers);
+            }
+        }
+        all
+    }
+
+    /// What `region` gains and has not said to have opened, by change.
+    pub(crate) fn gains(&self, region: RegionId) -> BTreeMap<u64, Gain> {
+        let mut all: BTreeMap<u64, Gain> = BTreeMap::new();
+        let partitions = self.foundation.as_ref().map_or(0, |it| it.partitions);
+        for (stream, moved) in &self.moved {
+            if moved.home == region && !moved.opened {
+                let partition = stream.partition(partitions);
+                let gain = all.entry(moved.change).or_default();
+                let needs = moved.needs.iter().map(|need| (*need, partition));
+                gain.needs.extend(needs);
+                gain.declinable.insert((moved.from, partition));
+            }
+        }
+        for rule in &self.rules {
+            if !rule.gainers.contains(&region) || rule.opened.contains(&region) {
+                continue;
+            }
+            let gain = all.entry(rule.change).or_default();
+            for partition in (0..partitions).map(PartitionId) {
+                let needs = rule.needs().into_iter().map(|need| (need, partition));
+                gain.needs.extend(needs);
+            }
+            // It is all or nothing: what one region declined, another may have opened.
+            gain.declinable.clear();
+        }
+        all
     }
 
     fn decline(
@@ -277,12 +554,17 @@ impl Federation {
         })
     }
 
-    fn open(&mut self, change: u64) -> Outcome {
+    fn open(&mut self, change: u64, by: RegionId) -> Outcome {
         let mut is_new = false;
         for moved in self.moved.values_mut() {
-            if moved.change == change && !moved.opened {
+            if moved.change == change && moved.home == by && !moved.opened {
                 moved.opened = true;
                 is_new = true;
+            }
+        }
+        for rule in &mut self.rules {
+            if rule.change == change && rule.gainers.contains(&by) {
+                is_new |= rule.opened.insert(by);
             }
         }
         match is_new {
@@ -349,7 +631,7 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(
-            federation.apply(&Command::Opened { change: 2 }),
+            federation.apply(&Command::Opened { change: 2, by: B }),
             Outcome::Changed(3)
         );
         assert!(federation.moved[&stream("order-1")].opened);
@@ -370,7 +652,7 @@ mod tests {
         let mut federation = founded();
         let name = stream("order-1");
         federation.apply(&moving(&["order-1"], B));
-        federation.apply(&Command::Opened { change: 2 });
+        federation.apply(&Command::Opened { change: 2, by: B });
         federation.apply(&moving(&["order-1"], C));
         let decline = Command::Declined {
             change: 4,
@@ -385,7 +667,7 @@ mod tests {
         // C gives it up at once; B still needs what it needed to be home at first.
         assert_eq!(moved.before, []);
         assert_eq!(moved.needs, [(C, 5), (A, 2)]);
-        let opened = Command::Opened { change: 5 };
+        let opened = Command::Opened { change: 5, by: B };
         assert_eq!(federation.apply(&opened), Outcome::Changed(6));
     }
 
@@ -436,6 +718,76 @@ mod tests {
         assert_eq!(refused, Outcome::Refused(Refusal::NotFounded));
     }
 
+    fn seat(federation: &Federation, name: &StreamId) -> Seat {
+        let (_, policies) = federation.policies().expect("it is founded");
+        federation.seat(&policies, name).expect("it has a home")
+    }
+
+    #[test]
+    fn a_drained_region_loses_all_its_homes_and_gets_its_share_back() {
+        let mut federation = founded();
+        let ruled = stream("order-1");
+        let moved = stream("order-2");
+        federation.apply(&moving(&["order-2"], B));
+        federation.apply(&Command::Opened { change: 2, by: B });
+        federation.apply(&moving(&["order-2"], A));
+        federation.apply(&Command::Opened { change: 4, by: A });
+        // The rule homes orders in A.
+        assert_eq!(federation.apply(&Command::Drain(A)), Outcome::Changed(6));
+        assert_eq!(federation.apply(&Command::Drain(A)), Outcome::Unchanged);
+        let seats = [&ruled, &moved].map(|name| seat(&federation, name));
+        for seat in &seats {
+            assert_ne!(seat.home, A);
+            assert_eq!((seat.change, seat.moving_from), (6, Some(A)));
+            assert_eq!(seat.needs, [(A, 6)]);
+        }
+        let lost = federation.gives_up(A);
+        assert_eq!(lost.len(), 4, "one for each partition");
+        let of_moved = &lost[&(6, moved.partition(4))];
+        assert!(of_moved.before.contains(&(B, 4)), "{of_moved:?}");
+        assert!(federation.gives_up(B).is_empty());
+
+        let again = federation.apply(&Command::Resume(A));
+        assert!(
+            matches!(again, Outcome::Refused(Refusal::Draining { change: 6 })),
+            "{again:?}"
+        );
+        for by in [B, C] {
+            assert_eq!(federation.gains(by)[&6].needs.len(), 4);
+            federation.apply(&Command::Opened { change: 6, by });
+            assert!(federation.gains(by).is_empty());
+        }
+        assert!(federation.gives_up(A).is_empty());
+        let refused = federation.apply(&moving(&["order-1"], A));
+        assert_eq!(refused, Outcome::Refused(Refusal::Drained { region: A }));
+
+        assert_eq!(federation.apply(&Command::Resume(A)), Outcome::Changed(9));
+        assert_eq!(seat(&federation, &ruled).home, A);
+        assert_eq!(seat(&federation, &ruled).epoch.minor, 2);
+        assert_ne!(seat(&federation, &moved).home, A, "it was moved by itself");
+        // B hands on only what it has opened before.
+        let lost = federation.gives_up(B);
+        assert!(lost.values().all(|lost| lost.before.contains(&(A, 6))));
+    }
+
+    #[test]
+    fn the_last_region_is_not_drained() {
+        let mut federation = founded();
+        for (region, gainers) in [(A, vec![B, C]), (B, vec![C])] {
+            let Outcome::Changed(change) = federation.apply(&Command::Drain(region)) else {
+                panic!("{region} is not the last");
+            };
+            for by in gainers {
+                federation.apply(&Command::Opened { change, by });
+            }
+        }
+        let refused = federation.apply(&Command::Drain(C));
+        assert_eq!(refused, Outcome::Refused(Refusal::LastRegion { region: C }));
+        let unknown = federation.apply(&Command::Drain(RegionId(9)));
+        let region = RegionId(9);
+        assert_eq!(unknown, Outcome::Refused(Refusal::UnknownRegion { region }));
+    }
+
     proptest! {
         #[test]
         fn each_move_begins_where_the_last_one_ended(
@@ -454,7 +806,7 @@ mod tests {
                     prop_assert_eq!(moved.change, change);
                     homes.insert(name, moved.home);
                     if opens {
-                        federation.apply(&Command::Opened { change });
+                        federation.apply(&Command::Opened { change, by: RegionId(to) });
                     }
                 }
             }

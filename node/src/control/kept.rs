@@ -424,13 +424,21 @@ mod tests {
         vec![
             Command::Found(foundation()),
             at(1 - home.0),
-            Command::Opened { change: 2 },
+            Command::Opened {
+                change: 2,
+                by: RegionId(1 - home.0),
+            },
             at(home.0),
             Command::Declined {
                 change: 4,
                 from: RegionId(1 - home.0),
                 partition: PartitionId(stream.partition(4).0),
             },
+            Command::Opened {
+                change: 5,
+                by: RegionId(1 - home.0),
+            },
+            Command::Drain(RegionId(1 - home.0)),
         ]
     }
 
@@ -465,7 +473,7 @@ mod tests {
         }
         let membership = Membership::new(vec![[0, 1 << 48].into()], ());
         State {
-            applied: Some(id(2, 7)),
+            applied: Some(id(2, 9)),
             membership: StoredMembership::new(Some(id(0, 1)), membership),
             federation,
         }
@@ -480,7 +488,7 @@ mod tests {
         assert_eq!(both, GOLDEN);
         let (log, read): (Log, State) = postcard::from_bytes(GOLDEN).expect("they decode");
         assert_eq!(read, state());
-        assert_eq!(log.entries.len(), 7);
+        assert_eq!(log.entries.len(), 9);
     }
 
     #[tokio::test]

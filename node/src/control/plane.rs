@@ -81,7 +81,11 @@ impl fmt::Display for Command {
                 write!(out, "move {} streams to region {to}", streams.len())
             }
             Self::Declined { change, .. } => write!(out, "decline a part of change {change}"),
-            Self::Opened { change } => write!(out, "the homes of change {change} are open"),
+            Self::Opened { change, by } => {
+                write!(out, "the homes of change {change} are open in region {by}")
+            }
+            Self::Drain(region) => write!(out, "drain region {region}"),
+            Self::Resume(region) => write!(out, "resume region {region}"),
         }
     }
 }

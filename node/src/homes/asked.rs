@@ -9,7 +9,7 @@ use meridian_event::StreamId;
 use tokio::time::{Instant, timeout_at};
 
 use crate::Node;
-use crate::control::federation::MOVES_MAX;
+use crate::control::federation::{MOVES_MAX, RuleChange};
 use crate::control::{Command, Federation, Outcome, ProposeError, Refusal};
 
 /// How long a decision may take.
@@ -58,14 +58,12 @@ impl From<ProposeError> for MoveError {
 impl Node {
     /// Where `stream`'s home is, as far as this node knows.
     pub fn stream_home(&self, stream: &StreamId) -> StreamHome {
-        let federation = self.homes().federation();
-        let home = self.homes().home(stream);
-        let moved = federation.moved.get(stream).filter(|moved| !moved.opened);
+        let seat = self.homes().seat(stream);
         StreamHome {
             stream: stream.clone(),
-            home: home.map(|(region, _)| region),
-            epoch: home.map_or(Epoch::FIRST, |(_, epoch)| epoch),
-            moving_from: moved.map(|moved| moved.from),
+            home: seat.as_ref().map(|seat| seat.home),
+            epoch: seat.as_ref().map_or(Epoch::FIRST, |seat| seat.epoch),
+            moving_from: seat.and_then(|seat| seat.moving_from),
         }
     }
 
@@ -90,13 +88,7 @@ impl Node {
         to: &str,
         wait: Duration,
     ) -> Result<Vec<StreamHome>, MoveError> {
-        let Some(region) = self.names().id_of(to) else {
-            let known: Vec<&str> = self.region_names().values().map(String::as_str).collect();
-            return Err(MoveError::Invalid(format!(
-                "there is no region {to:?}; the regions are {}",
-                known.join(", ")
-            )));
-        };
+        let region = self.region_named(to)?;
         if streams.is_empty() {
             return Err(MoveError::Invalid("name a stream to move".to_owned()));
         }
@@ -106,11 +98,7 @@ impl Node {
                 streams: some.to_vec(),
                 to: region,
             };
-            let deadline = Instant::now() + DECIDE_WITHIN;
-            match self.consensus().propose(command, deadline).await? {
-                Outcome::Changed(_) | Outcome::Unchanged => {}
-                Outcome::Refused(refusal) => return Err(refused(&refusal, self.region_names())),
-            }
+            self.decide(command).await?;
         }
         let mut federation = self.homes().watch();
         let is_over = |it: &Arc<Federation>| {
@@ -121,6 +109,52 @@ impl Node {
         drop(timeout_at(began + wait, federation.wait_for(is_over)).await);
         let homes = streams.iter().map(|stream| self.stream_home(stream));
         Ok(homes.collect())
+    }
+
+    /// Makes the region called `name` home to nothing, so that its node can be stopped and no writer
+    /// waits for it; or gives it its share of homes again. Waits up to `wait` until all that moves has
+    /// been opened, and says whether it was; what was not will be.
+    ///
+    /// # Errors
+    /// When it cannot be, or when nothing can be decided.
+    pub async fn set_drained(
+        &self,
+        name: &str,
+        drained: bool,
+        wait: Duration,
+    ) -> Result<bool, MoveError> {
+        let region = self.region_named(name)?;
+        let began = Instant::now();
+        self.decide(match drained {
+            true => Command::Drain(region),
+            false => Command::Resume(region),
+        })
+        .await?;
+        let mut federation = self.homes().watch();
+        let is_over = |it: &Arc<Federation>| {
+            it.rules.iter().all(RuleChange::is_over)
+                && it.moved.values().all(|it| it.opened || it.from != region)
+        };
+        let over = timeout_at(began + wait, federation.wait_for(is_over)).await;
+        Ok(matches!(over, Ok(Ok(_))))
+    }
+
+    fn region_named(&self, name: &str) -> Result<RegionId, MoveError> {
+        self.names().id_of(name).ok_or_else(|| {
+            let known: Vec<&str> = self.region_names().values().map(String::as_str).collect();
+            MoveError::Invalid(format!(
+                "there is no region {name:?}; the regions are {}",
+                known.join(", ")
+            ))
+        })
+    }
+
+    async fn decide(&self, command: Command) -> Result<(), MoveError> {
+        let deadline = Instant::now() + DECIDE_WITHIN;
+        match self.consensus().propose(command, deadline).await? {
+            Outcome::Changed(_) | Outcome::Unchanged => Ok(()),
+            Outcome::Refused(refusal) => Err(refused(&refusal, self.region_names())),
+        }
     }
 }
 
@@ -133,6 +167,15 @@ fn refused(refusal: &Refusal, names: &BTreeMap<RegionId, String>) -> MoveError {
              move it again",
             name(from),
             name(to)
+        )),
+        Refusal::Draining { .. } => MoveError::Conflict(refusal.to_string()),
+        Refusal::Drained { region } => MoveError::Conflict(format!(
+            "region {} is drained; resume it before anything is moved there",
+            name(region)
+        )),
+        Refusal::LastRegion { region } => MoveError::Conflict(format!(
+            "{} is the last region that is home to streams; resume another one first",
+            name(region)
         )),
         Refusal::UnknownRegion { .. }
         | Refusal::NoHome { .. }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::{Epoch, Hlc, LogId, Merge, PartitionId, Position, RegionId};
-use meridian_conflict::{Policies, Route};
+use meridian_conflict::Policies;
 use meridian_event::{EventId, StreamId, partition_of};
 use meridian_points::{Bug, planted, reached};
 use meridian_store::{ReadError, Store};
@@ -31,6 +31,7 @@ use uuid::Uuid;
 pub use self::asked::{MoveError, StreamHome};
 pub(crate) use self::transfer::hand_over;
 use crate::control::Federation;
+use crate::control::federation::{Need, Seat};
 
 /// The category of the streams that transfers are written to. Every region writes its own there.
 const CATEGORY: &str = "$homes";
@@ -49,8 +50,8 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6b7d_31f0_55c2_4f0e_9a41_0d8e_2f1c_773
 pub(crate) struct Transfer {
     /// The number of the decision that it follows.
     pub(crate) change: u64,
-    /// The region that orders the streams from here on.
-    pub(crate) to: RegionId,
+    /// The regions that order the streams from here on, each its own.
+    pub(crate) to: BTreeSet<RegionId>,
     /// How far the old home held the other regions' logs of this partition, by region.
     pub(crate) held: BTreeMap<RegionId, Position>,
 }
@@ -143,22 +144,16 @@ impl Homes {
             .collect()
     }
 
-    /// Which region orders `stream`, and since when; `None` when every region writes it.
-    pub(crate) fn home(&self, stream: &StreamId) -> Option<(RegionId, Epoch)> {
-        self.home_in(&self.federation(), stream)
+    /// Where `stream`'s home is; `None` when every region writes it.
+    pub(crate) fn seat(&self, stream: &StreamId) -> Option<Seat> {
+        self.seat_in(&self.federation(), stream)
     }
 
-    fn home_in(&self, federation: &Federation, stream: &StreamId) -> Option<(RegionId, Epoch)> {
-        if stream.category() == CATEGORY {
-            return None;
+    fn seat_in(&self, federation: &Federation, stream: &StreamId) -> Option<Seat> {
+        match stream.category() == CATEGORY {
+            true => None,
+            false => federation.seat(&self.policies, stream),
         }
-        let Route::Home(rule) = self.policies.route(stream) else {
-            return None;
-        };
-        Some(match federation.moved.get(stream) {
-            Some(moved) => (moved.home, moved.epoch()),
-            None => (rule, Epoch::FIRST),
-        })
     }
 
     /// Where `stream` stands, by what `federation` says.
@@ -170,27 +165,27 @@ impl Homes {
         federation: &Federation,
         stream: &StreamId,
     ) -> Result<Place, ReadError> {
-        let Some((home, epoch)) = self.home_in(federation, stream) else {
+        let Some(seat) = self.seat_in(federation, stream) else {
             return Ok(Place::Anywhere);
         };
-        let moved = federation.moved.get(stream);
-        if planted(Bug::KeepHome) && moved.is_some_and(|moved| moved.from == self.region) {
+        let from = seat.needs.first().map(|(from, _)| *from);
+        if planted(Bug::KeepHome) && from == Some(self.region) {
             return Ok(Place::Here { change: 0 });
         }
-        if home != self.region {
-            return Ok(Place::Elsewhere { home, epoch });
+        if seat.home != self.region {
+            return Ok(Place::Elsewhere {
+                home: seat.home,
+                epoch: seat.epoch,
+            });
         }
-        let Some(moved) = moved else {
-            return Ok(Place::Here { change: 0 });
-        };
         let partition = stream.partition(self.partitions);
-        let is_here = self.all_complete(&moved.needs, partition)?;
-        if !is_here && !planted(Bug::OpenEarly) {
-            return Ok(Place::Coming { from: moved.from });
+        let is_here = self.all_complete(&seat.needs, partition)?;
+        match from {
+            Some(from) if !is_here && !planted(Bug::OpenEarly) => Ok(Place::Coming { from }),
+            _ => Ok(Place::Here {
+                change: seat.change,
+            }),
         }
-        Ok(Place::Here {
-            change: moved.change,
-        })
     }
 
     /// How far what `from` gave up in `partition` by `change` has come.
@@ -250,9 +245,9 @@ impl Homes {
     }
 
     // Whether all that these transfers stand for is here.
-    fn all_complete(
+    fn all_complete<'a>(
         &self,
-        needs: &[(RegionId, u64)],
+        needs: impl IntoIterator<Item = &'a Need>,
         partition: PartitionId,
     ) -> Result<bool, ReadError> {
         for (from, change) in needs {
@@ -325,10 +320,10 @@ mod tests {
     fn a_transfers_data_is_written_as_it_ever_was() {
         let transfer = Transfer {
             change: 7,
-            to: RegionId(2),
+            to: BTreeSet::from([RegionId(2)]),
             held: BTreeMap::from([(RegionId(1), Position(90)), (RegionId(2), Position(0))]),
         };
-        let text = r#"{"change":7,"to":2,"held":{"1":90,"2":0}}"#;
+        let text = r#"{"change":7,"to":[2],"held":{"1":90,"2":0}}"#;
         assert_eq!(serde_json::to_string(&transfer).expect("it encodes"), text);
         let read: Transfer = serde_json::from_str(text).expect("it decodes");
         assert_eq!(read, transfer);

@@ -1,21 +1,20 @@
 //! Hands homes over: gives up what this region loses, and says when it has opened what it gains.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_client::{AppendRequest, Durability, Expected};
-use meridian_clock::{LogId, PartitionId, RegionId};
+use meridian_clock::{LogId, PartitionId};
 use meridian_event::{EventType, NewEvent};
 use meridian_points::{buggify, reached};
-use meridian_store::ReadError;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::{Arrival, Homes, TRANSFER, Transfer, stream_of, transfer_id};
-use crate::control::federation::Moved;
+use crate::control::federation::GiveUp;
 use crate::control::{Command, Consensus, Federation};
 use crate::sequencer::{Outcome, Sequencer};
 
@@ -23,9 +22,6 @@ use crate::sequencer::{Outcome, Sequencer};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// How long one step of it may take.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
-
-// What a change moves between this region and others, by the other region and partition.
-type ByPartition<'a> = BTreeMap<(RegionId, PartitionId), Vec<&'a Moved>>;
 
 /// Hands over what the control plane decides to move, until `cancel`.
 pub(crate) async fn hand_over(
@@ -57,24 +53,6 @@ pub(crate) async fn hand_over(
     }
 }
 
-// The changes under way, as far as `is_ours` says, each with what it moves.
-fn changes<'a>(
-    federation: &'a Federation,
-    partitions: u16,
-    is_ours: impl Fn(&Moved) -> bool,
-) -> BTreeMap<u64, (RegionId, ByPartition<'a>)> {
-    let mut changes: BTreeMap<u64, (RegionId, ByPartition<'a>)> = BTreeMap::new();
-    let under_way = federation.moved.iter().filter(|(_, moved)| !moved.opened);
-    for (stream, moved) in under_way.filter(|(_, moved)| is_ours(moved)) {
-        let (_, parts) = changes
-            .entry(moved.change)
-            .or_insert_with(|| (moved.home, BTreeMap::new()));
-        let part = (moved.from, stream.partition(partitions));
-        parts.entry(part).or_default().push(moved);
-    }
-    changes
-}
-
 // Writes the transfers of what this region loses. Whether some still wait.
 async fn give_up(
     homes: &Homes,
@@ -82,26 +60,24 @@ async fn give_up(
     federation: &Federation,
     given_up: &mut BTreeSet<(u64, PartitionId)>,
 ) -> bool {
-    let ours = changes(federation, homes.partitions, |it| it.from == homes.region);
     let mut is_waiting = false;
-    for (change, (to, parts)) in ours {
-        for ((_, partition), moves) in parts {
-            if given_up.contains(&(change, partition)) {
-                continue;
+    for (part, lost) in federation.gives_up(homes.region) {
+        if given_up.contains(&part) {
+            continue;
+        }
+        if buggify("a transfer is written late") {
+            is_waiting = true;
+            continue;
+        }
+        let (change, partition) = part;
+        match write(homes, sequencers, change, partition, lost).await {
+            Ok(()) => {
+                info!(change, %partition, "this region gave up the homes that it loses");
+                given_up.insert(part);
             }
-            if buggify("a transfer is written late") {
+            Err(reason) => {
+                debug!(change, %partition, reason, "a home is not given up yet");
                 is_waiting = true;
-                continue;
-            }
-            match write(homes, sequencers, change, to, partition, &moves).await {
-                Ok(()) => {
-                    info!(change, %partition, %to, "this region gave up the homes that it loses");
-                    given_up.insert((change, partition));
-                }
-                Err(reason) => {
-                    debug!(change, %partition, reason, "a home is not given up yet");
-                    is_waiting = true;
-                }
             }
         }
     }
@@ -112,25 +88,19 @@ async fn write(
     homes: &Homes,
     sequencers: &[Arc<Sequencer>],
     change: u64,
-    to: RegionId,
     partition: PartitionId,
-    moves: &[&Moved],
+    lost: GiveUp,
 ) -> Result<(), String> {
-    let unread = |error: ReadError| error.to_string();
-    for moved in moves {
-        if !homes
-            .all_complete(&moved.before, partition)
-            .map_err(unread)?
-        {
-            reached("a home was to be given up before it had opened");
-            return Err("what came before is not all here".to_owned());
-        }
+    let may = homes.all_complete(&lost.before, partition);
+    if !may.map_err(|error| error.to_string())? {
+        reached("a home was to be given up before it had opened");
+        return Err("what came before is not all here".to_owned());
     }
     let heads = homes.store.heads().into_iter();
     let others = heads.filter(|it| it.log.partition == partition && it.log.origin != homes.region);
     let transfer = Transfer {
         change,
-        to,
+        to: lost.to,
         held: others.map(|it| (it.log.origin, it.position)).collect(),
     };
     let own = LogId::new(homes.region, partition);
@@ -166,36 +136,36 @@ async fn write(
 
 // Tells the federation what this region has opened. Whether some of it is still to come.
 async fn say_opened(homes: &Homes, consensus: &dyn Consensus, federation: &Federation) -> bool {
-    let ours = changes(federation, homes.partitions, |it| it.home == homes.region);
     let mut is_waiting = false;
-    for (change, (_, parts)) in ours {
+    for (change, gain) in federation.gains(homes.region) {
         is_waiting = true;
         let mut is_complete = true;
-        for ((from, partition), moves) in parts {
-            let unread = |error: &ReadError| {
+        let mut declined = BTreeSet::new();
+        for ((from, of), partition) in gain.needs {
+            let arrival = homes.arrival(from, of, partition).unwrap_or_else(|error| {
                 warn!(change, %error, "whether a home may open cannot be read");
-            };
-            let arrival = homes.arrival(from, change, partition);
-            let arrival = arrival.inspect_err(unread).unwrap_or(Arrival::NotYet);
-            for moved in moves {
-                let is_here = homes.all_complete(&moved.needs, partition);
-                is_complete &= is_here.inspect_err(unread).unwrap_or(false);
-            }
-            if arrival == Arrival::TooFarAhead {
-                reached("a home was declined for its timestamps");
-                warn!(change, %from, %partition, "streams stay where they are: they are stamped too far ahead of this region's clock");
-                propose(
-                    consensus,
-                    Command::Declined {
-                        change,
-                        from,
-                        partition,
-                    },
-                )
-                .await;
+                Arrival::NotYet
+            });
+            is_complete &= arrival == Arrival::Complete;
+            if arrival == Arrival::TooFarAhead && of == change {
+                declined.insert((from, partition));
             }
         }
-        if is_complete && propose(consensus, Command::Opened { change }).await {
+        for (from, partition) in declined.intersection(&gain.declinable).copied() {
+            reached("a home was declined for its timestamps");
+            warn!(change, %from, %partition, "streams stay where they are: they are stamped too far ahead of this region's clock");
+            let declined = Command::Declined {
+                change,
+                from,
+                partition,
+            };
+            propose(consensus, declined).await;
+        }
+        let opened = Command::Opened {
+            change,
+            by: homes.region,
+        };
+        if is_complete && propose(consensus, opened).await {
             info!(
                 change,
                 "this region takes writes for the homes that it gained"

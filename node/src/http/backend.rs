@@ -156,6 +156,14 @@ pub trait Backend: Send + Sync + 'static {
         wait: Duration,
     ) -> BoxFuture<'_, Result<Vec<StreamHome>, MoveError>>;
 
+    /// Drains the region called `name`, or resumes it; whether all that moves has been opened by then.
+    fn set_drained(
+        &self,
+        name: String,
+        drained: bool,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<bool, MoveError>>;
+
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
 
@@ -295,6 +303,15 @@ impl Backend for Node {
         wait: Duration,
     ) -> BoxFuture<'_, Result<Vec<StreamHome>, MoveError>> {
         Box::pin(async move { Self::move_homes(self, streams, &to, wait).await })
+    }
+
+    fn set_drained(
+        &self,
+        name: String,
+        drained: bool,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<bool, MoveError>> {
+        Box::pin(async move { Self::set_drained(self, &name, drained, wait).await })
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 
 use super::Door;
 use super::body::{parse, read_json_body};
-use super::params::{Params, Stream};
+use super::params::{Name, Params, Stream};
 use super::problem::Problem;
 use super::views::HomeView;
 use crate::StreamHome;
@@ -205,6 +205,99 @@ pub(super) async fn list(
     let has_more = homes.len() > limit;
     homes.truncate(limit);
     Ok(Json(HomesView::of(&door, homes, has_more)))
+}
+
+/// How long to wait.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DrainRequest {
+    /// How long to wait until all that moves has been opened, in milliseconds; 5 s unless given.
+    #[serde(default)]
+    wait_ms: Option<u64>,
+}
+
+/// How a region was drained or resumed.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Drained)]
+pub(super) struct DrainedView {
+    /// The region.
+    region: String,
+    /// Whether it is home to nothing.
+    drained: bool,
+    /// Whether all that moves by it has been opened. If not, it will be.
+    over: bool,
+}
+
+/// Makes a region home to nothing
+///
+/// Every stream that it is home to gets another home, new ones too, until it is resumed. Then its node
+/// can be stopped and no writer waits for it.
+#[utoipa::path(
+    post,
+    path = "/v1/regions/{name}/drain",
+    operation_id = "drain_region",
+    tag = "homes",
+    params(("name" = String, Path, description = "The region's name")),
+    request_body = DrainRequest,
+    responses(
+        (status = 200, description = "It is decided", body = DrainedView),
+        (status = 400, description = "`invalid`: no such region", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: homes are being moved, or it is the last", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`unavailable`: nothing can be decided now", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "`indeterminate`: it may have been decided; ask again", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn drain(
+    State(door): State<Door>,
+    Name(region): Name,
+    request: Request,
+) -> Result<Json<DrainedView>, Problem> {
+    set_drained(&door, region, true, request).await
+}
+
+/// Gives a drained region its share of homes again
+#[utoipa::path(
+    post,
+    path = "/v1/regions/{name}/resume",
+    operation_id = "resume_region",
+    tag = "homes",
+    params(("name" = String, Path, description = "The region's name")),
+    request_body = DrainRequest,
+    responses(
+        (status = 200, description = "It is decided", body = DrainedView),
+        (status = 400, description = "`invalid`: no such region", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: homes are being moved", body = Problem, content_type = "application/problem+json"),
+        (status = 503, description = "`unavailable`: nothing can be decided now", body = Problem, content_type = "application/problem+json"),
+        (status = 504, description = "`indeterminate`: it may have been decided; ask again", body = Problem, content_type = "application/problem+json"),
+    )
+)]
+pub(super) async fn resume(
+    State(door): State<Door>,
+    Name(region): Name,
+    request: Request,
+) -> Result<Json<DrainedView>, Problem> {
+    set_drained(&door, region, false, request).await
+}
+
+async fn set_drained(
+    door: &Door,
+    region: String,
+    drained: bool,
+    request: Request,
+) -> Result<Json<DrainedView>, Problem> {
+    let body = read_json_body(door, request).await?;
+    let asked: DrainRequest = parse(&body)?;
+    let wait = wait(asked.wait_ms)?;
+    let set = door
+        .backend
+        .set_drained(region.clone(), drained, wait)
+        .await;
+    let over = set.map_err(|error| Problem::of_move(&error))?;
+    Ok(Json(DrainedView {
+        region,
+        drained,
+        over,
+    }))
 }
 
 fn view(door: &Door, home: StreamHome) -> HomeView {

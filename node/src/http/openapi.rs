@@ -30,6 +30,8 @@ use super::{
         homes::move_many,
         homes::home,
         homes::move_one,
+        homes::drain,
+        homes::resume,
         categories::list,
         categories::read,
         categories::set,

@@ -35,6 +35,8 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
         ("/v1/homes", get(homes::list).post(homes::move_many)),
         ("/v1/homes/{stream}", get(homes::home)),
         ("/v1/homes/{stream}/move", post(homes::move_one)),
+        ("/v1/regions/{name}/drain", post(homes::drain)),
+        ("/v1/regions/{name}/resume", post(homes::resume)),
         ("/v1/categories", get(categories::list)),
         (
             "/v1/categories/{category}",

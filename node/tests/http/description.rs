@@ -89,6 +89,8 @@ async fn every_path_of_the_contract_is_there() {
         "/v1/projections/{name}/rebuild",
         "/v1/projections/{name}/resume",
         "/v1/projections/{name}/rollback",
+        "/v1/regions/{name}/drain",
+        "/v1/regions/{name}/resume",
         "/v1/status",
         "/v1/streams/{stream}/events",
         "/v1/why/order",

@@ -368,6 +368,20 @@ impl Backend for Fake {
         Box::pin(std::future::ready(moved))
     }
 
+    fn set_drained(
+        &self,
+        name: String,
+        _: bool,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<bool, MoveError>> {
+        let said = "as the test wants it".to_owned();
+        Box::pin(std::future::ready(match name.as_str() {
+            "eu-west" => Ok(true),
+            "busy" => Err(MoveError::Conflict(said)),
+            _ => Err(MoveError::Invalid(said)),
+        }))
+    }
+
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {
         let policy = |mode, home| CategoryPolicy { mode, home };
         BTreeMap::from([

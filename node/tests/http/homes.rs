@@ -77,3 +77,21 @@ async fn a_move_is_answered_with_where_the_stream_is_or_why_it_was_not_moved() {
     let unnamed = moving("/v1/homes", json!({"streams": [""], "to": "eu-west"})).await;
     problem(unnamed, 400, "invalid").await;
 }
+
+#[tokio::test]
+async fn a_region_is_drained_and_resumed_or_the_answer_says_why_not() {
+    let served = Served::new().await;
+    for (what, drained) in [("drain", true), ("resume", false)] {
+        let path = format!("/v1/regions/eu-west/{what}");
+        let done = served.post(&path, "{}").send().await.unwrap();
+        assert_eq!(
+            json(done).await,
+            json!({"region": "eu-west", "drained": drained, "over": true})
+        );
+        for (region, status, code) in [("busy", 409, "conflict"), ("nowhere", 400, "invalid")] {
+            let path = format!("/v1/regions/{region}/{what}");
+            let refused = served.post(&path, r#"{"wait_ms": 5}"#).send().await;
+            problem(refused.unwrap(), status, code).await;
+        }
+    }
+}
