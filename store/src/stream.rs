@@ -1,5 +1,6 @@
 //! Finding events: by id, by stream and revision, by stream in the one total order.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
@@ -179,21 +180,23 @@ impl Core {
         };
         // Reading stops at a gap between revisions: what was before a move is still on its way here,
         // or damage took the index with it. From the end of a stream it begins anew below the gap.
-        let mut expected = match forwards {
+        let expected = match forwards {
             true => shape.values().map(|it| it.first).min(),
             false => shape.values().map(|it| it.last).max(),
         };
-        expected = expected.map(|end| match forwards {
+        let expected = Cell::new(expected.map(|end| match forwards {
+            // Its first revisions may be what is missing.
+            true if range.in_turn => range.from,
             true => end.max(range.from),
             false => end.min(range.from),
-        });
+        }));
         let mut met_gap = false;
-        let mut follows = |row: &StreamRow| {
+        let follows = |row: &StreamRow| {
             let next = match forwards {
                 true => row.revision.0.checked_add(1).map(Revision),
                 false => row.revision.0.checked_sub(1).map(Revision),
             };
-            let before = std::mem::replace(&mut expected, next);
+            let before = expected.replace(next);
             !by_revision || before.is_none_or(|before| before == row.revision)
         };
         for _ in 0..skip {
@@ -207,11 +210,17 @@ impl Core {
         let mut asked = 0;
         // Rows that lie in one block are read together.
         loop {
-            let mut row = match asked < range.limit && bytes <= range.bytes_max {
-                true => next_row()?,
-                false => None,
+            let is_full = asked >= range.limit || bytes > range.bytes_max;
+            let mut row = match is_full {
+                true => None,
+                false => next_row()?,
             };
             asked += 1;
+            if row.is_none() && !is_full && !forwards && range.in_turn && expected.get().is_some() {
+                // Nothing is held of what stands below.
+                self.damage().refuse_unindexed(|_| true)?;
+                return Ok(Vec::new());
+            }
             if let Some((_, it)) = &row
                 && !follows(it)
             {

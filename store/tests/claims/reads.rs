@@ -177,6 +177,26 @@ fn of_a_stream_that_moves_back_and_forth_nothing_is_told_from_behind_a_hole() {
     assert_eq!(read(u64::MAX, Direction::Backwards, 100), down(9, 0));
     assert_eq!(read(15, Direction::Backwards, 3), down(9, 7));
 
+    let late = stream("order-2");
+    for (log, revisions) in [(log(2), 5..8)] {
+        let head = store.submitted_head(log);
+        let mut builder = BlockBuilder::new(log, Incarnation(1), Epoch::FIRST);
+        for revision in revisions {
+            let event = crate::world::event(1_000 + u128::from(revision), 50);
+            builder.push_batch(
+                Timestamp(500 + revision),
+                &late,
+                Revision(revision),
+                &[event],
+            );
+        }
+        commit(&store, builder.seal(head.position.plus(1), head.chain));
+    }
+    for (from, direction) in [(0, Direction::Forwards), (u64::MAX, Direction::Backwards)] {
+        let read = revisions(&store, "order-2", in_turn(from, direction, 10));
+        assert_eq!(read, [0; 0], "its first events are not here");
+    }
+
     write(2, 10..20);
     let all: Vec<u64> = (0..40).collect();
     assert_eq!(read(0, Direction::Forwards, 100), all);
