@@ -621,6 +621,11 @@ impl Shared {
 
     /// A peer passed promises on.
     pub(crate) fn promised(&self, promises: &[Promise]) {
+        // A promise of a time far ahead is taken for one of now, which it is as well: no watermark
+        // rises by more, since our own word is in all of them. Should its origin lose its disk, and
+        // those who heard it their memory, it could not be kept.
+        let ours = self.hlc.physical_now().max(self.hlc.passed());
+        let believed = ours.plus(self.config.max_offset);
         let mut state = self.lock();
         for promise in promises {
             if !self.logs.contains_key(&promise.log) {
@@ -637,7 +642,10 @@ impl Shared {
             } else if !state.puller.is_stopped(promise.log) {
                 // What its origin promises of its copy says nothing of one that differs.
                 self.merge_clock(&mut state, promise.log.origin, promise.timestamp);
-                state.promises.handle_promise(*promise);
+                state.promises.handle_promise(Promise {
+                    timestamp: promise.timestamp.min(believed),
+                    ..*promise
+                });
             }
         }
         let others = promises.iter().map(|promise| promise.log);
