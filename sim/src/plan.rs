@@ -115,6 +115,9 @@ pub struct LoadPlan {
     /// milliseconds; zero for none.
     #[serde(default)]
     pub moves_ms: u64,
+    /// Whether regions are drained and resumed as well.
+    #[serde(default)]
+    pub drains: bool,
 }
 
 /// One thing that goes wrong.
@@ -413,6 +416,7 @@ impl Plan {
                 followers: 1,
                 import_lanes: 0,
                 moves_ms: 0,
+                drains: false,
             },
             faults: Vec::new(),
         }
@@ -559,6 +563,10 @@ impl Plan {
         plan.load.moves_ms = *Rng::part(seed, "moves").pick(&[0, 0, 0, 400, 1_500]);
         plan.live_read_models =
             plan.read_models && Rng::part(seed, "live read models").below(2) == 0;
+        // What a region stamped far ahead of all clocks cannot be taken over before its time has come.
+        let jumps = |fault: &Fault| matches!(fault.kind, FaultKind::ClockJump { by_ms, .. } if by_ms > 3_000);
+        let drains = Rng::part(seed, "drains").below(2) == 0;
+        plan.load.drains = drains && !plan.faults.iter().any(jumps);
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.

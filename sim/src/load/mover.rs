@@ -1,4 +1,4 @@
-//! An operator who moves streams between regions while they are written.
+//! An operator who moves streams between regions while they are written, and drains regions.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -50,17 +50,36 @@ impl Mover {
                 let _ = write!(names, "{comma}\"{HOMED}-{number}\"");
             }
             let wait_ms = self.rng.below(2_000);
-            let body = format!("{{\"streams\":[{names}],\"to\":\"{to}\",\"wait_ms\":{wait_ms}}}");
+            let (path, body, what) = match self.plan.drains && self.rng.percent(15) {
+                true => {
+                    let what = *self.rng.pick(&["drain", "resume", "resume"]);
+                    let body = format!("{{\"wait_ms\":{wait_ms}}}");
+                    (
+                        format!("/v1/regions/{to}/{what}"),
+                        body,
+                        format!("{what} {to}"),
+                    )
+                }
+                false => {
+                    let body =
+                        format!("{{\"streams\":[{names}],\"to\":\"{to}\",\"wait_ms\":{wait_ms}}}");
+                    (
+                        "/v1/homes".to_owned(),
+                        body,
+                        format!("move {names} to {to}"),
+                    )
+                }
+            };
             // What became of it shows in what is written afterwards.
             let asked = async {
                 let mut connection = Connection::open(self.source.addr).await.ok()?;
-                connection.ask("POST", "/v1/homes", &body).await.ok()
+                connection.ask("POST", &path, &body).await.ok()
             };
             let status = timeout(PATIENCE, asked).await.ok().flatten();
             self.trace.note(
                 elapsed(),
                 format_args!(
-                    "{} is asked to move {names} to {to}: {:?}",
+                    "{} is asked to {what}: {:?}",
                     self.source.region,
                     status.map(|(status, _)| status)
                 ),

@@ -170,7 +170,8 @@ impl World {
             // not enough to give it another.
             let wiped = |fault: &Fault| matches!(fault.kind, FaultKind::Wipe { .. });
             let can_decide = self.plan.regions.len() != 2 || !self.plan.faults.iter().any(wiped);
-            if can_decide && (control.leader.is_none() || control.moving > 0) {
+            let is_pending = control.moving > 0 || !control.opening.is_empty();
+            if can_decide && (control.leader.is_none() || is_pending) {
                 why.push(format!(
                     "{} sees decisions pending: {control:?}",
                     machine.name
