@@ -1,51 +1,48 @@
 //! The node: everything wired together.
 
+mod start;
+
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError, TlsSeams};
+use meridian_client::tls::{Identity as TlsIdentity, TlsSeams};
 use meridian_client::wire::{PROTOCOL_VERSION, Welcome};
 use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
-use meridian_clock::{
-    Hlc, HlcStart, LogId, PartitionId, Promise, RegionId, SkewGuard, Timestamp, VersionVector,
-};
-use meridian_conflict::{Policies, PolicyError};
+use meridian_clock::{Hlc, LogId, PartitionId, Promise, RegionId, SkewGuard, VersionVector};
+use meridian_conflict::Policies;
 use meridian_event::StreamId;
-use meridian_points::{Bug, buggify, planted};
+use meridian_points::buggify;
 use meridian_replication::link::Marks;
-use meridian_replication::quic::{DelayObserver, EndpointError};
-use meridian_replication::{
-    Endpoint, EndpointKeys, Incoming, Links, LinksConfig, Member, Remembered,
-};
-use meridian_store::{
-    Disk, Health, OpenError, Recovery, ScrubCursor, Store, StoreOptions,
-    checked_file::CheckedFileError,
-};
+use meridian_replication::{Endpoint, EndpointKeys, Incoming, Links, LinksConfig};
+use meridian_store::{Disk, Health, ScrubCursor, Store, StoreOptions};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, error, info, info_span, warn};
 
+pub use self::start::StartError;
+use self::start::{
+    check, clock_over, foundation, links_config, load_certificates, load_session_key, memory_of,
+    random_array, report, session_seal,
+};
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
-use crate::config::{MemberConfig, NodeConfig};
+use crate::config::NodeConfig;
 use crate::consumers::Consumers;
-use crate::control::{Consensus, Foundation, Plane, Setup};
+use crate::control::{Consensus, Plane, Setup};
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over};
-use crate::identity::{FirstWrite, Identity, IdentityError, is_lost, note_found, note_lost};
+use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
-use crate::session::{SessionSeal, parse_key};
+use crate::session::SessionSeal;
 use crate::status::{DigestEntry, Names, NodeStatus};
 use crate::time::TimeKeeper;
 
@@ -59,80 +56,6 @@ const SCRUB_EVERY: Duration = Duration::from_millis(50);
 const SCRUB_ROUND_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How long a stopping node waits for what is in flight.
 const DRAIN_FOR: Duration = Duration::from_secs(10);
-/// Why a node did not start. Nothing is left running.
-#[derive(Debug, thiserror::Error)]
-pub enum StartError {
-    /// The folder of the read models cannot be looked through.
-    #[error("the folder of the read models cannot be read; check its permissions")]
-    ReadModels(#[source] io::Error),
-    /// The configuration contradicts itself.
-    #[error("the configuration cannot be used: {0}")]
-    Config(String),
-    /// A category's rule names a stranger.
-    #[error("the configuration's categories cannot be used")]
-    Policies(#[from] PolicyError),
-    /// A certificate file cannot be read.
-    #[error("read {path}; check `certificates` in the configuration")]
-    CertificateFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The certificates do not fit together.
-    #[error("the certificates cannot be used")]
-    Certificates(#[from] TlsError),
-    /// The certificate is another region's.
-    #[error("the certificate is for {found}, this node is region {expected}; use its own")]
-    ForeignCertificate {
-        /// Who it is for.
-        found: String,
-        /// Who this node is.
-        expected: String,
-    },
-    /// The file with the federation's key for session tokens cannot be read.
-    #[error("read {path}; check `session_key` in the configuration")]
-    SessionKeyFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// The file with the federation's key for session tokens holds something else.
-    #[error(
-        "{path} holds no session key, which is 64 hexadecimal digits; copy the file that \
-         `meridian init` made, or one made by `openssl rand -hex 32`, to every region"
-    )]
-    SessionKey {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The data folder is another node's, or damaged.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
-    /// The clock's ceiling cannot be read: time could run backwards.
-    #[error("the clock's ceiling cannot be read")]
-    Ceiling(#[source] CheckedFileError),
-    /// The log cannot be opened.
-    #[error("the log cannot be opened")]
-    Store(#[from] OpenError),
-    /// The clock's ceiling cannot be written.
-    #[error("the data folder cannot be written")]
-    Disk(#[source] io::Error),
-    /// QUIC does not start.
-    #[error(transparent)]
-    Endpoint(#[from] EndpointError),
-    /// An address is taken or not ours.
-    #[error("listen on {addr} for {door}; stop what holds it, or change the configuration")]
-    Listen {
-        /// Which door.
-        door: &'static str,
-        /// The address.
-        addr: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-}
 
 /// One region's node, running. Ends with [`Node::shutdown`].
 pub struct Node {
@@ -851,163 +774,4 @@ impl Node {
         write_lock(&self.identity, tls);
         Ok(())
     }
-}
-
-fn check(config: &NodeConfig) -> Result<&MemberConfig, StartError> {
-    if config.partitions == 0 {
-        return Err(StartError::Config(
-            "a federation has at least one partition".to_owned(),
-        ));
-    }
-    let own = config.own();
-    own.ok_or_else(|| StartError::Config(format!("region {} is not a member", config.region)))
-}
-
-fn load_certificates(
-    config: &NodeConfig,
-    own: &MemberConfig,
-    seams: &TlsSeams,
-) -> Result<TlsIdentity, StartError> {
-    let paths = &config.certificates;
-    let authority = read_file(&paths.authority)?;
-    let certificate = read_file(&paths.certificate)?;
-    let key = read_file(&paths.key)?;
-    let identity = TlsIdentity::load_with(&authority, &certificate, &key, seams.clone())?;
-    let expected = PeerName::Region(own.name.clone());
-    if *identity.name() != expected {
-        let found = identity.name().to_string();
-        return Err(StartError::ForeignCertificate {
-            found,
-            expected: own.name.clone(),
-        });
-    }
-    Ok(identity)
-}
-
-fn load_session_key(config: &NodeConfig) -> Result<Option<[u8; 32]>, StartError> {
-    let Some(path) = &config.session_key else {
-        return Ok(None);
-    };
-    let text = crate::files::read_text(path).map_err(|source| StartError::SessionKeyFile {
-        path: path.clone(),
-        source,
-    })?;
-    match parse_key(&text) {
-        Some(key) => Ok(Some(key)),
-        None => Err(StartError::SessionKey { path: path.clone() }),
-    }
-}
-
-fn session_seal(
-    config: &NodeConfig,
-    own: &MemberConfig,
-    key: Option<[u8; 32]>,
-    secret: &[u8; 32],
-) -> SessionSeal {
-    if let Some(key) = key {
-        return SessionSeal::of_federation(config.federation, &key);
-    }
-    if config.members.len() > 1 {
-        warn!(
-            "there is no `session_key` in the configuration: session tokens are good in the region \
-             that gave them only"
-        );
-    }
-    SessionSeal::of_region(&own.name, config.federation, secret)
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, StartError> {
-    let text = crate::files::read_text(path).map(String::into_bytes);
-    text.map_err(|source| StartError::CertificateFile {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-fn memory_of(identity: Option<&Identity>, recovery: &Recovery) -> Memory {
-    match identity {
-        Some(identity) if recovery.was_empty && identity.fresh => Memory::Fresh,
-        Some(_) if !recovery.was_empty && !recovery.heads_uncertain => Memory::Whole,
-        Some(_) if !recovery.was_empty => Memory::Cut,
-        _ => Memory::Lost,
-    }
-}
-
-/// A clock above everything that was stamped here. Of what others stamped it takes over what it
-/// would have taken over when it came: one far-future clock must not move ours at a restart either.
-fn clock_over(config: &NodeConfig, store: &Store, ceiling: Timestamp, seams: &Seams) -> Hlc {
-    let heads = store.heads();
-    let (own, others): (Vec<_>, Vec<_>) = heads
-        .into_iter()
-        .partition(|head| head.log.origin == config.region || planted(Bug::FollowFarFuture));
-    let last_stamp = own.iter().map(|head| head.timestamp).max();
-    let start = HlcStart {
-        ceiling,
-        last_stamp: last_stamp.unwrap_or_default(),
-    };
-    let hlc = Hlc::new(Arc::clone(&seams.clock), start, config.max_offset);
-    for head in others {
-        hlc.merge(head.timestamp);
-    }
-    hlc
-}
-
-fn report(recovery: &Recovery, memory: Memory) {
-    if recovery.tail_cut {
-        info!("the end of the log was torn and is cut; none of it had been acknowledged");
-    }
-    for range in &recovery.damaged {
-        error!(%range, "the log is damaged here; the range is fetched from a peer");
-    }
-    for hole in &recovery.holes {
-        error!(
-            ?hole,
-            "bytes of the log are damaged, and nothing tells what they held"
-        );
-    }
-    if memory == Memory::Lost {
-        warn!("the data folder is empty although it may once have held a log; peers are asked");
-    }
-}
-
-fn links_config(
-    config: &NodeConfig,
-    identity: &Identity,
-    delays: DelayObserver,
-    remembered: Remembered,
-) -> LinksConfig {
-    let members = config.members.iter().map(|member| Member {
-        id: member.id,
-        name: member.name.clone(),
-        addr: member.quic,
-    });
-    LinksConfig {
-        max_offset: config.max_offset,
-        delays: Some(delays),
-        remembered,
-        ..LinksConfig::new(
-            config.federation,
-            config.region,
-            identity.incarnation,
-            config.partitions,
-            members.collect(),
-        )
-    }
-}
-
-fn foundation(config: &NodeConfig) -> Foundation {
-    let members = config.members.iter();
-    Foundation {
-        members: members
-            .map(|member| (member.id, member.name.clone()))
-            .collect(),
-        partitions: config.partitions,
-        categories: config.categories.clone(),
-    }
-}
-
-fn random_array<const N: usize>(random: &dyn Random) -> [u8; N] {
-    let mut bytes = [0; N];
-    random.fill(&mut bytes);
-    bytes
 }
