@@ -22,7 +22,8 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::federation::{Federation, Outcome};
+use super::command::Outcome;
+use super::federation::Federation;
 use super::plane::{Life, Types};
 use crate::projections::Lane;
 
@@ -391,8 +392,7 @@ mod tests {
     use openraft::{CommittedLeaderId, Membership};
 
     use super::*;
-    use crate::control::Command;
-    use crate::control::federation::Foundation;
+    use crate::control::{Command, Foundation};
 
     fn id(term: u64, index: u64) -> LogId<u64> {
         LogId::new(CommittedLeaderId::new(term, 1 << 48), index)

@@ -1,6 +1,6 @@
 //! The control plane: the few decisions that all regions must take together, and take them once.
 //!
-//! [`federation`] is what they decide, a pure state machine. [`plane`] takes the decisions by Raft
+//! [`command`] is what can be asked, [`federation`] what is decided, a pure state machine. [`plane`] takes the decisions by Raft
 //! among one node of each region ([`runtime`] and [`kept`] give the library its clock, randomness and
 //! disk; its messages travel on our links). Everybody else sees a [`Consensus`]: what is decided now,
 //! and a way to propose.
@@ -13,6 +13,7 @@
 //! Always true: a decision is durable in more than half of the regions before anyone acts on it, and
 //! durable here before this node does.
 
+pub(crate) mod command;
 pub(crate) mod federation;
 mod kept;
 mod plane;
@@ -25,7 +26,8 @@ use meridian_clock::RegionId;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub(crate) use self::federation::{Command, Federation, Foundation, Outcome, Refusal};
+pub(crate) use self::command::{Command, Foundation, Outcome, Refusal};
+pub(crate) use self::federation::Federation;
 pub(crate) use self::plane::{Plane, Setup};
 use crate::seams::BoxFuture;
 

@@ -34,7 +34,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use super::federation::{Command, Federation, Foundation, Outcome};
+use super::command::{Command, Foundation, Outcome};
+use super::federation::Federation;
 use super::kept::{KEEP, Kept, OpenError, SNAPSHOT_EVERY};
 use super::runtime::{SeamRuntime, with_random};
 use super::{Consensus, ProposeError, Standing};
@@ -71,23 +72,6 @@ impl RaftTypeConfig for Types {
     type SnapshotData = std::io::Cursor<Vec<u8>>;
     type AsyncRuntime = SeamRuntime;
     type Responder = OneshotResponder<Self>;
-}
-
-impl fmt::Display for Command {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Found(_) => out.write_str("found the federation"),
-            Self::Move { streams, to } => {
-                write!(out, "move {} streams to region {to}", streams.len())
-            }
-            Self::Declined { change, .. } => write!(out, "decline a part of change {change}"),
-            Self::Opened { change, by } => {
-                write!(out, "the homes of change {change} are open in region {by}")
-            }
-            Self::Drain(region) => write!(out, "drain region {region}"),
-            Self::Resume(region) => write!(out, "resume region {region}"),
-        }
-    }
 }
 
 /// A voter's number: its region, and which life of it.

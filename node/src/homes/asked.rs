@@ -9,7 +9,8 @@ use meridian_event::StreamId;
 use tokio::time::{Instant, timeout_at};
 
 use crate::Node;
-use crate::control::federation::{MOVES_MAX, RuleChange};
+use crate::control::command::MOVES_MAX;
+use crate::control::federation::RuleChange;
 use crate::control::{Command, Federation, Outcome, ProposeError, Refusal};
 
 /// How long a decision may take.

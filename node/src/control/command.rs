@@ -1,0 +1,156 @@
+//! What is asked of the federation, and what becomes of it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use meridian_clock::{PartitionId, RegionId};
+use meridian_conflict::CategoryPolicy;
+use meridian_event::StreamId;
+use serde::{Deserialize, Serialize};
+
+/// How many streams one command moves at most: commands are kept in a log that is written as a whole.
+pub(crate) const MOVES_MAX: usize = 250;
+
+/// What is asked of the federation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Command {
+    /// Begins it. The first one counts; all members say the same unless their configurations differ.
+    Found(Foundation),
+    /// Moves streams to another home.
+    Move {
+        /// Which; at most [`MOVES_MAX`].
+        streams: Vec<StreamId>,
+        /// Where to.
+        to: RegionId,
+    },
+    /// Region `by` holds all that it needs of what a change moves to it, and takes writes.
+    Opened {
+        /// The change.
+        change: u64,
+        /// The new home.
+        by: RegionId,
+    },
+    /// The new home cannot take what region `from` gives up in a partition: that is stamped too far
+    /// ahead of its clock. It goes back to where it was, handed over like any other.
+    Declined {
+        /// The change.
+        change: u64,
+        /// The old home, to be the home again.
+        from: RegionId,
+        /// The partition.
+        partition: PartitionId,
+    },
+    /// Makes a region home to nothing, so that its node can be stopped without anyone waiting.
+    Drain(RegionId),
+    /// Gives a drained region its share of homes again.
+    Resume(RegionId),
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Found(_) => out.write_str("found the federation"),
+            Self::Move { streams, to } => {
+                write!(out, "move {} streams to region {to}", streams.len())
+            }
+            Self::Declined { change, .. } => write!(out, "decline a part of change {change}"),
+            Self::Opened { change, by } => {
+                write!(out, "the homes of change {change} are open in region {by}")
+            }
+            Self::Drain(region) => write!(out, "drain region {region}"),
+            Self::Resume(region) => write!(out, "resume region {region}"),
+        }
+    }
+}
+
+/// What all members must agree on from the start.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Foundation {
+    /// The members, and what they are called.
+    pub(crate) members: BTreeMap<RegionId, String>,
+    /// How many partitions streams are spread over.
+    pub(crate) partitions: u16,
+    /// The rules of categories.
+    pub(crate) categories: BTreeMap<String, CategoryPolicy>,
+}
+
+/// What became of a command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Outcome {
+    /// It is done, as the change of this number.
+    Changed(u64),
+    /// Everything was as it asks already.
+    Unchanged,
+    /// It was not done.
+    Refused(Refusal),
+}
+
+/// Why a command was refused. Nothing changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub(crate) enum Refusal {
+    /// The first command has not come yet.
+    #[error(
+        "the federation is not founded yet: more than half of its regions must be up; try again"
+    )]
+    NotFounded,
+    /// There is no such region.
+    #[error(
+        "region {region} is not a member of the federation; `meridian status` lists the members"
+    )]
+    UnknownRegion {
+        /// The region.
+        region: RegionId,
+    },
+    /// The stream has no home.
+    #[error("stream {stream} is written in every region, so it has no home to move")]
+    NoHome {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// The server needs it where it is.
+    #[error("stream {stream} is the server's own; it stays where it is")]
+    Internal {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// Its last move is not over.
+    #[error(
+        "stream {stream} is still being moved from region {from} to region {to}; both must be up for \
+         that to end, then move it again"
+    )]
+    Moving {
+        /// The stream.
+        stream: StreamId,
+        /// Whence.
+        from: RegionId,
+        /// Whither.
+        to: RegionId,
+    },
+    /// Homes are being moved from or to a region, or all at once.
+    #[error(
+        "the homes that change {change} moves are not all open yet; all regions must be up for that to \
+         end, then try again"
+    )]
+    Draining {
+        /// The change.
+        change: u64,
+    },
+    /// It is home to nothing.
+    #[error("region {region} is drained; resume it before anything is moved there")]
+    Drained {
+        /// The region.
+        region: RegionId,
+    },
+    /// It would leave nobody to write.
+    #[error("region {region} is the last that is home to streams; resume another one first")]
+    LastRegion {
+        /// The region.
+        region: RegionId,
+    },
+    /// More than one command takes.
+    #[error("{found} streams in one move; at most {MOVES_MAX} are moved at once")]
+    TooMany {
+        /// How many.
+        found: usize,
+    },
+}
