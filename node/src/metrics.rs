@@ -234,6 +234,12 @@ pub struct Metrics {
     pub store_events: Gauge,
     /// Ranges of blocks that cannot be read now.
     pub damaged_ranges: Gauge,
+    /// Whether the control plane has a leader (1), as far as this node knows, or not (0).
+    pub control_led: Gauge,
+    /// The number of the last change that the control plane decided, as far as this node knows.
+    pub control_decisions: Gauge,
+    /// Streams that are being moved one by one, and regions that have yet to open what moved there.
+    pub homes_moving: Gauge,
 
     /// Whether a link with a peer stands (1) or not (0).
     pub link_up: Family<Link, Gauge>,
@@ -357,6 +363,18 @@ impl Metrics {
             damaged_ranges: list.add(
                 "damaged_ranges",
                 "Ranges of blocks that cannot be read now; they are fetched again from a peer",
+            ),
+            control_led: list.add(
+                "control_led",
+                "1 while the control plane has a leader; 0 while nothing can be decided",
+            ),
+            control_decisions: list.add(
+                "control_decisions",
+                "The number of the last change that was decided; regions that differ for long do not hear each other",
+            ),
+            homes_moving: list.add(
+                "homes_moving",
+                "Streams being moved, and regions that have yet to open what moved there: their writers wait",
             ),
             link_up: list.add("link_up", "1 while a link with a peer stands"),
             link_rtt_seconds: list.in_seconds("link_rtt", "Round-trip time of a link"),

@@ -351,6 +351,11 @@ pub(crate) fn refresh_metrics(node: &Node) {
     metrics
         .clock_trusted
         .set(node.hlc().skewed().is_none().into());
+    let control = control(node);
+    metrics.control_led.set(control.leader.is_some().into());
+    metrics.control_decisions.set(count(control.decisions));
+    let opening = control.opening.len() as u64;
+    metrics.homes_moving.set(count(control.moving + opening));
     metrics
         .certificate_expiry_seconds
         .set(count(node.certificate_expires().as_secs()));
