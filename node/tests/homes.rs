@@ -293,6 +293,47 @@ fn a_node_that_lost_its_disk_hears_again_what_was_decided() {
 }
 
 #[test]
+fn of_two_regions_the_one_that_kept_its_disk_goes_on_deciding_for_both() {
+    let mut federation = Federation::running(&["a", "b"]);
+    for index in [0, 1] {
+        until("the federation is founded", || {
+            let control = control(&federation, index);
+            control["leader"].is_string() && control["decisions"].as_u64() >= Some(1)
+        });
+    }
+    let streams = names();
+    for (number, stream) in streams.iter().enumerate() {
+        federation.append_surely(0, stream, number as u128);
+    }
+    for to in ["b", "a", "b"] {
+        let (status, answer) = move_to(&federation, 0, &streams, to);
+        assert_eq!(status, 200, "{answer}");
+    }
+    federation.kill(1);
+    federation.wipe(1);
+    federation.start(1);
+    federation.until_ready(1);
+    until("both vote again", || {
+        [0, 1].iter().all(|index| {
+            let control = control(&federation, *index);
+            control["voters"] == json!(["a", "b"]) && control["leader"].is_string()
+        })
+    });
+    let answer = federation.append_surely(0, "order-3", 1_000);
+    assert_eq!(
+        (&answer["home"], &answer["first_revision"]),
+        (&json!("b"), &json!(1))
+    );
+    let (status, answer) = move_to(&federation, 1, &streams, "a");
+    assert_eq!(status, 200, "{answer}");
+    let answer = federation.append_surely(1, "order-3", 2_000);
+    assert_eq!(
+        (&answer["home"], &answer["first_revision"]),
+        (&json!("a"), &json!(2))
+    );
+}
+
+#[test]
 fn what_cannot_be_moved_is_refused_and_nothing_changes() {
     let mut federation = Federation::running(&NAMES);
     until_founded(&federation);

@@ -50,6 +50,7 @@ pub const OTHERS: &[&str] = &[
     "catching up went over a connection of its own",
     "damage was known",
     "damage was mended from a peer",
+    "the last survivor of the control plane went on alone",
     "the disk was full and what was queued was refused",
 ];
 

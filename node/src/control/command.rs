@@ -8,6 +8,8 @@ use meridian_conflict::CategoryPolicy;
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
+use super::federation::Federation;
+
 /// How many streams one command moves at most: commands are kept in a log that is written as a whole.
 pub(crate) const MOVES_MAX: usize = 250;
 
@@ -16,6 +18,8 @@ pub(crate) const MOVES_MAX: usize = 250;
 pub(crate) enum Command {
     /// Begins it. The first one counts; all members say the same unless their configurations differ.
     Found(Foundation),
+    /// Goes on from what the last survivor of an earlier group knew: the first command of a new one.
+    GoOn(Box<Federation>),
     /// Moves streams to another home.
     Move {
         /// Which; at most [`MOVES_MAX`].
@@ -50,6 +54,7 @@ impl fmt::Display for Command {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Found(_) => out.write_str("found the federation"),
+            Self::GoOn(federation) => write!(out, "go on from change {}", federation.version),
             Self::Move { streams, to } => {
                 write!(out, "move {} streams to region {to}", streams.len())
             }

@@ -124,6 +124,7 @@ impl Federation {
     pub(crate) fn apply(&mut self, command: &Command) -> Outcome {
         let done = match command {
             Command::Found(foundation) => self.found(foundation),
+            Command::GoOn(known) => Ok(self.go_on(known)),
             Command::Move { streams, to } => self.move_streams(streams, *to),
             Command::Opened { change, by } => Ok(self.open(*change, *by)),
             Command::Declined {
@@ -143,6 +144,14 @@ impl Federation {
         }
         self.foundation = Some(foundation.clone());
         Ok(self.changed())
+    }
+
+    fn go_on(&mut self, known: &Self) -> Outcome {
+        if known.version <= self.version {
+            return Outcome::Unchanged;
+        }
+        self.clone_from(known);
+        Outcome::Changed(self.version)
     }
 
     fn changed(&mut self) -> Outcome {

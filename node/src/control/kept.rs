@@ -7,7 +7,7 @@
 //! Always true: what is said to be written is durable, and a state is durable before anyone hears of
 //! it, so no restart takes a decision back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::io::{self, Cursor};
 use std::ops::{Bound, RangeBounds};
@@ -22,7 +22,7 @@ use openraft::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::command::Outcome;
+use super::command::{Command, Outcome};
 use super::federation::Federation;
 use super::plane::{Life, Types};
 use crate::projections::Lane;
@@ -58,12 +58,33 @@ struct Log {
     vote: Option<Vote<u64>>,
     purged: Option<LogId<u64>>,
     entries: BTreeMap<u64, Entry<Types>>,
+    // What this life began with: nothing, or what the last survivor of another group knew.
+    begun_with: Option<Federation>,
+    // Who may have taken something of that group in, and so cannot join this one.
+    refused: BTreeSet<u64>,
+}
+
+impl Log {
+    fn of(life: u64, begun_with: Option<Federation>, refused: BTreeSet<u64>) -> Self {
+        Self {
+            life,
+            vote: None,
+            purged: None,
+            entries: BTreeMap::new(),
+            begun_with,
+            refused,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct State {
+    // Whose it is; that of another life counts for nothing.
+    life: u64,
     applied: Option<LogId<u64>>,
     membership: StoredMembership<u64, EmptyNode>,
+    // Whether the group has been told what its first member began with.
+    carried_on: bool,
     federation: Federation,
 }
 
@@ -111,19 +132,20 @@ impl Kept {
         let log = match load(&**disk, LOG_PATH)? {
             Some(log) => log,
             None => {
-                let log = Log {
-                    life: life(),
-                    vote: None,
-                    purged: None,
-                    entries: BTreeMap::new(),
-                };
-                // A state without its log is that of another life, which may not vote on.
-                store(&**disk, STATE_PATH, &State::default()).map_err(OpenError::Write)?;
+                let log = Log::of(life(), None, BTreeSet::new());
                 store(&**disk, LOG_PATH, &log).map_err(OpenError::Write)?;
                 log
             }
         };
-        let state: State = load(&**disk, STATE_PATH)?.unwrap_or_default();
+        let state: Option<State> = load(&**disk, STATE_PATH)?;
+        let state = match state.filter(|state| state.life == log.life) {
+            Some(state) => state,
+            None => State {
+                life: log.life,
+                federation: log.begun_with.clone().unwrap_or_default(),
+                ..State::default()
+            },
+        };
         tell(&told, Arc::new(state.federation.clone()));
         Ok(Self(Arc::new(Inner {
             disk: Arc::clone(disk),
@@ -139,7 +161,57 @@ impl Kept {
         self.log().life
     }
 
-    /// Whether nothing was ever decided or voted on from this disk.
+    /// Whether this life goes on from what the last survivor of another group knew.
+    pub(super) fn is_refounded(&self) -> bool {
+        self.log().begun_with.is_some()
+    }
+
+    /// What this life began with, while the group has not been told: it must be the first that it decides.
+    pub(super) fn to_carry_on(&self) -> Option<Federation> {
+        match self.state().carried_on {
+            true => None,
+            false => self.log().begun_with.clone(),
+        }
+    }
+
+    /// Begins a new life, alone, with all that this disk knows. Only for the one survivor of a group: its
+    /// log has whatever was decided, and perhaps more, which is then decided by this. Those `refused` may
+    /// have taken in something of that group.
+    ///
+    /// # Errors
+    /// When it cannot be written; then nothing has changed.
+    pub(super) async fn refound(&self, life: u64, refused: BTreeSet<u64>) -> io::Result<()> {
+        let State {
+            applied,
+            mut federation,
+            ..
+        } = self.state().clone();
+        let entries = self.log().entries.clone();
+        let is_new = |index: &u64| applied.is_none_or(|applied| *index > applied.index);
+        for (_, entry) in entries.into_iter().filter(|(index, _)| is_new(index)) {
+            if let EntryPayload::Normal(command) = entry.payload {
+                federation.apply(&command);
+            }
+        }
+        self.change_log(|log| *log = Log::of(life, Some(federation), refused))
+            .await
+    }
+
+    /// Begins a new life that knows nothing.
+    ///
+    /// # Errors
+    /// When it cannot be written; then nothing has changed.
+    pub(super) async fn begin_anew(&self, life: u64) -> io::Result<()> {
+        self.change_log(|log| *log = Log::of(life, None, BTreeSet::new()))
+            .await
+    }
+
+    /// Whether `life` may have taken in something of the group before this one.
+    pub(super) fn refuses(&self, life: u64) -> bool {
+        self.log().refused.contains(&life)
+    }
+
+    /// Whether nothing was ever decided or voted on in this life.
     pub(super) fn is_untouched(&self) -> bool {
         let log = self.log();
         log.vote.is_none() && log.purged.is_none() && log.entries.is_empty()
@@ -327,7 +399,10 @@ impl RaftStateMachine<Types> for Kept {
             state.applied = Some(entry.log_id);
             outcomes.push(match entry.payload {
                 EntryPayload::Blank => Outcome::Unchanged,
-                EntryPayload::Normal(command) => state.federation.apply(&command),
+                EntryPayload::Normal(command) => {
+                    state.carried_on |= matches!(command, Command::GoOn(_));
+                    state.federation.apply(&command)
+                }
                 EntryPayload::Membership(membership) => {
                     state.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Outcome::Unchanged
@@ -359,8 +434,10 @@ impl RaftStateMachine<Types> for Kept {
             StorageIOError::read_snapshot(Some(meta.signature()), AnyError::new(&error))
         })?;
         let state = State {
+            life: self.life(),
             applied: meta.last_log_id,
             membership: meta.last_membership.clone(),
+            carried_on: true,
             federation,
         };
         self.put_state(state)
@@ -392,7 +469,7 @@ mod tests {
     use openraft::{CommittedLeaderId, Membership};
 
     use super::*;
-    use crate::control::{Command, Foundation};
+    use crate::control::Foundation;
 
     fn id(term: u64, index: u64) -> LogId<u64> {
         LogId::new(CommittedLeaderId::new(term, 1 << 48), index)
@@ -439,6 +516,7 @@ mod tests {
                 by: RegionId(1 - home.0),
             },
             Command::Drain(RegionId(1 - home.0)),
+            Command::GoOn(Box::default()),
         ]
     }
 
@@ -462,6 +540,8 @@ mod tests {
             vote: Some(Vote::new_committed(2, 1 << 48)),
             purged: Some(id(0, 0)),
             entries: entries.map(|entry| (entry.log_id.index, entry)).collect(),
+            begun_with: Some(Federation::default()),
+            refused: BTreeSet::from([9]),
         }
     }
 
@@ -469,12 +549,19 @@ mod tests {
         let mut federation = Federation::default();
         for command in commands() {
             let outcome = federation.apply(&command);
-            assert!(matches!(outcome, Outcome::Changed(_)), "{outcome:?}");
+            let is_new = !matches!(command, Command::GoOn(_));
+            assert_eq!(
+                matches!(outcome, Outcome::Changed(_)),
+                is_new,
+                "{outcome:?}"
+            );
         }
         let membership = Membership::new(vec![[0, 1 << 48].into()], ());
         State {
-            applied: Some(id(2, 9)),
+            life: 7,
+            applied: Some(id(2, 10)),
             membership: StoredMembership::new(Some(id(0, 1)), membership),
+            carried_on: true,
             federation,
         }
     }
@@ -488,7 +575,7 @@ mod tests {
         assert_eq!(both, GOLDEN);
         let (log, read): (Log, State) = postcard::from_bytes(GOLDEN).expect("they decode");
         assert_eq!(read, state());
-        assert_eq!(log.entries.len(), 9);
+        assert_eq!(log.entries.len(), 10);
     }
 
     #[tokio::test]
@@ -539,6 +626,37 @@ mod tests {
         store(&*disk, STATE_PATH, &state()).expect("the disk is sound");
         let kept = Kept::open(&disk, Lane::Inline, || 9, watch::Sender::default());
         let kept = kept.expect("it begins anew");
-        assert_eq!((kept.life(), &*kept.state()), (9, &State::default()));
+        assert_eq!(kept.life(), 9);
+        assert_eq!(kept.state().federation, Federation::default());
+    }
+
+    #[tokio::test]
+    async fn the_last_survivor_goes_on_from_all_that_its_log_has() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let mut federation = Federation::default();
+        federation.apply(&Command::Found(foundation()));
+        let known = State {
+            life: log().life,
+            applied: Some(id(2, 3)),
+            federation,
+            ..state()
+        };
+        store(&*disk, LOG_PATH, &log()).expect("the disk is sound");
+        store(&*disk, STATE_PATH, &known).expect("the disk is sound");
+        let open = || Kept::open(&disk, Lane::Inline, || 0, watch::Sender::default());
+        let kept = open().expect("it is sound");
+        assert_eq!(*kept.state(), known);
+        kept.refound(9, BTreeSet::from([8]))
+            .await
+            .expect("the disk is sound");
+
+        let kept = open().expect("it is sound");
+        assert!(kept.is_untouched() && kept.is_refounded());
+        assert_eq!(kept.life(), 9);
+        assert!(kept.refuses(8) && !kept.refuses(9));
+        let began = kept.state().clone();
+        assert_eq!((began.applied, began.life), (None, 9));
+        assert_eq!(began.federation, state().federation);
+        assert_eq!(kept.to_carry_on(), Some(began.federation));
     }
 }

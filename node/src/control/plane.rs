@@ -4,13 +4,14 @@
 //! so it never votes under its old number again. It draws a new one and asks the leader to put that in
 //! the old one's place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_clock::RegionId;
+use meridian_points::reached;
 use meridian_replication::Links;
 use meridian_store::Disk;
 use openraft::error::{
@@ -127,6 +128,8 @@ enum Answer {
     NotLeader(Option<u64>),
     Unknown(String),
     Replaced,
+    // That life may have taken in something of a group that is over; ask again as another one.
+    BeginAnew,
     Told(Box<Federation>),
     // The question was for another life, or cannot be read.
     Wrong(String),
@@ -155,6 +158,9 @@ pub(crate) struct Setup {
 struct Running {
     raft: openraft::Raft<Types>,
     life: Life,
+    kept: Kept,
+    // As whom regions that lost their disks ask for a vote.
+    lost: BTreeMap<RegionId, Life>,
 }
 
 struct Shared {
@@ -245,19 +251,40 @@ impl Shared {
             ..Config::default()
         };
         let config = config.validate().map_err(|error| error.to_string())?;
-        let is_first = kept.is_untouched() && life == Life::first(setup.region);
+        let is_alone = kept.is_refounded();
+        let is_first = life == Life::first(setup.region) || is_alone;
+        let begins = kept.is_untouched() && is_first;
         let network = Network(Arc::clone(self));
-        let raft = openraft::Raft::new(life.0, Arc::new(config), network, kept.clone(), kept)
+        let files = (kept.clone(), kept.clone());
+        let raft = openraft::Raft::new(life.0, Arc::new(config), network, files.0, files.1)
             .await
             .map_err(|error| error.to_string())?;
-        if is_first {
+        if begins {
             let members = setup.foundation.members.keys();
-            let voters: BTreeSet<u64> = members.map(|region| Life::first(*region).0).collect();
+            let voters: BTreeSet<u64> = match is_alone {
+                true => [life.0].into(),
+                false => members.map(|region| Life::first(*region).0).collect(),
+            };
             if let Err(error) = raft.initialize(voters).await {
                 debug!(%error, "the control plane was begun by another region");
             }
         }
-        Ok(Running { raft, life })
+        if let Some(known) = kept.to_carry_on() {
+            // Before anyone else is let in: they begin with nothing.
+            let go_on = Command::GoOn(Box::new(known));
+            let deadline = Instant::now() + REPLACE_WITHIN;
+            let decided = timeout_at(deadline, insist(&raft, go_on)).await;
+            if decided.is_err() {
+                drop(raft.shutdown().await);
+                return Err("what is known could not be decided anew".to_owned());
+            }
+        }
+        Ok(Running {
+            raft,
+            life,
+            kept,
+            lost: BTreeMap::new(),
+        })
     }
 
     // Whether this node's life is among the voters, as far as it knows.
@@ -320,8 +347,14 @@ impl Shared {
         }
         let of_region = |voter: &&u64| Life(**voter).region() == life.region();
         let old: BTreeSet<u64> = voters.iter().filter(of_region).copied().collect();
-        if old.is_empty() {
+        if !self.setup.foundation.members.contains_key(&life.region()) {
             return Answer::Wrong("this region is not a member".to_owned());
+        }
+        if let Some(running) = &mut *lock(&self.running) {
+            if running.kept.refuses(life.0) {
+                return Answer::BeginAnew;
+            }
+            running.lost.insert(life.region(), life);
         }
         let change = async {
             raft.add_learner(life.0, EmptyNode {}, true).await?;
@@ -345,6 +378,13 @@ fn leader_or(error: &impl fmt::Display, forward: Option<Option<u64>>) -> Answer 
     match forward {
         Some(leader) => Answer::NotLeader(leader),
         None => Answer::Unknown(error.to_string()),
+    }
+}
+
+// Decides, as soon as this node leads.
+async fn insist(raft: &openraft::Raft<Types>, command: Command) {
+    while !matches!(decide(raft, command.clone()).await, Answer::Decided(..)) {
+        sleep(LOOK_AGAIN).await;
     }
 }
 
@@ -392,7 +432,9 @@ async fn keep(shared: Arc<Shared>) {
             continue;
         }
         let leader = leader.map(|leader| Life(leader).region());
-        if !shared.is_voter() {
+        if shared.is_last_survivor() {
+            shared.refound().await;
+        } else if !shared.is_voter() {
             listen(&shared).await;
             join(&shared, life, leader).await;
         } else if leader == Some(shared.setup.region) && shared.told.borrow().foundation.is_none() {
@@ -409,6 +451,65 @@ async fn keep(shared: Arc<Shared>) {
         warn!(%error, "the control plane did not end in order");
     }
     *lock(&shared.running) = None;
+}
+
+impl Shared {
+    // Whether every other voter is a region that has lost its disk and asks for another vote. Those can
+    // never agree on anything without this one, and this one's log has all that they agreed on.
+    fn is_last_survivor(&self) -> bool {
+        let running = lock(&self.running);
+        running.as_ref().is_some_and(|running| {
+            let metrics = running.raft.metrics();
+            let metrics = metrics.borrow();
+            let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+            let mut others = voters.iter().filter(|voter| **voter != running.life.0);
+            let is_lost = |voter: Life| {
+                let asks_as = running.lost.get(&voter.region());
+                asks_as.is_some_and(|life| *life != voter)
+            };
+            voters.len() > 1
+                && voters.contains(&running.life.0)
+                && others.all(|voter| is_lost(Life(*voter)))
+        })
+    }
+
+    // Begins a new group with what this node knows.
+    async fn refound(self: &Arc<Self>) {
+        let Some(Running {
+            raft, kept, lost, ..
+        }) = lock(&self.running).take()
+        else {
+            return;
+        };
+        // Its error, if any, is of a group that is over.
+        drop(raft.shutdown().await);
+        let life = Life::drawn(self.setup.region, &*self.setup.random);
+        let refused = lost.values().map(|life| life.0).collect();
+        match kept.refound(life.0, refused).await {
+            Ok(()) => {
+                reached("the last survivor of the control plane went on alone");
+                warn!(
+                    "all other regions have lost their disks; the control plane goes on with what this one knows"
+                );
+            }
+            Err(error) => error!(%error, "the control plane cannot go on"),
+        }
+        self.open().await;
+    }
+
+    // Asks for a vote as another life: this one has taken in something of a group that is over.
+    async fn begin_anew(self: &Arc<Self>) {
+        let Some(Running { raft, kept, .. }) = lock(&self.running).take() else {
+            return;
+        };
+        // As above.
+        drop(raft.shutdown().await);
+        let life = Life::drawn(self.setup.region, &*self.setup.random);
+        if let Err(error) = kept.begin_anew(life.0).await {
+            error!(%error, "the control plane cannot begin anew");
+        }
+        self.open().await;
+    }
 }
 
 // Learns from peers what is decided, for a node that does not vote: it may never do so again where too
@@ -446,6 +547,10 @@ async fn join(shared: &Arc<Shared>, life: Life, leader: Option<RegionId>) {
                 return;
             }
             Ok(Answer::NotLeader(_)) => continue,
+            Ok(Answer::BeginAnew) => {
+                shared.begin_anew().await;
+                return;
+            }
             Ok(Answer::Wrong(reason) | Answer::Unknown(reason)) | Err(Unanswered(reason)) => reason,
             Ok(_) => "the answer has no place here".to_owned(),
         };

@@ -18,7 +18,6 @@ use super::clock::EPOCH;
 use super::host::Machine;
 use super::story::What;
 use crate::invariants::{self, Copy, Evidence, exactly_once};
-use crate::plan::{Fault, FaultKind};
 
 // Not all the time: asking whether all is well reads all logs.
 const SETTLED_EVERY: Duration = Duration::from_millis(200);
@@ -166,12 +165,8 @@ impl World {
                 why.push(format!("{} is not ready: {reason}", machine.name));
             }
             let control = node.status().control;
-            // Of two regions, one that lost its disk has lost its vote for good, and the other one's is
-            // not enough to give it another.
-            let wiped = |fault: &Fault| matches!(fault.kind, FaultKind::Wipe { .. });
-            let can_decide = self.plan.regions.len() != 2 || !self.plan.faults.iter().any(wiped);
             let is_pending = control.moving > 0 || !control.opening.is_empty();
-            if can_decide && (control.leader.is_none() || is_pending) {
+            if control.leader.is_none() || is_pending {
                 why.push(format!(
                     "{} sees decisions pending: {control:?}",
                     machine.name
