@@ -119,7 +119,7 @@ impl Appends {
 
     async fn route(
         &self,
-        request: AppendRequest,
+        mut request: AppendRequest,
         hops: u8,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
@@ -132,9 +132,14 @@ impl Appends {
             let place = self.homes.place(&federation, &request.stream);
             let refused = match place.map_err(|error| unreadable(&error))? {
                 Place::Anywhere | Place::Here { .. } => {
-                    match self.append_here(request.clone(), deadline).await {
-                        Err(error @ AppendError::NotHome { .. }) => error,
-                        answer => return answer,
+                    match self.append_here(request, deadline).await {
+                        Ok(appended) => return Ok(appended),
+                        Err(NotAppended::Refused(error)) => return Err(error),
+                        // It has just been moved: where to is looked up anew.
+                        Err(NotAppended::Moved(back)) => {
+                            request = *back;
+                            moved_away(&request.stream)
+                        }
                     }
                 }
                 Place::Coming { from } => coming(&request.stream, from),
@@ -162,10 +167,7 @@ impl Appends {
             if Instant::now() + MOVING_AGAIN >= deadline {
                 return Err(match (may_be_written, refused) {
                     (Some(reason), _) => AppendError::Indeterminate { reason },
-                    (None, AppendError::NotHome { stream, .. }) => AppendError::Unavailable {
-                        reason: format!("stream {stream} is being moved to another region"),
-                        retry_after_ms: 1000,
-                    },
+                    (None, AppendError::NotHome { stream, .. }) => moved_away(&stream),
                     (None, refused) => refused,
                 });
             }
@@ -195,8 +197,12 @@ impl Appends {
             .append(request.clone(), hops + 1, deadline, may_be_written)
             .await;
         match answer {
-            Err(AppendError::Unavailable { .. }) if planted(Bug::SecondHome) => {
-                self.append_here(request.clone(), deadline).await
+            Err(error @ AppendError::Unavailable { .. }) if planted(Bug::SecondHome) => {
+                let here = self.append_here(request.clone(), deadline).await;
+                here.map_err(|failed| match failed {
+                    NotAppended::Refused(error) => error,
+                    NotAppended::Moved(_) => error,
+                })
             }
             answer => answer,
         }
@@ -206,7 +212,7 @@ impl Appends {
         &self,
         request: AppendRequest,
         deadline: Instant,
-    ) -> Result<Appended, AppendError> {
+    ) -> Result<Appended, NotAppended> {
         let (expected, durability) = (request.expected, request.durability);
         let stream = request.stream.clone();
         let partition = stream.partition(self.partitions);
@@ -225,30 +231,27 @@ impl Appends {
             (room, sequencer.enqueue(request).await)
         };
         let Ok((_room, queued)) = timeout_at(deadline, enter).await else {
-            return Err(AppendError::Unavailable {
-                reason: "more appends wait than are being written".to_owned(),
-                retry_after_ms: 1000,
-            });
+            return Err(unavailable("more appends wait than are being written"));
         };
         let Some(answered) = queued else {
-            return Err(AppendError::Unavailable {
-                reason: "the node is stopping".to_owned(),
-                retry_after_ms: 1000,
-            });
+            return Err(unavailable("the node is stopping"));
         };
-        match timeout_at(deadline, answered).await {
-            Ok(Ok(Outcome::Appended(appended))) => self.reach(appended, durability, deadline).await,
-            Ok(Ok(Outcome::WrongRevision { actual })) => {
-                Err(self.conflict(stream, expected, actual))
+        let error = match timeout_at(deadline, answered).await {
+            Ok(Ok(Outcome::Appended(appended))) => {
+                let reached = self.reach(appended, durability, deadline).await;
+                return reached.map_err(NotAppended::Refused);
             }
-            Ok(Ok(Outcome::Refused(error))) => Err(error),
-            Ok(Err(_)) => Err(AppendError::Indeterminate {
+            Ok(Ok(Outcome::Moved(request))) => return Err(NotAppended::Moved(request)),
+            Ok(Ok(Outcome::WrongRevision { actual })) => self.conflict(stream, expected, actual),
+            Ok(Ok(Outcome::Refused(error))) => error,
+            Ok(Err(_)) => AppendError::Indeterminate {
                 reason: "the node stopped before the events were durable".to_owned(),
-            }),
-            Err(_) => Err(AppendError::Indeterminate {
+            },
+            Err(_) => AppendError::Indeterminate {
                 reason: format!("the disk did not answer within {:?}", self.timeout),
-            }),
-        }
+            },
+        };
+        Err(NotAppended::Refused(error))
     }
 
     // What a request may never be, whatever the state of the log.
@@ -372,6 +375,27 @@ impl Appends {
             actual,
             events_since,
         }
+    }
+}
+
+// Why an append did not happen here.
+enum NotAppended {
+    Refused(AppendError),
+    // Its stream is another region's by now; the request comes back.
+    Moved(Box<AppendRequest>),
+}
+
+fn unavailable(reason: &str) -> NotAppended {
+    NotAppended::Refused(AppendError::Unavailable {
+        reason: reason.to_owned(),
+        retry_after_ms: 1000,
+    })
+}
+
+fn moved_away(stream: &StreamId) -> AppendError {
+    AppendError::Unavailable {
+        reason: format!("stream {stream} is being moved to another region"),
+        retry_after_ms: 1000,
     }
 }
 

@@ -128,7 +128,9 @@ async fn write(
     match timeout(STEP_WITHIN, append).await {
         Ok(Ok(Outcome::Appended(_))) => Ok(()),
         Ok(Ok(Outcome::Refused(error))) => Err(error.to_string()),
-        Ok(Ok(Outcome::WrongRevision { .. })) => Err("the log refuses it".to_owned()),
+        Ok(Ok(Outcome::WrongRevision { .. } | Outcome::Moved(_))) => {
+            Err("the log refuses it".to_owned())
+        }
         Ok(Err(reason)) => Err(reason.to_owned()),
         Err(_) => Err("the log does not answer".to_owned()),
     }

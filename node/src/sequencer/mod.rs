@@ -51,6 +51,8 @@ pub(crate) enum Outcome {
     WrongRevision { actual: Option<Revision> },
     /// See the error.
     Refused(AppendError),
+    /// The stream has moved to another region. Nothing of it was written; here it is back.
+    Moved(Box<AppendRequest>),
 }
 
 struct Command {
@@ -238,6 +240,7 @@ impl Task {
                         stamped = timestamp;
                         Outcome::Appended(appended)
                     }
+                    Err(AppendError::NotHome { .. }) => Outcome::Moved(Box::new(request)),
                     Err(error) => Outcome::Refused(error),
                 },
             };
