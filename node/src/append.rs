@@ -119,14 +119,31 @@ impl Appends {
 
     async fn route(
         &self,
-        mut request: AppendRequest,
+        request: AppendRequest,
         hops: u8,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         self.check(&request)?;
-        let mut changes = self.homes.watch();
         // Why an attempt that was not answered may have written it.
         let mut may_be_written = None;
+        let routing = self.route_until(request, hops, deadline, &mut may_be_written);
+        match (routing.await, may_be_written) {
+            // Whatever came of later attempts, that one may still be on its way.
+            (Err(error), Some(reason)) if !settles(&error) => {
+                Err(AppendError::Indeterminate { reason })
+            }
+            (answer, _) => answer,
+        }
+    }
+
+    async fn route_until(
+        &self,
+        mut request: AppendRequest,
+        hops: u8,
+        deadline: Instant,
+        may_be_written: &mut Option<String>,
+    ) -> Result<Appended, AppendError> {
+        let mut changes = self.homes.watch();
         loop {
             let federation = Arc::clone(&changes.borrow_and_update());
             let place = self.homes.place(&federation, &request.stream);
@@ -153,7 +170,7 @@ impl Appends {
                         return Err(not_home);
                     };
                     let answer = self
-                        .forward(way, &request, hops, deadline, &mut may_be_written)
+                        .forward(way, &request, hops, deadline, may_be_written)
                         .await;
                     match answer {
                         Err(error @ AppendError::NotHome { .. }) => error,
@@ -165,10 +182,9 @@ impl Appends {
             // of it later than we do. That takes a moment.
             reached("an append waited while its stream was moved");
             if Instant::now() + MOVING_AGAIN >= deadline {
-                return Err(match (may_be_written, refused) {
-                    (Some(reason), _) => AppendError::Indeterminate { reason },
-                    (None, AppendError::NotHome { stream, .. }) => moved_away(&stream),
-                    (None, refused) => refused,
+                return Err(match refused {
+                    AppendError::NotHome { stream, .. } => moved_away(&stream),
+                    refused => refused,
                 });
             }
             tokio::select! {
