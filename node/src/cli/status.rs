@@ -143,10 +143,10 @@ fn control(control: &ControlStatus, regions: usize) -> String {
         None => "Control plane: no leader, so nothing can be decided; the rest goes on".to_owned(),
     };
     if control.moved > 0 {
-        said += &format!("; {} streams moved", control.moved);
+        said += &format!("; streams moved: {}", control.moved);
     }
     if control.moving > 0 {
-        said += &format!(", {} of them under way", control.moving);
+        said += &format!(", under way: {}", control.moving);
     }
     if !control.drained.is_empty() {
         said += &format!("; drained: {}", control.drained.join(", "));
