@@ -101,7 +101,8 @@ pub enum ReadAt {
     /// The preferred or nearest region that can be reached. It may not hold the latest events yet.
     #[default]
     Nearest,
-    /// The stream's home, which holds every revision that was given out.
+    /// The stream's home, which holds every revision that was given out. In a session it is the region
+    /// that this client knows as the home, which may have given the stream up since.
     Home,
     /// This region.
     Region(RegionId),

@@ -223,7 +223,7 @@ impl Node {
         };
         match Named::parse(text, self.names()).map_err(invalid)? {
             Named::Id(id) => {
-                let found = self.store().find_event(id, None).map_err(unreadable)?;
+                let found = self.store().find_event(id, &[]).map_err(unreadable)?;
                 let place = found.map(|found| Place {
                     key: OrderKey::new(found.timestamp, found.dot),
                     id: found.id,

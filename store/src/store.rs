@@ -173,13 +173,13 @@ impl Store {
         OrderedReader::new(&self.core, logs, after)
     }
 
-    /// The committed event with this id. That there is none is said for sure of `log`, if one is given.
+    /// The committed event with this id, in whichever log. That there is none is said for sure of `logs`.
     ///
     /// # Errors
-    /// When it is damaged, or may be among damaged events of `log` that no index knows, or the disk
+    /// When it is damaged, or may be among damaged events of `logs` that no index knows, or the disk
     /// fails.
-    pub fn find_event(&self, id: EventId, log: Option<LogId>) -> Result<Option<Found>, ReadError> {
-        self.core.find_event(id, log)
+    pub fn find_event(&self, id: EventId, logs: &[LogId]) -> Result<Option<Found>, ReadError> {
+        self.core.find_event(id, logs)
     }
 
     /// The last committed event of `stream`, among those of `origin` if one is given: by revision

@@ -70,9 +70,9 @@ impl Core {
     pub(crate) fn find_event(
         &self,
         id: EventId,
-        log: Option<LogId>,
+        logs: &[LogId],
     ) -> Result<Option<Found>, ReadError> {
-        let is_log = |range: &DamagedRange| Some(range.log) == log;
+        let is_log = |range: &DamagedRange| logs.contains(&range.log);
         // Refused only where it is not found: what is known is known.
         let before = self.damage().refuse_unindexed(is_log);
         let key = u128::from_be_bytes(id.to_bytes());

@@ -435,8 +435,16 @@ async fn keep(shared: Arc<Shared>) {
         if shared.is_last_survivor() {
             shared.refound().await;
         } else if !shared.is_voter() {
-            listen(&shared).await;
-            join(&shared, life, leader).await;
+            let joining = async {
+                listen(&shared).await;
+                join(&shared, life, leader).await;
+            };
+            // Peers that do not answer must not keep a node from stopping.
+            tokio::select! {
+                biased;
+                () = shared.setup.tasks.cancelled() => break,
+                () = joining => {}
+            }
         } else if leader == Some(shared.setup.region) && shared.told.borrow().foundation.is_none() {
             let found = Command::Found(shared.setup.foundation.clone());
             let within = timeout_at(Instant::now() + ASK_WITHIN, decide(&raft, found)).await;

@@ -94,8 +94,9 @@ enum Arrival {
 /// Where streams have their homes.
 pub(crate) struct Homes {
     region: RegionId,
-    members: Vec<RegionId>,
     partitions: u16,
+    // By partition, those of all members.
+    logs: Vec<Vec<LogId>>,
     policies: Arc<Policies>,
     store: Arc<Store>,
     federation: watch::Receiver<Arc<Federation>>,
@@ -107,7 +108,7 @@ pub(crate) struct Homes {
 impl Homes {
     pub(crate) fn new(
         region: RegionId,
-        members: Vec<RegionId>,
+        members: &[RegionId],
         partitions: u16,
         policies: Arc<Policies>,
         store: Arc<Store>,
@@ -116,7 +117,13 @@ impl Homes {
     ) -> Self {
         Self {
             region,
-            members,
+            logs: (0..partitions)
+                .map(|partition| {
+                    let members = members.iter();
+                    let log = |member: &RegionId| LogId::new(*member, PartitionId(partition));
+                    members.map(log).collect()
+                })
+                .collect(),
             partitions,
             policies,
             store,
@@ -136,12 +143,10 @@ impl Homes {
         self.federation.clone()
     }
 
-    /// The logs of all members for `partition`.
-    pub(crate) fn logs(&self, partition: PartitionId) -> Vec<LogId> {
-        let members = self.members.iter();
-        members
-            .map(|member| LogId::new(*member, partition))
-            .collect()
+    /// The logs of all members for `partition`; none when there is no such partition.
+    pub(crate) fn logs(&self, partition: PartitionId) -> &[LogId] {
+        let logs = self.logs.get(usize::from(partition.0));
+        logs.map_or(&[], Vec::as_slice)
     }
 
     /// Where `stream`'s home is; `None` when every region writes it.
@@ -202,7 +207,7 @@ impl Homes {
         }
         let log = LogId::new(from, partition);
         let id = transfer_id(change, log);
-        let Some(found) = self.store.find_event(id, Some(log))? else {
+        let Some(found) = self.store.find_event(id, &[log])? else {
             return Ok(Arrival::NotYet);
         };
         let Some(transfer) = self.read_transfer(log, found.dot.position)? else {

@@ -61,7 +61,10 @@ async fn give_up(
     given_up: &mut BTreeSet<(u64, PartitionId)>,
 ) -> bool {
     let mut is_waiting = false;
-    for (part, lost) in federation.gives_up(homes.region) {
+    let all = federation.gives_up(homes.region);
+    // What is over needs no memory.
+    given_up.retain(|part| all.contains_key(part));
+    for (part, lost) in all {
         if given_up.contains(&part) {
             continue;
         }

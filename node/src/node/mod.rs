@@ -190,9 +190,10 @@ impl Node {
             tasks: tasks.clone(),
             tracker: tracker.clone(),
         });
+        let members: Vec<RegionId> = config.members.iter().map(|member| member.id).collect();
         let homes = Arc::new(Homes::new(
             config.region,
-            config.members.iter().map(|member| member.id).collect(),
+            &members,
             config.partitions,
             Arc::clone(&policies),
             Arc::clone(&store),

@@ -10,6 +10,7 @@
 mod promises;
 mod recall;
 
+use std::slice;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
 
@@ -316,10 +317,10 @@ impl Task {
         };
         // What was moved here may have been recorded elsewhere.
         let logs = match change {
-            0 => vec![log],
+            0 => slice::from_ref(&log),
             _ => self.tools.homes.logs(log.partition),
         };
-        match self.recall.repeat(&self.tools.store, &logs, request)? {
+        match self.recall.repeat(&self.tools.store, logs, request)? {
             Repeat::New => {}
             Repeat::Again(appended) => {
                 reached("an append was answered from the memory of its ids");

@@ -224,16 +224,10 @@ impl Recall {
                 event.timestamp,
             )));
         }
-        for log in logs {
-            let found = store
-                .find_event(id, Some(*log))
-                .map_err(|error| unavailable(error.to_string()))?;
-            if let Some(found) = found {
-                let place = (found.dot, found.stream, found.revision, found.timestamp);
-                return Ok(Some(place));
-            }
-        }
-        Ok(None)
+        let found = store
+            .find_event(id, logs)
+            .map_err(|error| unavailable(error.to_string()))?;
+        Ok(found.map(|found| (found.dot, found.stream, found.revision, found.timestamp)))
     }
 
     /// The last revision of `stream` (of those written by `origin`, if given), in flight included.

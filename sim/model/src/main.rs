@@ -1,6 +1,6 @@
 //! `meridian-model`: walks through the models and says what came of it.
 
-#![allow(clippy::print_stdout, reason = "a report is printed")]
+#![expect(clippy::print_stdout, reason = "a report is printed")]
 
 use std::process::ExitCode;
 

@@ -242,7 +242,7 @@ fn a_killed_process_leaves_a_log_that_opens_where_it_stopped() {
     assert!(store.stats().segments > 3);
     assert!(
         store
-            .find_event(meridian_event::EventId::from_random([0xff; 16]), None)
+            .find_event(meridian_event::EventId::from_random([0xff; 16]), &[])
             .expect("readable")
             .is_none()
     );

@@ -105,10 +105,10 @@ proptest! {
         prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
         let last = blocks.last().expect("there are some").to_events().expect("sound");
         for event in events_of(&store) {
-            let found = store.find_event(event.id, None).expect("readable").expect("it is there");
+            let found = store.find_event(event.id, &[]).expect("readable").expect("it is there");
             prop_assert_eq!(found.dot, event.dot);
         }
-        prop_assert!(store.find_event(last[2].id, None).expect("readable").is_some());
+        prop_assert!(store.find_event(last[2].id, &[]).expect("readable").is_some());
         store.close();
         prop_assert_eq!(verified(&disk).damage, []);
         prop_assert!(!disk.list("damaged").expect("readable").is_empty(), "the evidence is kept");
@@ -240,7 +240,7 @@ proptest! {
         prop_assert_eq!(recovery.damaged, []);
         prop_assert_eq!(&blocks_of(&store, log(1)), &blocks);
         for event in events_of(&store) {
-            let found = store.find_event(event.id, None).expect("readable").expect("it is there");
+            let found = store.find_event(event.id, &[]).expect("readable").expect("it is there");
             prop_assert_eq!(found.dot, event.dot);
         }
         scrub_all(&store);
@@ -291,7 +291,7 @@ fn what_a_new_index_cannot_know_is_not_said_to_be_missing() {
         let file = disk.open("log/00000002.seg", false).expect("sealed");
         file.write_all_at(&[0; 1500], 1000)
             .expect("the disk is sound");
-        match store.find_event(event.id, Some(event.dot.log())) {
+        match store.find_event(event.id, &[event.dot.log()]) {
             Ok(found) => assert_eq!(found.map(|it| it.dot), Some(event.dot)),
             Err(error) => {
                 assert!(matches!(error, ReadError::Damaged(_)), "{error}");
@@ -325,7 +325,7 @@ fn missing_indexes_are_made_anew() {
     for (id, dot) in ids {
         assert_eq!(
             store
-                .find_event(id, None)
+                .find_event(id, &[])
                 .expect("readable")
                 .map(|it| it.dot),
             Some(dot)

@@ -245,7 +245,7 @@ fn only_what_is_durable_is_read() {
     let group = store.commit_begin().expect("a block is queued");
     let round = *store.committed().borrow();
     assert_eq!(blocks_of(&store, log(1)), blocks);
-    assert_eq!(store.find_event(id, None).expect("readable"), None);
+    assert_eq!(store.find_event(id, &[]).expect("readable"), None);
     assert_eq!(
         store
             .stream_last(&stream("new-1"), None, false)
@@ -255,7 +255,7 @@ fn only_what_is_durable_is_read() {
     assert_eq!(store.submitted_head(log(1)).position, Position(7));
     store.commit_finish(group);
     assert!(*store.committed().borrow() > round);
-    assert!(store.find_event(id, None).expect("readable").is_some());
+    assert!(store.find_event(id, &[]).expect("readable").is_some());
     assert_eq!(store.head(log(1)).position, Position(7));
 }
 
@@ -339,7 +339,7 @@ proptest! {
         }
         let events = events_of(&store);
         for event in &events {
-            let found = store.find_event(event.id, None).expect("readable").expect("it is there");
+            let found = store.find_event(event.id, &[]).expect("readable").expect("it is there");
             prop_assert_eq!(found.dot, event.dot);
             prop_assert_eq!(&found.stream, &event.stream);
             let of_stream: Vec<_> = events.iter().filter(|it| it.stream == event.stream).collect();
@@ -355,7 +355,7 @@ proptest! {
         }
         for id in absent {
             let id = meridian_event::EventId::from_random(id.to_be_bytes());
-            prop_assert_eq!(store.find_event(id, None).expect("readable"), None);
+            prop_assert_eq!(store.find_event(id, &[]).expect("readable"), None);
         }
     }
 }
