@@ -5,7 +5,7 @@ use std::io;
 use meridian_clock::{Epoch, Incarnation, LogId, Position, Timestamp};
 use meridian_event::Chain;
 
-use crate::{DamagedRange, LogHead};
+use crate::{DamagedRange, LogHead, NotAdmitted};
 
 /// Why a data folder was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +73,15 @@ pub enum SubmitError {
         incarnation: Incarnation,
         /// The block's epoch.
         epoch: Epoch,
+    },
+    /// Going by the fences of its region, nothing of this epoch belongs at the block's positions. What
+    /// follows is told by `source`.
+    #[error("log {log} takes no block of this epoch at these positions")]
+    Fenced {
+        /// The log.
+        log: LogId,
+        /// Which rule refuses it.
+        source: NotAdmitted,
     },
     /// The block's timestamps do not rise above the last one in its log.
     #[error("log {log} was last stamped {last}, the block begins at {actual}; it must rise")]

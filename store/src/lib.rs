@@ -23,6 +23,7 @@ mod disk;
 mod envelope;
 mod error;
 mod files;
+mod generations;
 mod housekeeping;
 mod index;
 mod offset;
@@ -44,6 +45,7 @@ pub use answer::{Direction, Found, Health, LogHead, Recovery, ScanPage, StoreSta
 pub use damage::{DamagedRange, Hole, RepairError};
 pub use disk::{Disk, DiskFile, RealDisk, SimDisk};
 pub use error::{CommitError, OpenError, ReadError, SubmitError};
+pub use generations::{Generations, NotAdmitted};
 pub use offset::LogOffset;
 pub use options::{Lanes, StoreOptions};
 pub use ordered::{OrderedReader, Reached};

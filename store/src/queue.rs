@@ -1,11 +1,11 @@
 //! What writers and lanes share: the blocks that wait, the segment that is being written, and the
 //! groups in flight.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use meridian_clock::LogId;
-use meridian_event::{Block, Chain};
+use meridian_event::{Block, BlockHeader, Chain};
 use meridian_points::{Bug, buggify, planted, reached};
 
 use crate::build::Heads;
@@ -14,7 +14,7 @@ use crate::envelope::entry_bytes;
 use crate::index::EventKeys;
 use crate::segment::SEGMENT_HEADER_BYTES;
 use crate::store::Done;
-use crate::{DiskFile, LogHead, LogOffset, SubmitError};
+use crate::{DiskFile, Generations, LogHead, LogOffset, SubmitError};
 
 // While one group syncs, one more is written; a third brings nothing (measured).
 pub(crate) const IN_FLIGHT_MAX: usize = 2;
@@ -88,6 +88,8 @@ pub(crate) struct Queue {
     /// Of what waits and what is in flight.
     pub(crate) bytes: usize,
     pub(crate) submitted: Heads,
+    /// Of the logs whose regions were fenced.
+    pub(crate) generations: BTreeMap<LogId, Generations>,
     pub(crate) open: Open,
     pub(crate) next: Option<Prepared>,
     pub(crate) preparing: bool,
@@ -147,6 +149,7 @@ impl Queue {
             waiting: VecDeque::new(),
             bytes: 0,
             submitted: heads,
+            generations: BTreeMap::new(),
             open,
             next: None,
             preparing: false,
@@ -211,6 +214,7 @@ impl Queue {
         }
         let header = block.header();
         let log = header.log;
+        self.check_generation(header)?;
         let head = self.submitted_head(log);
         if header.incarnation < head.incarnation || header.epoch < head.epoch {
             return Err(SubmitError::Superseded {
@@ -248,6 +252,18 @@ impl Queue {
             return Err(SubmitError::Full);
         }
         Ok(())
+    }
+
+    fn check_generation(&self, header: &BlockHeader) -> Result<(), SubmitError> {
+        if planted(Bug::EpochUncheckedAtStore) {
+            return Ok(());
+        }
+        let never_fenced = Generations::default();
+        let log = header.log;
+        let generations = self.generations.get(&log).unwrap_or(&never_fenced);
+        generations
+            .admits(header.epoch, header.first_position, header.last_position())
+            .map_err(|source| SubmitError::Fenced { log, source })
     }
 
     // Whether the front block can be placed now, and what is needed first if not.

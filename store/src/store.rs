@@ -17,9 +17,9 @@ use crate::housekeeping::Step;
 use crate::queue::{Group, Stop, Taken};
 use crate::recovery::{UNCERTAIN_PATH, recover};
 use crate::{
-    CommitError, DamagedRange, Disk, Found, Health, Lanes, LogHead, LogOffset, OpenError,
-    OrderedReader, ReadError, Recovery, RepairError, ScanPage, ScrubCursor, ScrubStep, SmallState,
-    StoreOptions, StoreStats, StreamRange, SubmitError, small,
+    CommitError, DamagedRange, Disk, Found, Generations, Health, Lanes, LogHead, LogOffset,
+    OpenError, OrderedReader, ReadError, Recovery, RepairError, ScanPage, ScrubCursor, ScrubStep,
+    SmallState, StoreOptions, StoreStats, StreamRange, SubmitError, small,
 };
 
 /// The file whose lock says that a node has the folder open.
@@ -108,6 +108,14 @@ impl Store {
     /// How far `log` goes with what is queued but not yet durable: the next block must follow this.
     pub fn submitted_head(&self, log: LogId) -> LogHead {
         self.core.queue().submitted_head(log)
+    }
+
+    /// Says which generations of `log` there are. From the return of this call on no block is taken
+    /// that they do not admit; what was submitted before may still become durable, up to
+    /// [`Store::submitted_head`]. Not kept across an opening; until the first call a log's region
+    /// counts as never fenced.
+    pub fn set_generations(&self, log: LogId, generations: Generations) {
+        self.core.queue().generations.insert(log, generations);
     }
 
     /// Queues `block`, which must be the exact next one of its log.

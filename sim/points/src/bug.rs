@@ -67,6 +67,8 @@ bugs! {
     OpenEarly, "open-early", "A stream's new home takes writes before it holds what the old one wrote.";
     KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
+    EpochUncheckedAtStore, "epoch-unchecked-at-store",
+        "The store takes blocks of a fenced epoch, beyond its cut too.";
 }
 
 impl Bug {

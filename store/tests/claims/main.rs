@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod faults;
+mod generations;
 mod golden;
 mod ordered;
 mod reads;

@@ -67,8 +67,21 @@ impl Writer {
         batches: &[(&str, usize)],
         data_bytes: usize,
     ) -> Block {
+        self.block_of(Epoch::FIRST.major, store, log, batches, data_bytes)
+    }
+
+    /// As [`Writer::block`], in a generation of the log.
+    pub(crate) fn block_of(
+        &mut self,
+        major: u32,
+        store: &Store,
+        log: LogId,
+        batches: &[(&str, usize)],
+        data_bytes: usize,
+    ) -> Block {
         let head = store.submitted_head(log);
-        let mut builder = BlockBuilder::new(log, Incarnation(1), Epoch::FIRST);
+        let epoch = Epoch { major, minor: 0 };
+        let mut builder = BlockBuilder::new(log, Incarnation(1), epoch);
         for (name, count) in batches {
             let stream = stream(name);
             let next = self.revisions.entry((log, stream.clone())).or_default();
