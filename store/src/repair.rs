@@ -25,9 +25,9 @@ const LOOKS_MAX: u32 = 32;
 const COPY_BYTES: usize = 1 << 20;
 
 /// What is written over a damaged place.
-struct Patch {
-    offset: u64,
-    bytes: Vec<u8>,
+pub(crate) struct Patch {
+    pub(crate) offset: u64,
+    pub(crate) bytes: Vec<u8>,
 }
 
 impl Core {
@@ -273,23 +273,7 @@ impl Core {
     // Replaces a sealed segment's file by a copy with the patches applied.
     fn replace(&self, number: u64, patches: &[Patch]) -> io::Result<()> {
         keep_damaged(&*self.disk, number)?;
-        let path = segment_path(number);
-        let fresh = format!("{path}.new");
-        let damaged = self.disk.open(&path, false)?;
-        let copy = self.disk.open(&fresh, true)?;
-        copy_file(&*damaged, &*copy)?;
-        let len = match read_header(&*damaged, number)? {
-            HeaderState::Cut { len } => len,
-            _ => damaged.len()?,
-        };
-        copy.allocate(len)?;
-        copy.write_all_at(&header_bytes(number, len), 0)?;
-        for patch in patches {
-            copy.write_all_at(&patch.bytes, patch.offset)?;
-        }
-        copy.sync_data()?;
-        self.disk.rename(&fresh, &path)?;
-        self.disk.sync_dir(LOG_FOLDER)?;
+        replace_segment(&*self.disk, number, patches)?;
         self.files.forget_segment_file(number);
         Ok(())
     }
@@ -358,6 +342,28 @@ fn wrong_range(block: &Block) -> RepairError {
     }
 }
 
+/// Replaces a segment's file by a copy with the patches applied, durably: after a crash it is the old
+/// file or the new one.
+pub(crate) fn replace_segment(disk: &dyn Disk, number: u64, patches: &[Patch]) -> io::Result<()> {
+    let path = segment_path(number);
+    let fresh = format!("{path}.new");
+    let old = disk.open(&path, false)?;
+    let copy = disk.open(&fresh, true)?;
+    copy_file(&*old, &*copy)?;
+    let len = match read_header(&*old, number)? {
+        HeaderState::Cut { len } => len,
+        _ => old.len()?,
+    };
+    copy.allocate(len)?;
+    copy.write_all_at(&header_bytes(number, len), 0)?;
+    for patch in patches {
+        copy.write_all_at(&patch.bytes, patch.offset)?;
+    }
+    copy.sync_data()?;
+    disk.rename(&fresh, &path)?;
+    disk.sync_dir(LOG_FOLDER)
+}
+
 /// Keeps a copy of a damaged segment in the folder `damaged`.
 pub(crate) fn keep_damaged(disk: &dyn Disk, number: u64) -> io::Result<()> {
     disk.create_dir_all(DAMAGED_FOLDER)?;
@@ -375,8 +381,8 @@ pub(crate) fn keep_damaged(disk: &dyn Disk, number: u64) -> io::Result<()> {
     disk.sync_dir(DAMAGED_FOLDER)
 }
 
-// A bit that flips on its way from the disk must not get onto the disk.
-fn copy_file(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
+/// Makes `to` the same as `from`. A bit that flips on its way from the disk must not get onto the disk.
+pub(crate) fn copy_file(from: &dyn DiskFile, to: &dyn DiskFile) -> io::Result<()> {
     let len = from.len()?;
     to.set_len(0)?;
     to.allocate(len)?;

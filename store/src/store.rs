@@ -62,15 +62,7 @@ impl Store {
         disk: Arc<dyn Disk>,
         options: StoreOptions,
     ) -> Result<(Arc<Self>, Recovery), OpenError> {
-        let held = match disk.lock(LOCK_PATH) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                return Err(OpenError::InUse);
-            }
-            held => held.map_err(|source| OpenError::Io {
-                path: LOCK_PATH.to_owned(),
-                source,
-            })?,
-        };
+        let held = take_lock(&*disk)?;
         let lanes = options.lanes;
         let (core, recovery) = recover(disk, options)?;
         *lock(&core.lock) = Some(held);
@@ -399,6 +391,17 @@ impl Drop for Store {
         if self.core.options.lanes != Lanes::Driven {
             self.close();
         }
+    }
+}
+
+/// Takes the folder's lock.
+pub(crate) fn take_lock(disk: &dyn Disk) -> Result<Box<dyn Send + Sync>, OpenError> {
+    match disk.lock(LOCK_PATH) {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(OpenError::InUse),
+        held => held.map_err(|source| OpenError::Io {
+            path: LOCK_PATH.to_owned(),
+            source,
+        }),
     }
 }
 
