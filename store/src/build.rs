@@ -96,7 +96,8 @@ impl Builder {
             Item::Entry(Entry {
                 offset, envelope, ..
             }) => {
-                if envelope.kind == Kind::Void {
+                // Where a stranded block was nothing is missing, so no gap is to be looked for there.
+                if envelope.kind == Kind::Void && !envelope.is_stranded() {
                     let end = offset + envelope.entry_bytes();
                     self.index.summary.voids.push((offset, end));
                 }

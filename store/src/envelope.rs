@@ -14,8 +14,8 @@
 //! 40  payload length      4   of the block that follows, without its padding
 //! 44  origin              2   ┐
 //! 46  partition           2   │ what the block's header says, so that a damaged
-//! 48  incarnation         4   │ block can be named (zero in a mark and a void)
-//! 52  count of events     4   │
+//! 48  incarnation         4   │ block can be named (zero in a mark, and in a void
+//! 52  count of events     4   │ that stands for no block)
 //! 56  first position      8   ┘
 //! 64  chain              32   the chain hash after the block
 //! 96  reserved            4   zero
@@ -24,7 +24,8 @@
 //! ```
 //!
 //! A *mark* has no payload: it only says what is durable. A *void* stands where damaged bytes were
-//! given up; its payload is zeros.
+//! given up; its payload is zeros. One that names a block stands where that block was until it was
+//! stranded, beyond the cut of a fence.
 //!
 //! The own place tells an entry from a copy of one that happens to lie inside a block's data, so a
 //! reader that lost its place can find the next entry by its magic.
@@ -48,7 +49,7 @@ pub(crate) enum Kind {
     Block,
     /// Nothing follows; only the durable place is of interest.
     Mark,
-    /// Zeros follow, where damaged bytes were given up.
+    /// Zeros follow, where damaged bytes were given up or a stranded block was.
     Void,
 }
 
@@ -98,6 +99,22 @@ impl Envelope {
         let payload = entry_bytes - ENVELOPE_BYTES as u64;
         let payload = u32::try_from(payload).unwrap_or(u32::MAX);
         Self::empty(Kind::Void, own, own, payload)
+    }
+
+    /// What stands in the place of this block from when it is stranded: as long, and it says the same
+    /// of what was durable.
+    pub(crate) fn stranded(self) -> Self {
+        let payload = self.entry_bytes() - ENVELOPE_BYTES as u64;
+        Self {
+            kind: Kind::Void,
+            payload_bytes: u32::try_from(payload).unwrap_or(u32::MAX),
+            ..self
+        }
+    }
+
+    /// Whether a block was here that was stranded.
+    pub(crate) fn is_stranded(&self) -> bool {
+        self.kind == Kind::Void && self.count > 0
     }
 
     fn empty(kind: Kind, own: LogOffset, durable: LogOffset, payload_bytes: u32) -> Self {

@@ -3,7 +3,8 @@
 //! Blocks of all origin logs, local and remote, lie interleaved in one physical log, so that one
 //! write and one `fdatasync` commit whatever is queued. [`Store::submit`] queues a block;
 //! [`Store::read_log`], [`Store::scan`], [`Store::read_stream`] and [`Store::ordered`] read what is
-//! committed.
+//! committed. What a region wrote beyond the cut of a fence is moved out of the log by [`strand()`],
+//! before the store is opened.
 //!
 //! Not here: who may write and which position comes next (`node`), moving blocks between regions
 //! (`replication`), what events mean (`conflict`, `projection`). Start reading at `disk`, then
@@ -37,6 +38,8 @@ mod scrub;
 mod segment;
 mod small;
 mod store;
+mod strand;
+mod stranded;
 mod stream;
 mod verify;
 mod walk;
@@ -52,4 +55,6 @@ pub use ordered::{OrderedReader, Reached};
 pub use scrub::{ScrubCursor, ScrubStep};
 pub use small::{KeyValue, SmallError, SmallState};
 pub use store::{CommitGroup, Done, Store};
+pub use strand::{StrandError, Stranded, strand};
+pub use stranded::{ReadStrandedError, StrandedTail, read_stranded, stranded};
 pub use verify::{Damage, VerifyError, VerifyReport, verify};

@@ -8,6 +8,7 @@ use meridian_clock::{LogId, Position, RegionId};
 use meridian_event::Revision;
 
 use crate::build::{Heads, build_index};
+use crate::checked_file::{self, CheckedFileError};
 use crate::core::{advance_heads, end_told_by_next};
 use crate::files::Files;
 use crate::index::{DamagedRow, FileIndex, Index, IndexError, MemoryIndex, Summary};
@@ -15,6 +16,7 @@ use crate::segment::{
     HeaderState, LOG_FOLDER, SEGMENT_HEADER_BYTES, index_path, numbers, read_header, segment_path,
 };
 use crate::store::LOCK_PATH;
+use crate::stranded::{STRANDED_FOLDER, done_path, parse_done_name, parse_name, read_file};
 use crate::walk::{Window, end_of_content, next_envelope};
 use crate::{Disk, LogHead};
 
@@ -39,9 +41,10 @@ pub struct VerifyReport {
     /// How far each origin log goes.
     pub logs: Vec<LogHead>,
     /// Everything that is wrong. Empty means that every block's checksum and chain is right, every
-    /// log is dense, every index says what its segment says, and revisions have no gap.
+    /// log is dense, every index says what its segment says, every file of stranded blocks is whole,
+    /// and revisions have no gap.
     pub damage: Vec<Damage>,
-    /// How many events could be read.
+    /// How many events could be read, without those that are stranded.
     pub events: u64,
     /// How many streams there are.
     pub streams: u64,
@@ -107,6 +110,7 @@ pub fn verify<D: Disk + Clone>(disk: &D) -> Result<VerifyReport, VerifyError> {
             .segment(*number, next)
             .map_err(at(&segment_path(*number)))?;
     }
+    verifier.stranded(disk).map_err(at(STRANDED_FOLDER))?;
     Ok(verifier.finish())
 }
 
@@ -246,6 +250,38 @@ impl Verifier {
             }
             Err(IndexError::Io(error)) => Err(error),
         }
+    }
+
+    // What was moved out of the log; it counts in nothing else of the report.
+    fn stranded(&mut self, disk: &dyn Disk) -> io::Result<()> {
+        for name in disk.list(STRANDED_FOLDER)? {
+            if let Some((log, generation)) = parse_name(&name)
+                && let Some(found) = read_file(disk, log, generation)?
+                && let Some((offset, reason)) = found.damage
+            {
+                self.stranded_damage(name, offset, log, reason);
+            } else if let Some((log, generation)) = parse_done_name(&name)
+                && let Err(error) = checked_file::read(disk, &done_path(log, generation))
+            {
+                match error {
+                    CheckedFileError::Io { source, .. } => return Err(source),
+                    CheckedFileError::Damaged { reason, .. } => {
+                        self.stranded_damage(name, 0, log, reason.to_owned());
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stranded_damage(&mut self, name: String, offset: u64, log: LogId, reason: String) {
+        self.report.damage.push(Damage {
+            file: format!("{STRANDED_FOLDER}/{name}"),
+            offset,
+            log: Some(log),
+            positions: None,
+            reason,
+        });
     }
 
     fn take_streams(&mut self, index: &MemoryIndex) {

@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use meridian_store::{Disk, SimDisk, Store, StoreOptions, checked_file};
+use std::collections::BTreeMap;
+
+use meridian_clock::Position;
+use meridian_store::{
+    Disk, SimDisk, Store, StoreOptions, checked_file, read_stranded, strand, stranded,
+};
 
 use crate::world::{Writer, blocks_of, check, commit, log, options, settle, verified};
 
@@ -14,6 +19,17 @@ const GOLDEN: [(&str, &[u8]); 3] = [
     (SEGMENT, include_bytes!("../../golden/segment-v1.bin")),
     (INDEX, include_bytes!("../../golden/index-v1.bin")),
     (CHECKED, include_bytes!("../../golden/checked-v1.bin")),
+];
+
+const STRANDED: &str = "stranded/1-0-1.blocks";
+
+// After the log of region 1 was cut at position 3.
+const GOLDEN_STRANDED: [(&str, &[u8]); 2] = [
+    (
+        SEGMENT,
+        include_bytes!("../../golden/segment-v1-stranded.bin"),
+    ),
+    (STRANDED, include_bytes!("../../golden/stranded-v1.bin")),
 ];
 
 fn tiny() -> StoreOptions {
@@ -43,6 +59,13 @@ fn written() -> SimDisk {
     disk
 }
 
+fn cut() -> SimDisk {
+    let disk = written();
+    let cuts = BTreeMap::from([(log(1), (1, Position(3)))]);
+    strand(Arc::new(disk.clone()), &cuts).expect("the disk is sound");
+    disk
+}
+
 // A file without the zeros at its end.
 fn content(disk: &SimDisk, path: &str) -> Vec<u8> {
     let file = disk.open(path, false).expect("it was written");
@@ -58,8 +81,9 @@ fn content(disk: &SimDisk, path: &str) -> Vec<u8> {
 
 #[test]
 fn the_first_format_is_still_written() {
-    let disk = written();
-    for (path, golden) in GOLDEN {
+    let written = GOLDEN.map(|it| (written(), it));
+    let stranded = GOLDEN_STRANDED.map(|it| (cut(), it));
+    for (disk, (path, golden)) in written.into_iter().chain(stranded) {
         let bytes = content(&disk, path);
         let differs = bytes
             .iter()
@@ -67,6 +91,27 @@ fn the_first_format_is_still_written() {
             .position(|(ours, golden)| ours != golden);
         assert_eq!((bytes.len(), differs), (golden.len(), None), "{path}");
     }
+}
+
+#[test]
+fn a_log_that_was_cut_in_the_first_format_is_still_read() {
+    let disk = SimDisk::new(0);
+    for (path, golden) in GOLDEN_STRANDED {
+        let (folder, _) = path.split_once('/').expect("in a folder");
+        disk.create_dir_all(folder).expect("the disk is sound");
+        let file = disk.open(path, true).expect("the disk is sound");
+        file.write_all_at(golden, 0).expect("the disk is sound");
+        if path == SEGMENT {
+            file.allocate(4 << 10).expect("the disk is sound");
+        }
+    }
+    assert_eq!(verified(&disk).damage, []);
+    let tails = stranded(&disk).expect("readable");
+    let read = read_stranded(&disk, &tails[0]).expect("sound");
+    let (fresh, _) = Store::open(Arc::new(written()), tiny()).expect("the folder opens");
+    assert_eq!(read, blocks_of(&fresh, log(1))[1..]);
+    let (store, _) = Store::open(Arc::new(disk), tiny()).expect("the folder opens");
+    assert_eq!(blocks_of(&store, log(1)), blocks_of(&fresh, log(1))[..1]);
 }
 
 #[test]
@@ -107,10 +152,15 @@ fn the_first_format_is_still_read() {
 #[ignore = "writes the golden files anew, after a deliberate change of format"]
 #[expect(clippy::disallowed_methods, reason = "golden files are real files")]
 fn write_the_golden_files() {
-    let disk = written();
-    let names = ["segment-v1.bin", "index-v1.bin", "checked-v1.bin"];
-    for ((path, _), name) in GOLDEN.into_iter().zip(names) {
+    let write = |disk: &SimDisk, path: &str, name: &str| {
         let to = format!("{}/golden/{name}", env!("CARGO_MANIFEST_DIR"));
-        std::fs::write(to, content(&disk, path)).expect("the folder is there");
-    }
+        std::fs::write(to, content(disk, path)).expect("the folder is there");
+    };
+    let disk = written();
+    write(&disk, SEGMENT, "segment-v1.bin");
+    write(&disk, INDEX, "index-v1.bin");
+    write(&disk, CHECKED, "checked-v1.bin");
+    let disk = cut();
+    write(&disk, SEGMENT, "segment-v1-stranded.bin");
+    write(&disk, STRANDED, "stranded-v1.bin");
 }

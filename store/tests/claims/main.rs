@@ -8,4 +8,5 @@ mod golden;
 mod ordered;
 mod reads;
 mod real;
+mod strand;
 mod world;
