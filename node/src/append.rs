@@ -80,13 +80,21 @@ impl Appends {
                 ),
             });
         }
-        self.append_any(request, hops, deadline, began).await
+        // A request that was passed on is within the limits of the door that took it, and may have more:
+        // what a region brings home says where it was first.
+        let limits = if hops == 0 {
+            &self.limits
+        } else {
+            &Limits::WIDEST
+        };
+        self.append_any(request, hops, deadline, began, limits)
+            .await
     }
 
-    /// Appends to a stream of the server's own.
+    /// Appends to a stream of the server's own, or what is the server's own to any.
     pub(crate) async fn append_own(&self, request: AppendRequest) -> Result<Appended, AppendError> {
         let began = Instant::now();
-        self.append_any(request, 0, began + self.timeout, began)
+        self.append_any(request, 0, began + self.timeout, began, &Limits::WIDEST)
             .await
     }
 
@@ -96,6 +104,7 @@ impl Appends {
         hops: u8,
         deadline: Instant,
         began: Instant,
+        limits: &Limits,
     ) -> Result<Appended, AppendError> {
         let _in_flight = self.metrics.append_begun();
         let weight: usize = request
@@ -103,7 +112,7 @@ impl Appends {
             .iter()
             .map(|event| event.weight_bytes())
             .sum();
-        let result = self.route(request, hops, deadline).await;
+        let result = self.route(request, hops, deadline, limits).await;
         if let Ok(appended) = &result
             && appended.home == self.region
         {
@@ -122,8 +131,9 @@ impl Appends {
         request: AppendRequest,
         hops: u8,
         deadline: Instant,
+        limits: &Limits,
     ) -> Result<Appended, AppendError> {
-        self.check(&request)?;
+        self.check(&request, limits)?;
         // Why an attempt that was not answered may have written it.
         let mut may_be_written = None;
         let routing = self.route_until(request, hops, deadline, &mut may_be_written);
@@ -271,7 +281,7 @@ impl Appends {
     }
 
     // What a request may never be, whatever the state of the log.
-    fn check(&self, request: &AppendRequest) -> Result<(), AppendError> {
+    fn check(&self, request: &AppendRequest, limits: &Limits) -> Result<(), AppendError> {
         let invalid = |reason: String| Err(AppendError::Invalid { reason });
         let too_large = |what: &str, limit: usize, actual: usize| {
             let (limit, actual) = (limit as u64, actual as u64);
@@ -284,7 +294,6 @@ impl Appends {
         if request.events.is_empty() {
             return invalid("a batch has at least one event".to_owned());
         }
-        let limits = &self.limits;
         if request.events.len() > limits.batch_events_max {
             return too_large(
                 "the batch, in events",
