@@ -15,6 +15,7 @@ mod awaiting;
 mod blame;
 pub mod certificates;
 pub mod config;
+mod conflicts;
 mod consumers;
 mod control;
 mod cursor;
@@ -31,6 +32,7 @@ mod node;
 mod odd;
 mod own;
 mod projections;
+mod readmission;
 mod reads;
 mod remembered;
 pub mod seams;
@@ -38,10 +40,15 @@ mod sequencer;
 pub mod session;
 mod shown;
 mod status;
+mod surely;
 mod time;
 mod why;
 
 pub use blame::{HeldBack, HeldReason, HeldTier};
+pub use conflicts::{
+    Conflict, ConflictAction, ConflictError, ConflictId, ConflictResolution, ConflictStatus,
+    Conflicts, LostBranch, LostEvents,
+};
 pub use consumers::{
     Consumers, GroupDefinition, GroupFrom, GroupPart, GroupServed, GroupSource, GroupStatus,
     ParkedEvent,
@@ -50,6 +57,7 @@ pub use homes::{MoveError, StreamHome};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};
 pub use projections::{ModelStatus, ProjectionError, ProjectionStatus, Projections};
+pub use readmission::Readmission;
 pub use status::{
     ControlStatus, DigestEntry, LinkStatus, LogStatus, MemberStatus, NodeStatus,
     PartitionWatermarks, Watermarks,

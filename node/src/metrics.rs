@@ -53,6 +53,27 @@ pub struct Outcome {
     pub outcome: AppendOutcome,
 }
 
+/// How a stranded event came home.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label's values")]
+pub enum ReadmittedAs {
+    /// At the place in its stream that it had.
+    spliced,
+    /// In a stream that every region writes.
+    applied,
+    /// In a conflict record.
+    conflict,
+    /// It was there already.
+    already,
+}
+
+/// Label: how a stranded event came home.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Readmitted {
+    /// How.
+    pub outcome: ReadmittedAs,
+}
+
 /// Label: a partition of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Partition {
@@ -241,6 +262,11 @@ pub struct Metrics {
     /// Streams that are being moved one by one, and regions that have yet to open what moved there.
     pub homes_moving: Gauge,
 
+    /// Conflict records that wait for a decision, or for it to be carried out.
+    pub conflicts_open: Gauge,
+    /// Stranded events that were brought home, by how.
+    pub events_readmitted: Family<Readmitted, Counter>,
+
     /// Whether a link with a peer stands (1) or not (0).
     pub link_up: Family<Link, Gauge>,
     /// Round-trip time of a link.
@@ -375,6 +401,14 @@ impl Metrics {
             homes_moving: list.add(
                 "homes_moving",
                 "Streams being moved, and regions that have yet to open what moved there: their writers wait",
+            ),
+            conflicts_open: list.add(
+                "conflicts_open",
+                "Conflict records that wait for a decision, or for it to be carried out",
+            ),
+            events_readmitted: list.add(
+                "events_readmitted",
+                "Stranded events that were brought home, by how: spliced, applied, conflict, already",
             ),
             link_up: list.add("link_up", "1 while a link with a peer stands"),
             link_rtt_seconds: list.in_seconds("link_rtt", "Round-trip time of a link"),

@@ -34,7 +34,7 @@ use crate::control::Federation;
 use crate::control::federation::{Need, Seat};
 
 /// The category of the streams that transfers are written to. Every region writes its own there.
-const CATEGORY: &str = "$homes";
+pub(crate) const CATEGORY: &str = "$homes";
 /// The type of a transfer.
 const TRANSFER: &str = "$home-transfer";
 /// How much of a log is read to find one event.

@@ -21,7 +21,8 @@ use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
 use crate::{
-    Consumers, DigestEntry, MoveError, Node, NodeStatus, OrderReason, StreamHome, WhyError,
+    Conflicts, Consumers, DigestEntry, MoveError, Node, NodeStatus, OrderReason, StreamHome,
+    WhyError,
 };
 
 /// How settled the events are that a reader sees.
@@ -138,6 +139,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// The consumer groups, if it has a place for any.
     fn consumers(&self) -> Option<Arc<Consumers>>;
+
+    /// The conflict records, if it has a place for any.
+    fn conflicts(&self) -> Option<Arc<Conflicts>>;
 
     /// All member regions and their names.
     fn regions(&self) -> BTreeMap<RegionId, String>;
@@ -282,6 +286,10 @@ impl Backend for Node {
 
     fn consumers(&self) -> Option<Arc<Consumers>> {
         Some(Arc::clone(Self::consumers(self)))
+    }
+
+    fn conflicts(&self) -> Option<Arc<Conflicts>> {
+        Some(Arc::clone(Self::conflicts(self)))
     }
 
     fn regions(&self) -> BTreeMap<RegionId, String> {

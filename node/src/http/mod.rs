@@ -13,6 +13,7 @@ mod append;
 mod backend;
 mod body;
 mod categories;
+mod conflicts;
 #[expect(
     unused_qualifications,
     reason = "the macro that describes parameters writes them"

@@ -8,7 +8,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    append, categories, consumers, events, homes, operations, projections, settling, stream, why,
+    append, categories, conflicts, consumers, events, homes, operations, projections, settling,
+    stream, why,
 };
 
 #[derive(OpenApi)]
@@ -30,6 +31,9 @@ use super::{
         homes::move_many,
         homes::home,
         homes::move_one,
+        conflicts::list,
+        conflicts::read,
+        conflicts::resolve,
         homes::drain,
         homes::resume,
         categories::list,
@@ -71,6 +75,7 @@ use super::{
         (name = "consumers", description = "Durable places from which programs are given events, to acknowledge each"),
         (name = "projections", description = "Read models: define, follow, mend, exchange and ask them"),
         (name = "homes", description = "Which region orders a stream, and moving that to another"),
+        (name = "conflicts", description = "Events that were acknowledged and lost their place, and what becomes of them"),
         (name = "operations", description = "What operators and their tools ask"),
     )
 )]

@@ -13,7 +13,7 @@ use utoipa::ToSchema;
 use super::Door;
 use super::session::SESSION_HEADER;
 use super::views::{EpochView, EventView};
-use crate::{MoveError, ProjectionError, WhyError};
+use crate::{ConflictError, MoveError, ProjectionError, WhyError};
 
 /// What went wrong, in one word that does not change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
@@ -334,6 +334,18 @@ impl Problem {
             MoveError::Conflict(_) => Self::new(Code::Conflict, detail),
             MoveError::Unavailable(_) => Self::unavailable(detail, 1000),
             MoveError::Unknown(_) => Self::new(Code::Indeterminate, detail),
+        }
+    }
+
+    /// The answer to what a conflict record did not do.
+    pub(super) fn of_conflict(error: &ConflictError) -> Self {
+        let detail = error.to_string();
+        match error {
+            ConflictError::NotFound(_) => Self::not_found(detail),
+            ConflictError::Invalid(_) => Self::invalid(detail),
+            ConflictError::Conflict(_) => Self::new(Code::Conflict, detail),
+            ConflictError::Unavailable(_) => Self::unavailable(detail, 1000),
+            ConflictError::Unknown(_) => Self::new(Code::Indeterminate, detail),
         }
     }
 

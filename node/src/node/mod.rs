@@ -30,6 +30,7 @@ use self::start::{
 };
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::NodeConfig;
+use crate::conflicts::Conflicts;
 use crate::consumers::Consumers;
 use crate::control::{Consensus, Plane, Setup};
 use crate::cursor::CursorSeal;
@@ -78,6 +79,7 @@ pub struct Node {
     shut: Arc<RwLock<Option<String>>>,
     projections: Arc<Projections>,
     consumers: Arc<Consumers>,
+    conflicts: Arc<Conflicts>,
     metrics: Arc<Metrics>,
     http_addr: SocketAddr,
     quic_addr: SocketAddr,
@@ -321,6 +323,14 @@ impl Node {
             tracker: tracker.clone(),
             node: OnceLock::new(),
         });
+        let conflicts = Conflicts::new(crate::conflicts::Shared {
+            region: own.name.clone(),
+            store: Arc::clone(&store),
+            metrics: Arc::clone(&metrics),
+            tasks: tasks.clone(),
+            tracker: tracker.clone(),
+            node: OnceLock::new(),
+        });
         let node = Arc::new(Self {
             names,
             policies,
@@ -340,6 +350,7 @@ impl Node {
             shut,
             projections,
             consumers,
+            conflicts,
             metrics,
             http_addr,
             quic_addr,
@@ -351,6 +362,7 @@ impl Node {
         });
         node.projections.open(&node);
         node.consumers.open(&node);
+        node.conflicts.open(&node);
         node.spawn_upkeep(time, memory, Arc::clone(&disk));
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
@@ -580,6 +592,11 @@ impl Node {
     /// The consumer groups of the federation, and those that this region serves.
     pub fn consumers(&self) -> &Arc<Consumers> {
         &self.consumers
+    }
+
+    /// The conflict records of the federation.
+    pub fn conflicts(&self) -> &Arc<Conflicts> {
+        &self.conflicts
     }
 
     pub(crate) fn feeds(&self) -> &Feeds {

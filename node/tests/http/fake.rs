@@ -323,6 +323,10 @@ impl Backend for Fake {
         None
     }
 
+    fn conflicts(&self) -> Option<Arc<meridian_node::Conflicts>> {
+        None
+    }
+
     fn projections(&self) -> Option<Arc<Projections>> {
         None
     }

@@ -5,6 +5,7 @@
 )]
 
 mod appends;
+mod conflicts;
 mod description;
 mod fake;
 mod follow;

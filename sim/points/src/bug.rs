@@ -69,6 +69,7 @@ bugs! {
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
     EpochUncheckedAtStore, "epoch-unchecked-at-store",
         "The store takes blocks of a fenced epoch, beyond its cut too.";
+    ReadmitTwice, "readmit-twice", "Stranded events are written again with new ids.";
 }
 
 impl Bug {
