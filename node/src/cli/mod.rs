@@ -4,6 +4,7 @@ mod append;
 mod authority;
 mod bench;
 mod certificate;
+mod conflict;
 mod consumer;
 mod demo;
 mod door;
@@ -81,6 +82,9 @@ enum Command {
     /// Homes of streams: which region orders one, and moving that to another
     #[command(subcommand)]
     Home(home::Command),
+    /// Events that were acknowledged and lost their place: list, show and resolve them
+    #[command(subcommand)]
+    Conflict(conflict::Command),
     /// A region's share of homes: take it away, as before maintenance, and give it back
     #[command(subcommand)]
     Region(region::Command),
@@ -186,6 +190,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Projection(command) => projection::run(command, output).await,
         Command::Consumer(command) => consumer::run(command, output).await,
         Command::Home(command) => home::run(command, output).await,
+        Command::Conflict(command) => conflict::run(command, output).await,
         Command::Region(command) => region::run(command, output).await,
         Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),
