@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// The newest protocol version that this build speaks.
-pub const LINK_VERSION: u16 = 4;
+pub const LINK_VERSION: u16 = 5;
 /// The oldest protocol version that this build still understands.
 pub const LINK_VERSION_MIN: u16 = 1;
 /// From this version on, [`Settled`] and [`Agreement`] are understood.
@@ -26,6 +26,9 @@ pub const SETTLED_SINCE: u16 = 2;
 pub const START_SINCE: u16 = 3;
 /// From this version on, [`Message::Ask`] is understood.
 pub const ASK_SINCE: u16 = 4;
+/// From this version on, [`SettledUnder`] and [`AgreementUnder`] are understood, and sent instead of [`Settled`]
+/// and [`Agreement`].
+pub const SETTLED_UNDER_SINCE: u16 = 5;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -269,6 +272,15 @@ pub struct Settled {
     pub stable: Vec<Stable>,
 }
 
+/// As [`Settled`], with how much each region knew of who takes part when it said so: whoever knows less does
+/// not use the word, for it may not wait for a region that the reader still waits for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettledUnder {
+    /// One entry for each region and partition that is known, with the number of the last decision on
+    /// members that the region had learnt.
+    pub stable: Vec<(Stable, u64)>,
+}
+
 /// What the sender read of one partition in the one order, up to a moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
@@ -286,6 +298,16 @@ pub struct Agreed {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreement {
     /// One entry for each partition.
+    pub agreed: Vec<Agreed>,
+}
+
+/// As [`Agreement`], with how much the sender knows of who takes part. Only who knows the same compares: a
+/// region that was put out, and has not learnt it, settled what does not count.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgreementUnder {
+    /// The number of the last decision on members that the sender has learnt.
+    pub under: u64,
+    /// One entry for each partition that has a cut.
     pub agreed: Vec<Agreed>,
 }
 
@@ -423,6 +445,10 @@ pub enum Message {
     Fetch(Fetch),
     /// How far the order is settled.
     Settled(Settled),
+    /// How far regions have settled the order, and who took part.
+    SettledUnder(SettledUnder),
+    /// What the settled order came to, and who took part.
+    AgreementUnder(AgreementUnder),
     /// What the settled order came to.
     Agreement(Agreement),
     /// Which start of the sender this is.
@@ -456,6 +482,8 @@ impl Message {
             Self::Taken(_) => 15,
             Self::Ask(_) => 16,
             Self::Answer(_) => 17,
+            Self::SettledUnder(_) => 18,
+            Self::AgreementUnder(_) => 19,
         }
     }
 
@@ -479,6 +507,8 @@ impl Message {
             Self::Taken(_) => "Taken",
             Self::Ask(_) => "Ask",
             Self::Answer(_) => "Answer",
+            Self::SettledUnder(_) => "SettledUnder",
+            Self::AgreementUnder(_) => "AgreementUnder",
         }
     }
 
@@ -496,6 +526,8 @@ impl Message {
             Self::Ack(ack) => frame::encode_message(kind, ack),
             Self::Fetch(fetch) => frame::encode_message(kind, fetch),
             Self::Settled(settled) => frame::encode_message(kind, settled),
+            Self::SettledUnder(settled) => frame::encode_message(kind, settled),
+            Self::AgreementUnder(agreement) => frame::encode_message(kind, agreement),
             Self::Agreement(agreement) => frame::encode_message(kind, agreement),
             Self::Start(start) => frame::encode_message(kind, start),
             Self::Taken(taken) => frame::encode_message(kind, taken),
@@ -541,6 +573,8 @@ impl Message {
             15 => Self::Taken(frame::decode_message(kind, body)?),
             16 => Self::Ask(body.clone()),
             17 => Self::Answer(body.clone()),
+            18 => Self::SettledUnder(frame::decode_message(kind, body)?),
+            19 => Self::AgreementUnder(frame::decode_message(kind, body)?),
             _ => return Err(FrameError::UnknownKind { kind }),
         })
     }

@@ -20,5 +20,5 @@ pub mod quic;
 #[cfg(feature = "quic")]
 pub use quic::{
     AskError, ControlAnswer, ControlDoor, Endpoint, EndpointKeys, Incoming, Links, LinksConfig,
-    Member, PeerStatus, Remembered, Timings,
+    Member, Membership, PeerStatus, Remembered, Timings,
 };

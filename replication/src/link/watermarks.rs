@@ -1,6 +1,6 @@
 //! How far the one order is settled, and who holds it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meridian_clock::{PartitionId, Promise, RegionId, Timestamp};
@@ -67,15 +67,18 @@ pub struct PartitionMarks {
 #[derive(Clone, Copy, Debug)]
 struct Word {
     through: Timestamp,
+    // The last decision on members that whoever said it had learnt.
+    under: u64,
     rose_at: Instant,
 }
 
 impl Word {
-    fn raise(&mut self, now: Instant, through: Timestamp) -> bool {
+    fn raise(&mut self, now: Instant, through: Timestamp, under: u64) -> bool {
         let rises = through > self.through;
         if rises {
             *self = Self {
                 through,
+                under,
                 rose_at: now,
             };
         }
@@ -101,6 +104,8 @@ struct Partition {
 #[derive(Debug)]
 pub struct Watermarks {
     me: RegionId,
+    // The last decision on members that we have learnt.
+    under: u64,
     started: Instant,
     partitions: Vec<Partition>,
 }
@@ -118,6 +123,7 @@ impl Watermarks {
     ) -> Self {
         let silent = Word {
             through: Timestamp::ZERO,
+            under: 0,
             rose_at: now,
         };
         let words: BTreeMap<_, _> = regions.into_iter().map(|it| (it, silent)).collect();
@@ -131,6 +137,7 @@ impl Watermarks {
         };
         Self {
             me,
+            under: 0,
             started: now,
             partitions: (0..partitions).map(|_| partition()).collect(),
         }
@@ -142,38 +149,92 @@ impl Watermarks {
         now: Instant,
         promises: impl IntoIterator<Item = Promise>,
     ) -> bool {
-        let (me, mut rose) = (self.me, false);
+        let (me, under, mut rose) = (self.me, self.under, false);
         for promise in promises {
             let Some(partition) = self.partition_mut(promise.log.partition) else {
                 continue;
             };
             if let Some(word) = partition.promised.get_mut(&promise.log.origin)
-                && word.raise(now, promise.timestamp)
+                && word.raise(now, promise.timestamp, 0)
             {
-                rose |= partition.settle(me, now);
+                rose |= partition.settle(me, under, now);
             }
         }
         rose
     }
 
-    /// Takes in what other regions said of their own watermarks. Returns whether ours rose.
-    pub fn handle_settled(&mut self, now: Instant, said: &[Stable]) -> bool {
-        let (me, mut rose) = (self.me, false);
-        for stable in said {
-            // Nobody tells us how far we are.
-            if stable.region == me {
+    /// Takes in what other regions said of their own watermarks, and under which decision on members.
+    /// Returns whether ours rose.
+    pub fn handle_settled(&mut self, now: Instant, said: &[(Stable, u64)]) -> bool {
+        let (me, ours, mut rose) = (self.me, self.under, false);
+        for (stable, under) in said {
+            // Nobody tells us how far we are. And who has learnt more than we have may not wait for a
+            // region that we still wait for.
+            if stable.region == me || (*under > ours && !planted(Bug::UntaggedWords)) {
                 continue;
             }
             let Some(partition) = self.partition_mut(stable.partition) else {
                 continue;
             };
             if let Some(word) = partition.reported.get_mut(&stable.region)
-                && word.raise(now, stable.through)
+                && word.raise(now, stable.through, *under)
             {
-                rose |= partition.settle(me, now);
+                rose |= partition.settle(me, ours, now);
             }
         }
         rose
+    }
+
+    /// From here on the order waits for the regions `counted`, by the decision of number `version`. A region
+    /// that is not among them any more holds nothing back; one that is new holds all where it is, until
+    /// it says more. Returns whether a watermark rose.
+    ///
+    /// # Panics
+    /// When nobody is counted.
+    pub fn set_members(
+        &mut self,
+        now: Instant,
+        version: u64,
+        counted: &BTreeSet<RegionId>,
+    ) -> bool {
+        assert!(!counted.is_empty(), "somebody must settle the order");
+        if version < self.under {
+            return false;
+        }
+        self.under = version;
+        let (me, mut rose) = (self.me, false);
+        for partition in &mut self.partitions {
+            let at = |through| Word {
+                through,
+                under: version,
+                rose_at: now,
+            };
+            let (stable, finals) = (at(partition.stable), at(partition.finals));
+            partition
+                .promised
+                .retain(|region, _| counted.contains(region));
+            partition
+                .reported
+                .retain(|region, _| counted.contains(region));
+            for region in counted {
+                partition.promised.entry(*region).or_insert(stable);
+                partition.reported.entry(*region).or_insert(finals);
+            }
+            rose |= partition.settle(me, version, now);
+        }
+        rose
+    }
+
+    /// The number of the last decision on who is waited for.
+    pub fn under(&self) -> u64 {
+        self.under
+    }
+
+    /// Stops all partitions' watermarks where they are.
+    pub fn stop_all(&mut self, why: &str) {
+        for partition in &mut self.partitions {
+            partition.stopped.get_or_insert_with(|| why.to_owned());
+        }
     }
 
     /// Stops one partition's watermarks where they are: regions disagree on what they have settled.
@@ -183,14 +244,18 @@ impl Watermarks {
         }
     }
 
-    /// What to tell peers: our own `stable`, and what we heard of the other regions.
-    pub fn said(&self) -> Vec<Stable> {
+    /// What to tell peers: our own `stable`, and what we heard of the other regions, with the decision on
+    /// members that each word was said under.
+    pub fn said(&self) -> Vec<(Stable, u64)> {
         self.numbered()
             .flat_map(|(partition, state)| {
-                state.reported.iter().map(move |(region, word)| Stable {
-                    region: *region,
-                    partition,
-                    through: word.through,
+                state.reported.iter().map(move |(region, word)| {
+                    let stable = Stable {
+                        region: *region,
+                        partition,
+                        through: word.through,
+                    };
+                    (stable, word.under)
                 })
             })
             .collect()
@@ -249,7 +314,7 @@ impl Watermarks {
 
 impl Partition {
     // Recomputes both watermarks; returns whether one rose.
-    fn settle(&mut self, me: RegionId, now: Instant) -> bool {
+    fn settle(&mut self, me: RegionId, under: u64, now: Instant) -> bool {
         if self.stopped.is_some() {
             return false;
         }
@@ -257,9 +322,10 @@ impl Partition {
         // Words only rise, and so do their minima.
         self.stable = minimum(&self.promised, now);
         if let Some(own) = self.reported.get_mut(&me) {
-            own.raise(now, self.stable);
+            own.raise(now, self.stable, under);
         }
-        self.finals = minimum(&self.reported, now);
+        // A region that is not counted has no word among them.
+        self.finals = minimum(&self.reported, now).min(self.stable);
         assert!(
             before.0 <= self.stable && before.1 <= self.finals,
             "watermark: it went back: {self:?}"
@@ -311,12 +377,13 @@ mod tests {
         }
     }
 
-    fn said(region: RegionId, partition: u16, through: u64) -> Stable {
-        Stable {
+    fn said(region: RegionId, partition: u16, through: u64) -> (Stable, u64) {
+        let stable = Stable {
             region,
             partition: PartitionId(partition),
             through: Timestamp(through),
-        }
+        };
+        (stable, 0)
     }
 
     #[test]
@@ -387,7 +454,10 @@ mod tests {
     fn nobody_tells_us_how_far_we_are() {
         let mut marks = watermarks(1);
         assert!(!marks.handle_settled(at(0), &[said(A, 0, 90), said(RegionId(9), 0, 90)]));
-        let own = marks.said().into_iter().find(|stable| stable.region == A);
+        let own = marks
+            .said()
+            .into_iter()
+            .find(|(stable, _)| stable.region == A);
         assert_eq!(own, Some(said(A, 0, 0)));
     }
 
@@ -402,6 +472,60 @@ mod tests {
             marks.handle_fulfilled(at(1), [promise(origin, 0, 20), promise(origin, 1, 20)]);
         }
         assert_eq!(marks.marks().stable, [Timestamp(10), Timestamp(20)]);
+    }
+
+    #[test]
+    fn a_region_that_is_out_holds_nothing_back_and_one_that_joins_holds_all_where_it_is() {
+        let mut marks = watermarks(1);
+        let promises = [promise(A, 0, 30), promise(B, 0, 30), promise(C, 0, 5)];
+        marks.handle_fulfilled(at(0), promises);
+        marks.handle_settled(at(0), &[said(B, 0, 20), said(C, 0, 5)]);
+        assert_eq!(marks.marks().stable(), Timestamp(5));
+        assert!(marks.set_members(at(1), 7, &BTreeSet::from([A, B])));
+        assert_eq!(marks.marks().stable(), Timestamp(30));
+        assert_eq!(marks.marks().finals(), Timestamp(20));
+        // What was decided before changes nothing any more.
+        assert!(!marks.set_members(at(2), 6, &BTreeSet::from([A, B, C])));
+
+        assert!(!marks.set_members(at(3), 9, &BTreeSet::from([A, B, C])));
+        marks.handle_fulfilled(at(4), [promise(A, 0, 90), promise(B, 0, 90)]);
+        marks.handle_settled(at(4), &[said(B, 0, 80)]);
+        assert_eq!(
+            marks.marks().stable(),
+            Timestamp(30),
+            "C has promised nothing"
+        );
+        assert_eq!(marks.marks().finals(), Timestamp(20));
+        marks.handle_fulfilled(at(5), [promise(C, 0, 95)]);
+        assert_eq!(marks.marks().stable(), Timestamp(90));
+    }
+
+    #[test]
+    fn a_word_of_who_waits_for_fewer_does_not_count_before_we_do_too() {
+        let mut marks = watermarks(1);
+        let promises = [promise(A, 0, 50), promise(B, 0, 50), promise(C, 0, 50)];
+        marks.handle_fulfilled(at(0), promises);
+        let under = |region, under| (said(region, 0, 40).0, under);
+        assert!(!marks.handle_settled(at(1), &[under(B, 7), under(C, 7)]));
+        assert_eq!(marks.marks().finals(), Timestamp::ZERO);
+        marks.set_members(at(2), 7, &BTreeSet::from([A, B]));
+        assert!(marks.handle_settled(at(3), &[under(B, 7)]));
+        assert_eq!(marks.marks().finals(), Timestamp(40));
+    }
+
+    #[test]
+    fn a_region_that_is_out_itself_follows_and_is_not_told_of() {
+        let mut marks = watermarks(1);
+        marks.set_members(at(0), 7, &BTreeSet::from([B, C]));
+        marks.handle_fulfilled(at(1), [promise(B, 0, 30), promise(C, 0, 20)]);
+        marks.handle_settled(at(1), &[said(B, 0, 90), said(C, 0, 90)]);
+        assert_eq!(marks.marks().stable(), Timestamp(20));
+        assert_eq!(
+            marks.marks().finals(),
+            Timestamp(20),
+            "no further than is held"
+        );
+        assert!(marks.said().iter().all(|(stable, _)| stable.region != A));
     }
 
     #[test]

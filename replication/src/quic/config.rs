@@ -1,5 +1,6 @@
 //! What links are given, and what they say about themselves.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_clock::{Incarnation, LogId, Position, Promise, RegionId};
+use meridian_store::Generations;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -74,6 +76,19 @@ impl Default for Timings {
     }
 }
 
+/// Who settles the order, and which of their blocks count.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Membership {
+    /// The number of the last decision that changed who is waited for; zero while all regions ever are.
+    pub version: u64,
+    /// Whose promises the order waits for; `None` for all.
+    pub counted: Option<BTreeSet<RegionId>>,
+    /// The generations of the logs of regions that were fenced.
+    pub generations: BTreeMap<LogId, Generations>,
+    /// Why this node shows nothing more of the settled order, if it was fenced itself.
+    pub stopped: Option<String>,
+}
+
 /// Told how long after its stamp each block became durable here, by origin.
 pub type DelayObserver = Arc<dyn Fn(RegionId, Duration) + Send + Sync>;
 
@@ -111,6 +126,8 @@ pub struct LinksConfig {
     pub delays: Option<DelayObserver>,
     /// What an earlier life of this node had heard.
     pub remembered: Remembered,
+    /// Who takes part, as far as this node knew when it started.
+    pub membership: Membership,
     /// Answers the control planes of peers; without it they are told to ask elsewhere.
     pub control: Option<ControlDoor>,
 }
@@ -146,6 +163,7 @@ impl LinksConfig {
             bulk_window_bytes: 48 << 20,
             delays: None,
             remembered: Remembered::default(),
+            membership: Membership::default(),
             control: None,
         }
     }

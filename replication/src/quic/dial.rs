@@ -10,7 +10,7 @@ use super::Member;
 use super::endpoint::{ConnectError, close, code, explain};
 use super::state::{BulkConnection, Shared};
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
-use crate::frame::{Lane, Message, Refusal, START_SINCE};
+use crate::frame::{Agreement, AgreementUnder, Lane, Message, Refusal, START_SINCE, SettledUnder};
 use crate::link::Backoff;
 
 /// Why there is no link to a peer, or not any more.
@@ -220,8 +220,16 @@ async fn listen(
                 shared.heard(peer);
                 shared.heartbeat_of(peer, &heartbeat);
             }
-            Message::Settled(settled) => shared.settled_elsewhere(&settled),
-            Message::Agreement(agreement) => shared.agreed_elsewhere(peer, &agreement),
+            Message::Settled(settled) => {
+                // Who speaks no newer protocol knows of no change of members.
+                let stable = settled.stable.into_iter().map(|it| (it, 0)).collect();
+                shared.settled_elsewhere(&SettledUnder { stable });
+            }
+            Message::SettledUnder(settled) => shared.settled_elsewhere(&settled),
+            Message::Agreement(Agreement { agreed }) => {
+                shared.agreed_elsewhere(peer, &AgreementUnder { under: 0, agreed });
+            }
+            Message::AgreementUnder(agreement) => shared.agreed_elsewhere(peer, &agreement),
             Message::Taken(taken) => shared.taken(peer, &taken),
             Message::Vector(vector) => {
                 shared.vector(peer, vector, true, std::mem::take(&mut is_first));

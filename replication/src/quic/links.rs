@@ -16,8 +16,8 @@ use super::ask::{self, AskError};
 use super::endpoint::{close, code};
 use super::state::{Shared, State};
 use super::{
-    Endpoint, LinksConfig, PeerStatus, PromiseSource, Remembered, SubscriptionStatus, dial, repair,
-    serve,
+    Endpoint, LinksConfig, Membership, PeerStatus, PromiseSource, Remembered, SubscriptionStatus,
+    dial, repair, serve,
 };
 use crate::frame::{Agreed, Lane};
 use crate::link::{Alarm, Disagreement, Marks, PartitionMarks, Subscription};
@@ -83,6 +83,11 @@ impl Links {
     /// [`Links::vectors_seen`].
     pub fn writing_own(&self) {
         self.0.writing_own();
+    }
+
+    /// Who takes part has changed, or which blocks count. The store must know the latter already.
+    pub fn set_membership(&self, membership: &Membership) {
+        self.0.set_membership(membership);
     }
 
     /// Asks the control plane of `peer`, and waits for the answer so long.
@@ -219,7 +224,7 @@ impl Links {
         let state = self.0.lock();
         Remembered {
             promises: state.promises.fulfilled().into_values().collect(),
-            settled: state.watermarks.said(),
+            settled: state.watermarks.said().into_iter().map(|it| it.0).collect(),
         }
     }
 

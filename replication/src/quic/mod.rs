@@ -22,8 +22,8 @@ mod wire;
 
 pub use ask::AskError;
 pub use config::{
-    ControlAnswer, ControlDoor, DelayObserver, LinksConfig, Member, PeerStatus, PromiseSource,
-    Remembered, SubscriptionStatus, Timings,
+    ControlAnswer, ControlDoor, DelayObserver, LinksConfig, Member, Membership, PeerStatus,
+    PromiseSource, Remembered, SubscriptionStatus, Timings,
 };
 pub use endpoint::{ConnectError, Endpoint, EndpointError, EndpointKeys, Incoming};
 pub use links::{HeldByRegion, Links};

@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use meridian_clock::{Position, Timestamp};
+use meridian_clock::{LogId, Position, Timestamp};
 use meridian_event::Block;
 use meridian_points::{Bug, buggify, planted, reached};
-use meridian_store::{Store, SubmitError};
+use meridian_store::{NotAdmitted, Store, SubmitError};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -45,6 +45,10 @@ pub(crate) async fn run(
         Failure::Store(_) => {
             tracing::error!(%log, peer = %via, reason = %failure, "our disk does not take what the peer sent");
         }
+        Failure::Fenced(..) => {
+            reached("a block of a fenced region was refused by the link");
+            tracing::info!(%log, peer = %via, reason = %failure, "what the peer sent was not kept");
+        }
         Failure::NotServed(_) | Failure::Wire(_) | Failure::NoConnection(_) => {
             tracing::debug!(%log, peer = %via, reason = %failure, "pulling ended");
         }
@@ -62,6 +66,8 @@ enum Failure {
     NotServed(crate::frame::NotServed),
     #[error(transparent)]
     Inbound(#[from] InboundError),
+    #[error("a block of log {0} does not count: {1}")]
+    Fenced(LogId, NotAdmitted),
     #[error("{0}")]
     Store(String),
 }
@@ -76,9 +82,9 @@ impl From<Failure> for Ended {
             Failure::Inbound(InboundError::WrongChain { position, .. }) => {
                 Self::WrongChain { position }
             }
-            Failure::Inbound(InboundError::WrittenElsewhere { .. }) | Failure::Store(_) => {
-                Self::Local
-            }
+            Failure::Inbound(InboundError::WrittenElsewhere { .. })
+            | Failure::Store(_)
+            | Failure::Fenced(..) => Self::Local,
             Failure::Inbound(_) => Self::Violated,
         }
     }
@@ -190,8 +196,13 @@ async fn take(
     let mut give_back = None;
     let mut received_bytes = 0;
     let mut newest = Timestamp::ZERO;
+    let generations = shared.generations(subscription.log);
     for block in blocks.blocks {
         received_bytes += block.bytes().len() as u64;
+        let header = block.header();
+        generations
+            .admits(header.epoch, header.first_position, header.last_position())
+            .map_err(|reason| Failure::Fenced(subscription.log, reason))?;
         match inbound.handle_block(&block)? {
             Verdict::Persist => {
                 let header = block.header();
@@ -286,6 +297,10 @@ async fn submit(
                     position: Position(position.0.saturating_sub(1)),
                 }
                 .into());
+            }
+            Err(SubmitError::Fenced { log, source }) => {
+                reached("a block of a fenced region was refused by the store");
+                return Err(Failure::Fenced(log, source));
             }
             Err(other) => return Err(Failure::Store(other.to_string())),
         }

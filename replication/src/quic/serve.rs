@@ -16,8 +16,8 @@ use super::odd;
 use super::state::Shared;
 use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
 use crate::frame::{
-    Ack, Blocks, Fetch, Hello, Lane, Message, NotServed, Refusal, SETTLED_SINCE, START_SINCE,
-    Subscribe, Subscribed,
+    Ack, Agreement, Blocks, Fetch, Hello, Lane, Message, NotServed, Refusal, SETTLED_SINCE,
+    SETTLED_UNDER_SINCE, START_SINCE, Settled, Subscribe, Subscribed,
 };
 use crate::link::{AckError, OutboundSubscription};
 
@@ -185,11 +185,21 @@ async fn speak(
             biased;
             _ = vectors.tick() => (
                 Message::Vector(shared.vector_for(peer)),
-                Message::Agreement(shared.agreement()),
+                match version >= SETTLED_UNDER_SINCE {
+                    true => Message::AgreementUnder(shared.agreement()),
+                    false => Message::Agreement(Agreement {
+                        agreed: shared.agreement().agreed,
+                    }),
+                },
             ),
             _ = heartbeats.tick() => (
                 Message::Heartbeat(shared.heartbeat()),
-                Message::Settled(shared.settled()),
+                match version >= SETTLED_UNDER_SINCE {
+                    true => Message::SettledUnder(shared.settled()),
+                    false => Message::Settled(Settled {
+                        stable: shared.settled().stable.into_iter().map(|it| it.0).collect(),
+                    }),
+                },
             ),
         };
         if buggify("a vector or heartbeat is left out") {

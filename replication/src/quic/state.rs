@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use meridian_clock::{
-    ClockSample, Hlc, Incarnation, LogId, Merge, PartitionId, Position, Promise, RegionId,
+    ClockSample, Epoch, Hlc, Incarnation, LogId, Merge, PartitionId, Position, Promise, RegionId,
     SkewGuard, SkewVerdict, Timestamp, VersionVector,
 };
 use meridian_points::{Bug, planted, reached};
-use meridian_store::{LogHead, Store};
+use meridian_store::{Generations, LogHead, Store};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -19,9 +19,10 @@ use tokio_util::task::TaskTracker;
 use super::endpoint::{close, code};
 use super::links::HeldByRegion;
 use super::wire::{MessageReader, MessageWriter};
-use super::{Endpoint, LinksConfig, Member, PromiseSource, pull};
+use super::{Endpoint, LinksConfig, Member, Membership, PromiseSource, pull};
 use crate::frame::{
-    Agreed, Agreement, ClockEcho, Head, Heartbeat, Lane, Settled, Start, Taken, Vector, all_logs,
+    Agreed, AgreementUnder, ClockEcho, Head, Heartbeat, Lane, SettledUnder, Start, Taken, Vector,
+    all_logs,
 };
 use crate::link::handshake::Credentials;
 use crate::link::{
@@ -39,6 +40,16 @@ impl From<LogHead> for Head {
             chain: head.chain,
             timestamp: head.timestamp,
         }
+    }
+}
+
+// Whether a copy that ends at `head` may have blocks that count and are missing here.
+fn offers(generations: &Generations, head: &Head, held: Position) -> bool {
+    let generation = head.epoch.major.saturating_sub(Epoch::FIRST.major);
+    let generation = usize::try_from(generation).unwrap_or(usize::MAX);
+    match generations.cuts.get(generation) {
+        Some(cut) => head.position <= *cut || held < *cut,
+        None => generation == generations.cuts.len() && !generations.sealed,
     }
 }
 
@@ -141,6 +152,8 @@ pub(crate) struct State {
     // Origins whose clocks were found too far ahead, to say so only once.
     far_ahead: BTreeSet<RegionId>,
     was_skewed: bool,
+    // Of the logs of regions that were ever fenced.
+    generations: BTreeMap<LogId, Generations>,
 }
 
 pub(crate) struct Shared {
@@ -202,8 +215,23 @@ impl Shared {
         }
         let start = Instant::default();
         let mut watermarks = Watermarks::new(config.region, regions(), config.partitions, start);
+        let Membership {
+            version,
+            counted,
+            generations,
+            stopped,
+        } = config.membership.clone();
+        if let Some(counted) = counted {
+            watermarks.set_members(start, version, &counted);
+        }
+        if let Some(why) = stopped {
+            watermarks.stop_all(&why);
+        }
         watermarks.handle_fulfilled(start, promises.fulfilled().into_values());
-        watermarks.handle_settled(start, &config.remembered.settled);
+        // Which decisions they were made under was not kept; no more than are known now.
+        let settled = config.remembered.settled.iter();
+        let settled: Vec<_> = settled.map(|stable| (*stable, version)).collect();
+        watermarks.handle_settled(start, &settled);
         let marks = watch::Sender::new(Arc::new(watermarks.marks()));
         let state = State {
             puller: Puller::new(
@@ -232,6 +260,7 @@ impl Shared {
             pulls: BTreeMap::new(),
             far_ahead: BTreeSet::new(),
             was_skewed: false,
+            generations,
         };
         // From a microsecond to a day, to two digits.
         let delays = Histogram::new_with_bounds(1, 86_400_000_000, 2)
@@ -491,6 +520,15 @@ impl Shared {
         let ours = self.heads();
         let now = self.now();
         let mut state = self.lock();
+        for head in &mut vector.heads {
+            if let Some(generations) = state.generations.get(&head.log) {
+                let held = Head::from(self.store.head(head.log));
+                // What does not count any more is no reason to ask for it, nor to wait for it.
+                if !offers(generations, head, held.position) {
+                    *head = held;
+                }
+            }
+        }
         let Some(known) = state.peers.get_mut(&peer) else {
             return;
         };
@@ -568,16 +606,18 @@ impl Shared {
     }
 
     /// What we tell who pulls from us of watermarks.
-    pub(crate) fn settled(&self) -> Settled {
+    pub(crate) fn settled(&self) -> SettledUnder {
         let mut stable = self.lock().watermarks.said();
-        stable.retain(|stable| stable.through > Timestamp::ZERO);
-        Settled { stable }
+        stable.retain(|(stable, _)| stable.through > Timestamp::ZERO);
+        SettledUnder { stable }
     }
 
     /// What we tell who pulls from us of what the order came to here.
-    pub(crate) fn agreement(&self) -> Agreement {
-        Agreement {
-            agreed: self.lock().agreements.said(),
+    pub(crate) fn agreement(&self) -> AgreementUnder {
+        let state = self.lock();
+        AgreementUnder {
+            under: state.watermarks.under(),
+            agreed: state.agreements.said(),
         }
     }
 
@@ -654,12 +694,35 @@ impl Shared {
     }
 
     /// A peer said how far it and others have settled the order.
-    pub(crate) fn settled_elsewhere(&self, settled: &Settled) {
+    pub(crate) fn settled_elsewhere(&self, settled: &SettledUnder) {
         let mut state = self.lock();
         let now = self.now();
         if state.watermarks.handle_settled(now, &settled.stable) {
             self.publish_marks(&state);
         }
+    }
+
+    /// Who takes part has changed.
+    pub(crate) fn set_membership(&self, membership: &Membership) {
+        let now = self.now();
+        let mut state = self.lock();
+        state.generations.clone_from(&membership.generations);
+        if let Some(why) = &membership.stopped {
+            state.watermarks.stop_all(why);
+        }
+        if let Some(counted) = &membership.counted
+            && state
+                .watermarks
+                .set_members(now, membership.version, counted)
+        {
+            self.publish_marks(&state);
+        }
+    }
+
+    /// Which blocks of `log` count.
+    pub(crate) fn generations(&self, log: LogId) -> Generations {
+        let state = self.lock();
+        state.generations.get(&log).cloned().unwrap_or_default()
     }
 
     /// We have chained the settled order of a partition up to a cut.
@@ -672,8 +735,11 @@ impl Shared {
     }
 
     /// A peer said what it came to.
-    pub(crate) fn agreed_elsewhere(&self, peer: RegionId, agreement: &Agreement) {
+    pub(crate) fn agreed_elsewhere(&self, peer: RegionId, agreement: &AgreementUnder) {
         let mut state = self.lock();
+        if agreement.under != state.watermarks.under() {
+            return;
+        }
         for agreed in &agreement.agreed {
             if let Some(disagreement) = state.agreements.handle_peer(peer, *agreed) {
                 self.disagreed(&mut state, disagreement);

@@ -7,8 +7,9 @@ use meridian_clock::{
 use meridian_event::Chain;
 use meridian_event::frame::{self, FrameError};
 use meridian_replication::frame::{
-    Ack, Agreed, Agreement, Blocks, ClockEcho, Fetch, Head, Heartbeat, Hello, Holding, Lane,
-    Message, NotServed, Refusal, Settled, Stable, Start, Subscribe, Subscribed, Taken, Vector,
+    Ack, Agreed, Agreement, AgreementUnder, Blocks, ClockEcho, Fetch, Head, Heartbeat, Hello,
+    Holding, Lane, Message, NotServed, Refusal, Settled, SettledUnder, Stable, Start, Subscribe,
+    Subscribed, Taken, Vector,
 };
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -40,6 +41,8 @@ const GOLDEN: &[(&str, &[u8])] = golden![
     "taken",
     "ask",
     "answer",
+    "settled-under",
+    "agreement-under",
 ];
 
 fn hello(lane: Lane) -> Hello {
@@ -217,6 +220,19 @@ fn messages(name: &str) -> Vec<Message> {
         })],
         "ask" => vec![Message::Ask(Bytes::from_static(b"who leads?"))],
         "answer" => vec![Message::Answer(Bytes::from_static(b"eu-west"))],
+        "settled-under" => match messages("settled").remove(0) {
+            Message::Settled(settled) => vec![Message::SettledUnder(SettledUnder {
+                stable: settled.stable.into_iter().map(|it| (it, 300)).collect(),
+            })],
+            other => vec![other],
+        },
+        "agreement-under" => match messages("agreement").remove(0) {
+            Message::Agreement(agreement) => vec![Message::AgreementUnder(AgreementUnder {
+                under: 300,
+                agreed: agreement.agreed,
+            })],
+            other => vec![other],
+        },
         other => panic!("no messages are called {other}"),
     }
 }
@@ -256,10 +272,10 @@ fn the_golden_bytes_still_mean_what_they_meant() {
 fn there_is_a_golden_file_for_every_kind_of_message() {
     let all = GOLDEN.iter().map(|(name, _)| messages(name));
     let kinds: Vec<u8> = all.map(|messages| messages[0].kind()).collect();
-    assert_eq!(kinds, (1..=17).collect::<Vec<_>>());
+    assert_eq!(kinds, (1..=19).collect::<Vec<_>>());
     assert_eq!(
-        Message::decode(18, &Bytes::new()),
-        Err(FrameError::UnknownKind { kind: 18 })
+        Message::decode(20, &Bytes::new()),
+        Err(FrameError::UnknownKind { kind: 20 })
     );
 }
 
