@@ -95,6 +95,16 @@ pub(crate) async fn run(
     }
 }
 
+/// Forgets where the chains of `partitions` stood, so that they are read again from the beginning.
+pub(crate) fn forget(store: &Store, partitions: u16) {
+    let small = store.small();
+    let mut forgotten = (0..partitions).map(PartitionId);
+    let forgotten = forgotten.try_for_each(|partition| small.remove(&key(partition)));
+    if let Err(error) = forgotten.and_then(|()| small.flush()) {
+        warn!(%error, "the place in the settled order cannot be forgotten; regions may seem to disagree");
+    }
+}
+
 fn key(partition: PartitionId) -> Vec<u8> {
     format!("agreement/{partition}").into_bytes()
 }

@@ -19,6 +19,7 @@ use tracing::{debug, warn};
 use uuid::Uuid;
 
 use crate::config::MemberConfig;
+use crate::control::Federation;
 use crate::homes::{Homes, Place};
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
@@ -179,12 +180,22 @@ impl Appends {
                     let Some(way) = self.ways.get(&home).filter(|_| hops < HOPS_MAX) else {
                         return Err(not_home);
                     };
-                    let answer = self
-                        .forward(way, &request, hops, deadline, may_be_written)
-                        .await;
+                    let forward = self.forward(way, &request, hops, deadline, may_be_written);
+                    let answer = tokio::select! {
+                        biased;
+                        answer = forward => Some(answer),
+                        () = until_out(&mut changes, home) => None,
+                    };
                     match answer {
-                        Err(error @ AppendError::NotHome { .. }) => error,
-                        answer => return answer,
+                        Some(Err(error @ AppendError::NotHome { .. })) => error,
+                        Some(answer) => return answer,
+                        None => {
+                            // It will not answer. Who is home by now knows the ids, if it ever can.
+                            reached("an append left a home that was fenced");
+                            may_be_written
+                                .get_or_insert("its home was lost before it answered".to_owned());
+                            not_home
+                        }
                     }
                 }
             };
@@ -334,7 +345,11 @@ impl Appends {
         durability: Durability,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let mut wanted = durability.regions(self.members);
+        let members = self.homes.federation().members();
+        let mut wanted = match members.is_empty() {
+            true => durability.regions(self.members),
+            false => durability.regions(members.len()),
+        };
         if planted(Bug::OneRegionLess) {
             wanted -= 1;
         }
@@ -342,17 +357,28 @@ impl Appends {
             return Ok(appended);
         };
         let mut held = self.held.clone();
+        let mut changes = self.homes.watch();
         let regions = loop {
             let others = held
                 .borrow_and_update()
                 .iter()
+                // What a region holds that was put out is no part of what any fence keeps.
+                .filter(|(region, _)| members.is_empty() || members.contains(region))
                 .filter(|(region, vector)| **region != self.region && vector.contains(last))
                 .count();
             if others + 1 >= wanted {
                 break others + 1;
             }
             reached("an answer waited for other regions");
-            if !matches!(timeout_at(deadline, held.changed()).await, Ok(Ok(()))) {
+            let more = tokio::select! {
+                biased;
+                more = timeout_at(deadline, held.changed()) => matches!(more, Ok(Ok(()))),
+                () = until_out(&mut changes, self.region) => {
+                    reached("an append was in a region that was fenced before others had it");
+                    false
+                }
+            };
+            if !more {
                 return Err(AppendError::Indeterminate {
                     reason: format!(
                         "the events are durable in {} of the {wanted} regions asked for and will \
@@ -400,6 +426,15 @@ impl Appends {
             actual,
             events_since,
         }
+    }
+}
+
+// Waits until `region` is put out.
+async fn until_out(changes: &mut watch::Receiver<Arc<Federation>>, region: RegionId) {
+    let is_out = |now: &Arc<Federation>| now.out.contains_key(&region);
+    if changes.wait_for(is_out).await.is_err() {
+        // Nothing more is decided here: whoever waits has a deadline.
+        std::future::pending().await
     }
 }
 

@@ -76,6 +76,9 @@ pub struct NodeConfig {
     pub append_timeout: Duration,
     /// How far clocks may be apart before stamping stops.
     pub max_offset: Duration,
+    /// How long a region is silent before the others go on without it by themselves; `None` when an
+    /// operator decides that.
+    pub failover_after: Option<Duration>,
     /// How large a log segment file is, in bytes.
     pub segment_bytes: u64,
 }

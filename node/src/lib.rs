@@ -11,6 +11,7 @@
 
 mod agreement;
 mod append;
+mod at_stake;
 mod awaiting;
 mod blame;
 pub mod certificates;
@@ -21,6 +22,7 @@ mod control;
 mod cursor;
 mod door;
 mod feed;
+mod fencing;
 pub mod files;
 mod gate;
 mod homes;
@@ -44,6 +46,7 @@ mod surely;
 mod time;
 mod why;
 
+pub use at_stake::AtStake;
 pub use blame::{HeldBack, HeldReason, HeldTier};
 pub use conflicts::{
     Conflict, ConflictAction, ConflictError, ConflictId, ConflictResolution, ConflictStatus,
@@ -53,6 +56,7 @@ pub use consumers::{
     Consumers, GroupDefinition, GroupFrom, GroupPart, GroupServed, GroupSource, GroupStatus,
     ParkedEvent,
 };
+pub use fencing::{FenceReport, RegionStanding, Standing};
 pub use homes::{MoveError, StreamHome};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};

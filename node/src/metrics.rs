@@ -261,6 +261,12 @@ pub struct Metrics {
     pub control_decisions: Gauge,
     /// Streams that are being moved one by one, and regions that have yet to open what moved there.
     pub homes_moving: Gauge,
+    /// Regions that are fenced, or are becoming members again.
+    pub regions_fenced: Gauge,
+    /// Events that no other region holds: they would strand if this one vanished now.
+    pub at_stake_events: Gauge,
+    /// How long ago the oldest of them was written.
+    pub at_stake_seconds: Level,
 
     /// Conflict records that wait for a decision, or for it to be carried out.
     pub conflicts_open: Gauge,
@@ -401,6 +407,18 @@ impl Metrics {
             homes_moving: list.add(
                 "homes_moving",
                 "Streams being moved, and regions that have yet to open what moved there: their writers wait",
+            ),
+            regions_fenced: list.add(
+                "regions_fenced",
+                "Regions that are fenced, or are becoming members again",
+            ),
+            at_stake_events: list.add(
+                "at_stake_events",
+                "Events that no other region holds: they would strand if this one vanished now",
+            ),
+            at_stake_seconds: list.in_seconds(
+                "at_stake",
+                "How long ago the oldest event was written that no other region holds",
             ),
             conflicts_open: list.add(
                 "conflicts_open",

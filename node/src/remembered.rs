@@ -34,6 +34,20 @@ pub(crate) fn load(disk: &dyn Disk) -> Remembered {
     })
 }
 
+/// Forgets it: this region was put out, and part of what it had settled does not count any more.
+///
+/// # Errors
+/// When the disk fails.
+pub(crate) fn forget(disk: &dyn Disk) -> std::io::Result<()> {
+    match disk.remove(PATH) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => {
+            removed?;
+            disk.sync_dir("")
+        }
+    }
+}
+
 /// Keeps what `links` know, until `cancel`.
 pub(crate) async fn keep(links: Arc<Links>, disk: Arc<dyn Disk>, cancel: CancellationToken) {
     let mut every = interval(EVERY);

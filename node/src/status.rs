@@ -11,8 +11,10 @@ use utoipa::ToSchema;
 
 use crate::Node;
 use crate::append::behind;
+use crate::at_stake::{AtStake, at_stake};
 use crate::blame::{self, Facts, HeldBack, HeldTier};
 use crate::metrics::{Alarm, Blamed, Direction, Link, Log, Partition, Peer, Settling, Tier};
+use crate::readmission::Readmission;
 
 /// A region of the federation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -130,6 +132,15 @@ pub struct ControlStatus {
     pub drained: Vec<String>,
     /// The regions that have yet to open what a drained or resumed region moves to them.
     pub opening: Vec<String>,
+    /// The regions that are fenced: the others go on without them, or are about to.
+    #[serde(default)]
+    pub fenced: Vec<String>,
+    /// The regions that a fence under way waits for.
+    #[serde(default)]
+    pub fence_waits_for: Vec<String>,
+    /// The regions that were fenced and are becoming members again.
+    #[serde(default)]
+    pub joining: Vec<String>,
     /// What is wrong, if something is.
     pub error: Option<String>,
 }
@@ -156,6 +167,12 @@ pub struct NodeStatus {
     /// What the regions decide together.
     #[serde(default)]
     pub control: ControlStatus,
+    /// What would strand if this region vanished now.
+    #[serde(default)]
+    pub at_stake: AtStake,
+    /// What became of the events that this region had acknowledged alone when it was fenced, since the start.
+    #[serde(default)]
+    pub readmission: Readmission,
     /// How many events are durable here.
     pub events: u64,
     /// Why appends are refused now, if they are.
@@ -237,6 +254,8 @@ pub(crate) fn of(node: &Node) -> NodeStatus {
         logs: logs.collect(),
         watermarks: watermarks(node),
         control: control(node),
+        at_stake: at_stake(node),
+        readmission: node.conflicts().readmission(),
         events: node.store().stats().events,
         refusing: node.ready().err(),
         damaged: node
@@ -289,7 +308,12 @@ fn control(node: &Node) -> ControlStatus {
     let differs = others.is_some_and(|it| it.categories != node.config().categories);
     let moving = federation.moved.values().filter(|moved| !moved.opened);
     let rules = federation.rules.iter();
-    let opening: BTreeSet<RegionId> = rules.flat_map(|it| &it.gainers - &it.opened).collect();
+    let opening = rules.flat_map(|it| &(&it.gainers - &it.opened) - &it.voided);
+    let opening: BTreeSet<RegionId> = opening.collect();
+    let named = |regions: BTreeSet<RegionId>| regions.into_iter().map(|it| names.of(it)).collect();
+    let is_joining = |region: &RegionId| federation.out[region].joining.is_some();
+    let (joining, fenced) = federation.out.keys().copied().partition(is_joining);
+    let running = federation.running_fence();
     ControlStatus {
         leader: standing.leader.map(|leader| names.of(leader)),
         term: standing.term,
@@ -297,12 +321,11 @@ fn control(node: &Node) -> ControlStatus {
         decisions: federation.version,
         moved: federation.moved.len() as u64,
         moving: moving.count() as u64,
-        drained: federation
-            .drained()
-            .into_iter()
-            .map(|it| names.of(it))
-            .collect(),
-        opening: opening.into_iter().map(|it| names.of(it)).collect(),
+        drained: named(federation.drained()),
+        opening: named(opening),
+        fenced: named(fenced),
+        fence_waits_for: running.map_or(Vec::new(), |fence| named(fence.waits_for())),
+        joining: named(joining),
         error: standing.error.or_else(|| {
             differs.then(|| {
                 "the categories in this node's configuration are not those that the federation was \
@@ -355,6 +378,12 @@ pub(crate) fn refresh_metrics(node: &Node) {
     metrics.control_led.set(control.leader.is_some().into());
     metrics.control_decisions.set(count(control.decisions));
     let opening = control.opening.len() as u64;
+    let fenced = control.fenced.len() + control.joining.len();
+    metrics.regions_fenced.set(count(fenced as u64));
+    let at_stake = at_stake(node);
+    metrics.at_stake_events.set(count(at_stake.events));
+    let at_stake_for = Duration::from_millis(at_stake.for_ms);
+    metrics.at_stake_seconds.set(at_stake_for.as_secs_f64());
     metrics.homes_moving.set(count(control.moving + opening));
     metrics
         .certificate_expiry_seconds

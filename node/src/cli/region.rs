@@ -13,6 +13,36 @@ pub(crate) enum Command {
     Drain(Named),
     /// Give a drained region its share of homes again
     Resume(Named),
+    /// Say how a region stands: whether it is a member, and what would strand without it
+    Show(Shown),
+    /// Put a lost region out: the others take its homes over and settle the order without it
+    Fence(Fence),
+}
+
+/// Which region, and where to ask.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Shown {
+    /// The region's name
+    region: String,
+    #[command(flatten)]
+    target: Target,
+}
+
+/// Which region is lost, and where to ask.
+#[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Exit code 1 when the others have not gone on without it when the time is up; they will."
+)]
+pub(crate) struct Fence {
+    #[command(flatten)]
+    named: Named,
+    /// Also when fewer than a majority remain, as in a federation of two: what the others acknowledged may
+    /// then strand, too
+    #[arg(long)]
+    force: bool,
+    /// As part of the fence that is under way, which waits for it
+    #[arg(long)]
+    evict: bool,
 }
 
 /// Which region, and where to ask.
@@ -32,6 +62,8 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
     let (what, named) = match &command {
         Command::Drain(named) => ("drain", named),
         Command::Resume(named) => ("resume", named),
+        Command::Show(shown) => return show(shown, output).await,
+        Command::Fence(asked) => return fence(asked, output).await,
     };
     let door = Door::new(&named.target.url)?;
     let request = door
@@ -49,10 +81,101 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
                  stopped, the settled order stands still."
             ),
             (Command::Resume(_), true) => format!("Region {region} has its share of homes again."),
-            (_, false) => "Some homes are still on their way; `meridian status` tells.".to_owned(),
+            (_, _) => "Some homes are still on their way; `meridian status` tells.".to_owned(),
         })?;
     }
     Ok(match is_over {
+        true => Outcome::Done,
+        false => Outcome::No,
+    })
+}
+
+async fn standing(door: &Door, region: &str) -> anyhow::Result<Value> {
+    let request = door.request(Method::GET, &["v1", "regions", region]);
+    door.json(request).await.map_err(DoorError::into_failure)
+}
+
+async fn show(shown: &Shown, output: Output) -> anyhow::Result<Outcome> {
+    let door = Door::new(&shown.target.url)?;
+    let standing = standing(&door, &shown.region).await?;
+    if output.is_json() {
+        output.json(&standing)?;
+    } else {
+        output.line(&describe(&standing))?;
+    }
+    Ok(Outcome::Done)
+}
+
+fn describe(standing: &Value) -> String {
+    let text = |key: &str| standing[key].as_str().unwrap_or_default().to_owned();
+    let region = text("region");
+    let stands = match text("standing").as_str() {
+        "member" => "is a member".to_owned(),
+        "fencing" => format!(
+            "is being fenced; that waits for {}",
+            list(&standing["waits_for"])
+        ),
+        "out" => "is fenced: the others go on without it".to_owned(),
+        "joining" => "was fenced and is becoming a member again".to_owned(),
+        other => format!("is {other}"),
+    };
+    let heard = match standing["silent_for_ms"].as_u64() {
+        Some(silent_ms) => format!(
+            " It was last heard {:.1} s ago.",
+            std::time::Duration::from_millis(silent_ms).as_secs_f64()
+        ),
+        None => String::new(),
+    };
+    format!("Region {region} {stands}.{heard}")
+}
+
+fn list(names: &Value) -> String {
+    let names = names.as_array().into_iter().flatten();
+    let names: Vec<&str> = names.filter_map(Value::as_str).collect();
+    names.join(", ")
+}
+
+async fn fence(asked: &Fence, output: Output) -> anyhow::Result<Outcome> {
+    let named = &asked.named;
+    let region = &named.region;
+    let door = Door::new(&named.target.url)?;
+    if !output.is_json() {
+        let before = standing(&door, region).await?;
+        output.line(&describe(&before))?;
+        let not_here = before["not_here"].as_u64().unwrap_or_default();
+        output.line(&format!(
+            "Seen of it and not here: {not_here} events. They strand in it, with whatever it acknowledged \
+             alone, until it comes back."
+        ))?;
+        if asked.force {
+            output.line(
+                "Forced: if fewer than a majority remain, what the others acknowledged may strand, too.",
+            )?;
+        }
+    }
+    let body = json!({ "wait_ms": named.wait_ms, "force": asked.force, "evict": asked.evict });
+    let request = door
+        .request(Method::POST, &["v1", "regions", region, "fence"])
+        .json(&body);
+    let fenced: Value = door.json(request).await.map_err(DoorError::into_failure)?;
+    if output.is_json() {
+        output.json(&fenced)?;
+    } else {
+        for (what, key) in [
+            (
+                "all who remain have sealed what it wrote",
+                "sealed_after_ms",
+            ),
+            ("the others go on without it", "opened_after_ms"),
+        ] {
+            match fenced[key].as_u64() {
+                Some(after_ms) => output.line(&format!("{after_ms:>6} ms  {what}"))?,
+                None => output.line(&format!(" not yet  {what}"))?,
+            }
+        }
+        output.line(&describe(&fenced))?;
+    }
+    Ok(match fenced["opened_after_ms"].is_u64() {
         true => Outcome::Done,
         false => Outcome::No,
     })

@@ -6,15 +6,23 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
-use meridian_node::Node;
+use meridian_node::config::NodeConfig;
 use meridian_node::seams::Seams;
+use meridian_node::{Node, StartError};
 use meridian_node::{config, files, session};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::sleep;
 use tracing_subscriber::EnvFilter;
 
 use super::{Outcome, wrong_use};
+
+/// How often, and how many times, a node that starts anew tries to listen.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
+const LISTEN_ATTEMPTS: u32 = 100;
 
 /// What `meridian serve` takes.
 #[derive(Debug, clap::Args)]
@@ -91,7 +99,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let mut signals = Signals::new()?;
     let seams = Seams::host(&loaded.node.data)
         .with_context(|| format!("open the data folder {}", loaded.node.data.display()))?;
-    let node = Node::start(loaded.node, seams)
+    let config = loaded.node;
+    let mut node = Node::start(config.clone(), seams.clone())
         .await
         .context("start the node")?;
     tracing::info!(
@@ -102,7 +111,16 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     );
     tell_supervisor("READY=1");
     loop {
-        match signals.next().await {
+        let received = tokio::select! {
+            received = signals.next() => received,
+            () = node.must_restart().cancelled() => Received::Restart,
+        };
+        match received {
+            Received::Restart => {
+                node.shutdown().await;
+                drop(node);
+                node = start_anew(&config, &seams).await?;
+            }
             Received::Reload => match node.reload_certificates() {
                 Ok(()) => tracing::info!("certificates were read again"),
                 Err(error) => tracing::error!(
@@ -128,9 +146,24 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     }
 }
 
+// Starts the node again in the place of one that has stopped, whose sockets close a moment later.
+async fn start_anew(config: &NodeConfig, seams: &Seams) -> anyhow::Result<Arc<Node>> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match Node::start(config.clone(), seams.clone()).await {
+            Err(StartError::Listen { .. }) if attempts < LISTEN_ATTEMPTS => {
+                sleep(LISTEN_AGAIN).await;
+            }
+            started => return started.context("start the node anew"),
+        }
+    }
+}
+
 /// What a signal asks for.
 enum Received {
     Reload,
+    Restart,
     Stop(&'static str),
 }
 

@@ -1,6 +1,8 @@
 //! `meridian status`: what a node says about its region and the others.
 
-use meridian_node::{ControlStatus, LinkStatus, MemberStatus, NodeStatus};
+use std::time::Duration;
+
+use meridian_node::{AtStake, ControlStatus, LinkStatus, MemberStatus, NodeStatus};
 use reqwest::Method;
 use serde::Deserialize;
 use serde_json::Value;
@@ -112,6 +114,7 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
     output.table(&header, rows.collect())?;
 
     output.line(&control(&status.control, status.members.len()))?;
+    output.line(&at_stake(&status.at_stake))?;
     output.line(&settling::summary(status))?;
     for held in &status.watermarks.held_back {
         output.line(&settling::blame(held, status.partitions))?;
@@ -133,6 +136,18 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn at_stake(at_stake: &AtStake) -> String {
+    match at_stake.events {
+        0 => "If this region vanished now, nothing would strand.".to_owned(),
+        events => format!(
+            "If this region vanished now, {events} {} of the last {:.1} s would strand: no other region has \
+             them.",
+            if events == 1 { "event" } else { "events" },
+            Duration::from_millis(at_stake.for_ms).as_secs_f64()
+        ),
+    }
+}
+
 fn control(control: &ControlStatus, regions: usize) -> String {
     let mut said = match &control.leader {
         Some(leader) => format!(
@@ -150,6 +165,15 @@ fn control(control: &ControlStatus, regions: usize) -> String {
     }
     if !control.drained.is_empty() {
         said += &format!("; drained: {}", control.drained.join(", "));
+    }
+    if !control.fenced.is_empty() {
+        said += &format!("; fenced: {}", control.fenced.join(", "));
+    }
+    if !control.fence_waits_for.is_empty() {
+        said += &format!("; a fence waits for {}", control.fence_waits_for.join(", "));
+    }
+    if !control.joining.is_empty() {
+        said += &format!("; coming back: {}", control.joining.join(", "));
     }
     if !control.opening.is_empty() {
         said += &format!(

@@ -57,6 +57,8 @@ struct File {
     #[serde(default)]
     clock: ClockTable,
     #[serde(default)]
+    failover: FailoverTable,
+    #[serde(default)]
     store: StoreTable,
 }
 
@@ -112,6 +114,13 @@ struct LimitsTable {
 #[serde(deny_unknown_fields)]
 struct ClockTable {
     max_offset_ms: Option<Spanned<i64>>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FailoverTable {
+    automatic: Option<Spanned<bool>>,
+    after_ms: Option<Spanned<i64>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -216,6 +225,7 @@ impl Reader<'_> {
             Some(value) => self.within("clock.max_offset_ms", value, 10, 60_000)?,
             None => 500,
         };
+        let failover_after = self.failover(&file.failover, members.len())?;
         let authority = self.relative(&file.certificates.authority);
         let operator = file.operator.map(|operator| CertificatePaths {
             authority: authority.clone(),
@@ -240,9 +250,32 @@ impl Reader<'_> {
             limits,
             append_timeout: Duration::from_millis(append_timeout_ms),
             max_offset: Duration::from_millis(max_offset_ms),
+            failover_after,
             segment_bytes,
         };
         Ok(Loaded { node, operator })
+    }
+
+    fn failover(
+        &self,
+        failover: &FailoverTable,
+        members: usize,
+    ) -> Result<Option<Duration>, ConfigError> {
+        let after_ms = match &failover.after_ms {
+            Some(value) => self.within("failover.after_ms", value, 500, 3_600_000)?,
+            None => 3_000,
+        };
+        match &failover.automatic {
+            Some(automatic) if *automatic.get_ref() && members < 3 => {
+                let reason = format!(
+                    "needs three regions, and there are {members}: of two, neither can tell which of \
+                     them is cut off; set it to false, and fence a lost region by hand"
+                );
+                Err(self.invalid("failover.automatic", automatic, reason))
+            }
+            Some(automatic) if *automatic.get_ref() => Ok(Some(Duration::from_millis(after_ms))),
+            _ => Ok(None),
+        }
     }
 
     fn relative(&self, path: &Path) -> PathBuf {

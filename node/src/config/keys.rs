@@ -29,6 +29,7 @@ pub(super) const TABLES: &[Table] = &[
             "categories",
             "limits",
             "clock",
+            "failover",
             "store",
         ],
     },
@@ -64,6 +65,10 @@ pub(super) const TABLES: &[Table] = &[
     Table {
         name: "clock",
         keys: &["max_offset_ms"],
+    },
+    Table {
+        name: "failover",
+        keys: &["automatic", "after_ms"],
     },
     Table {
         name: "store",

@@ -148,6 +148,13 @@ append_timeout_ms = 10000
 # How far this node's clock may be from its peers'. Beyond it, the node stops giving out timestamps.
 max_offset_ms = 500
 
+[failover]
+# Whether the others go on without a lost region by themselves, which needs three regions at least. Else
+# an operator decides: `meridian region fence`. The same in every region.
+automatic = false
+# How long a majority of the regions must not have heard one to take it for lost.
+after_ms = 3000
+
 [store]
 # The size of a log segment. Each is allocated at once.
 segment_bytes = 67108864

@@ -1,14 +1,15 @@
 //! What is asked of the federation, and what becomes of it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use meridian_clock::{PartitionId, RegionId};
+use meridian_clock::{PartitionId, RegionId, Timestamp};
 use meridian_conflict::CategoryPolicy;
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
 use super::federation::Federation;
+use super::fence::Prefixes;
 
 /// How many streams one command moves at most: commands are kept in a log that is written as a whole.
 pub(crate) const MOVES_MAX: usize = 250;
@@ -48,6 +49,63 @@ pub(crate) enum Command {
     Drain(RegionId),
     /// Gives a drained region its share of homes again.
     Resume(RegionId),
+    /// Puts a lost region out.
+    Fence {
+        /// The region.
+        region: RegionId,
+        /// Also if fewer than a majority of the members remain.
+        force: bool,
+    },
+    /// Puts a region out as well that does not answer during a fence.
+    Evict {
+        /// The region.
+        region: RegionId,
+        /// Also if fewer than a majority of the members remain.
+        force: bool,
+    },
+    /// Region `by` takes nothing more of the fenced logs, and holds this much.
+    Sealed {
+        /// The fence, by its first change.
+        fence: u64,
+        /// Its round.
+        round: u32,
+        /// Who says so.
+        by: RegionId,
+        /// How far, durably.
+        held: Prefixes,
+    },
+    /// Region `by` holds the fenced logs up to their cuts.
+    Filled {
+        /// The fence, by its first change.
+        fence: u64,
+        /// Its round.
+        round: u32,
+        /// Who says so.
+        by: RegionId,
+    },
+    /// A region that was put out comes back. It has stranded what it wrote beyond its cut.
+    Join {
+        /// The region.
+        region: RegionId,
+    },
+    /// Region `by` waits for the promises of one that joins.
+    Welcomed {
+        /// Who joins.
+        region: RegionId,
+        /// By which change.
+        change: u64,
+        /// Who says so.
+        by: RegionId,
+        /// Nothing that `by` has shown in settled order is stamped above this.
+        above: Timestamp,
+    },
+    /// These regions are the ones that `by` does not hear any more.
+    Suspect {
+        /// Who says so.
+        by: RegionId,
+        /// Whom it does not hear.
+        silent: BTreeSet<RegionId>,
+    },
 }
 
 impl fmt::Display for Command {
@@ -64,6 +122,21 @@ impl fmt::Display for Command {
             }
             Self::Drain(region) => write!(out, "drain region {region}"),
             Self::Resume(region) => write!(out, "resume region {region}"),
+            Self::Fence { region, .. } => write!(out, "fence region {region}"),
+            Self::Evict { region, .. } => write!(out, "evict region {region}"),
+            Self::Sealed { fence, by, .. } => {
+                write!(out, "region {by} has sealed for fence {fence}")
+            }
+            Self::Filled { fence, by, .. } => {
+                write!(out, "region {by} has all that counts by fence {fence}")
+            }
+            Self::Join { region } => write!(out, "region {region} comes back"),
+            Self::Welcomed { region, by, .. } => {
+                write!(out, "region {by} waits for region {region} again")
+            }
+            Self::Suspect { by, silent } => {
+                write!(out, "region {by} does not hear {} regions", silent.len())
+            }
         }
     }
 }
@@ -157,5 +230,40 @@ pub(crate) enum Refusal {
     TooMany {
         /// How many.
         found: usize,
+    },
+    /// It is put out.
+    #[error(
+        "region {region} is fenced; it comes back by itself once its node runs and has stranded what \
+         does not count any more"
+    )]
+    Fenced {
+        /// The region.
+        region: RegionId,
+    },
+    /// One at a time.
+    #[error(
+        "the fence of change {change} is not open yet; it waits for {} regions. When they answer it goes \
+         on; if one of them is lost too, evict it",
+        waits_for.len()
+    )]
+    FenceRunning {
+        /// The change.
+        change: u64,
+        /// Who has still to do its part.
+        waits_for: BTreeSet<RegionId>,
+    },
+    /// There is nothing to evict anyone from.
+    #[error("no fence is under way; fence the region instead")]
+    NoFence,
+    /// Something that was acknowledged by a majority might be lost.
+    #[error(
+        "only {remain} of {of} members would remain, which is no majority: what the others \
+         acknowledged might be left out; force it if that is accepted"
+    )]
+    MinorityRemains {
+        /// How many.
+        remain: usize,
+        /// Of how many.
+        of: usize,
     },
 }

@@ -12,6 +12,7 @@ use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
 use super::command::{Command, Foundation, MOVES_MAX, Outcome, Refusal};
+use super::fence::{Fence, Out, Returned};
 
 /// The last move of a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +23,9 @@ pub(crate) struct Moved {
     pub(crate) from: RegionId,
     /// The number of the change that moved it.
     pub(crate) change: u64,
-    /// How often it was moved so far.
+    /// How often it was taken from a home that was lost, plus one.
+    pub(crate) major: u32,
+    /// How often it was moved since.
     pub(crate) minor: u32,
     /// Whether the new home has opened.
     pub(crate) opened: bool,
@@ -36,8 +39,8 @@ impl Moved {
     /// The epoch of its home.
     pub(crate) fn epoch(&self) -> Epoch {
         Epoch {
+            major: self.major,
             minor: self.minor,
-            ..Epoch::FIRST
         }
     }
 }
@@ -55,18 +58,22 @@ pub(crate) struct RuleChange {
     pub(crate) gainers: BTreeSet<RegionId>,
     /// Those of them that have opened what they gain.
     pub(crate) opened: BTreeSet<RegionId>,
+    /// Those of them that were lost before they had: others gain it by a later change.
+    pub(crate) voided: BTreeSet<RegionId>,
+    /// Whether a region was put out by it, which hands nothing over.
+    pub(crate) is_fence: bool,
 }
 
 impl RuleChange {
     /// Whether all that it moves is open.
     pub(crate) fn is_over(&self) -> bool {
-        self.opened.is_superset(&self.gainers)
+        let mut gainers = self.gainers.iter();
+        gainers.all(|it| self.opened.contains(it) || self.voided.contains(it))
     }
 
-    // The transfers that a region needs to hold of what it gains by this.
-    fn needs(&self) -> Vec<Need> {
-        let losers = self.losers.iter();
-        losers.map(|loser| (*loser, self.change)).collect()
+    // Whether nobody needs a transfer by it any more.
+    fn is_given_up(&self) -> bool {
+        self.is_fence || (self.voided.is_empty() && self.is_over())
     }
 }
 
@@ -111,12 +118,24 @@ pub(crate) struct Gain {
 pub(crate) struct Federation {
     /// The number of the last change; they count from 1.
     pub(crate) version: u64,
+    /// How often a last survivor went on alone: who knows of fewer belongs to a group that is over.
+    pub(crate) groups: u32,
     /// How it began; `None` before it did.
     pub(crate) foundation: Option<Foundation>,
     /// The streams that were ever moved one by one.
     pub(crate) moved: BTreeMap<StreamId, Moved>,
     /// How the regions that are home to anything changed, in order.
     pub(crate) rules: Vec<RuleChange>,
+    /// The regions that were put out, in order.
+    pub(crate) fences: Vec<Fence>,
+    /// The regions that are out.
+    pub(crate) out: BTreeMap<RegionId, Out>,
+    /// The regions that were, and have come back.
+    pub(crate) returned: BTreeMap<RegionId, Returned>,
+    /// The number of the last change of who settles the order.
+    pub(crate) membership: u64,
+    /// Who is not heard any more, and by whom.
+    pub(crate) suspected: BTreeMap<RegionId, BTreeSet<RegionId>>,
 }
 
 impl Federation {
@@ -134,6 +153,23 @@ impl Federation {
             } => self.decline(*change, *from, *partition),
             Command::Drain(region) => self.drain(*region),
             Command::Resume(region) => self.resume(*region),
+            Command::Fence { region, force } => self.fence(*region, *force),
+            Command::Evict { region, force } => self.evict(*region, *force),
+            Command::Sealed {
+                fence,
+                round,
+                by,
+                held,
+            } => Ok(self.seal(*fence, *round, *by, held)),
+            Command::Filled { fence, round, by } => Ok(self.fill(*fence, *round, *by)),
+            Command::Join { region } => self.join(*region),
+            Command::Welcomed {
+                region,
+                change,
+                by,
+                above,
+            } => Ok(self.welcome(*region, *change, *by, *above)),
+            Command::Suspect { by, silent } => Ok(self.suspect(*by, silent)),
         };
         done.unwrap_or_else(Outcome::Refused)
     }
@@ -154,19 +190,19 @@ impl Federation {
         Outcome::Changed(self.version)
     }
 
-    fn changed(&mut self) -> Outcome {
+    pub(super) fn changed(&mut self) -> Outcome {
         self.version += 1;
         Outcome::Changed(self.version)
     }
 
-    fn policies(&self) -> Result<(&Foundation, Policies), Refusal> {
+    pub(super) fn policies(&self) -> Result<(&Foundation, Policies), Refusal> {
         let foundation = self.foundation.as_ref().ok_or(Refusal::NotFounded)?;
         let members = foundation.members.keys().copied().collect();
         let policies = Policies::new(members, foundation.categories.clone());
         Ok((foundation, policies.map_err(|_| Refusal::NotFounded)?))
     }
 
-    fn member(&self, region: RegionId) -> Result<(), Refusal> {
+    pub(super) fn member(&self, region: RegionId) -> Result<(), Refusal> {
         let foundation = self.foundation.as_ref().ok_or(Refusal::NotFounded)?;
         match foundation.members.contains_key(&region) {
             true => Ok(()),
@@ -206,11 +242,19 @@ impl Federation {
                 continue;
             };
             if home != seat.home {
-                seat.needs = vec![(seat.home, rule.change)];
+                let lost: Need = (seat.home, rule.change);
                 seat.moving_from = (!rule.opened.contains(&home)).then_some(seat.home);
                 seat.home = home;
                 seat.change = rule.change;
-                seat.epoch.minor += 1;
+                if rule.is_fence {
+                    // Whoever was lost may not have held all that came before.
+                    seat.needs.insert(0, lost);
+                    seat.epoch.major += 1;
+                    seat.epoch.minor = 0;
+                } else {
+                    seat.needs = vec![lost];
+                    seat.epoch.minor += 1;
+                }
             }
         }
         Some(seat)
@@ -218,6 +262,9 @@ impl Federation {
 
     fn move_streams(&mut self, streams: &[StreamId], to: RegionId) -> Result<Outcome, Refusal> {
         self.member(to)?;
+        if self.out.contains_key(&to) {
+            return Err(Refusal::Fenced { region: to });
+        }
         if self.drained().contains(&to) {
             return Err(Refusal::Drained { region: to });
         }
@@ -265,6 +312,7 @@ impl Federation {
             home: to,
             from: seat.home,
             change,
+            major: seat.epoch.major,
             minor: seat.epoch.minor + 1,
             opened: false,
             needs: vec![(seat.home, change)],
@@ -274,8 +322,17 @@ impl Federation {
 
     fn drain(&mut self, region: RegionId) -> Result<Outcome, Refusal> {
         self.member(region)?;
+        if self.out.contains_key(&region) {
+            return Err(Refusal::Fenced { region });
+        }
         let mut drained = self.drained();
         if !drained.insert(region) {
+            if let Some(returned) = self.returned.get_mut(&region)
+                && !returned.was_drained
+            {
+                returned.was_drained = true;
+                return Ok(self.changed());
+            }
             return Ok(Outcome::Unchanged);
         }
         let (foundation, policies) = self.policies()?;
@@ -305,15 +362,20 @@ impl Federation {
 
     fn resume(&mut self, region: RegionId) -> Result<Outcome, Refusal> {
         self.member(region)?;
+        if self.out.contains_key(&region) {
+            return Err(Refusal::Fenced { region });
+        }
         let mut drained = self.drained();
         if !drained.remove(&region) {
             return Ok(Outcome::Unchanged);
         }
-        let (foundation, _) = self.policies()?;
-        let members = foundation.members.keys().copied();
+        let members = self.members().into_iter();
         let losers = members.filter(|it| *it != region && !drained.contains(it));
         let losers = losers.collect();
         self.change_rule(drained, losers, BTreeSet::from([region]))?;
+        if let Some(returned) = self.returned.get_mut(&region) {
+            returned.was_drained = false;
+        }
         Ok(self.changed())
     }
 
@@ -329,36 +391,49 @@ impl Federation {
                 change: rule.change,
             });
         }
+        self.push_rule(drained, losers, gainers, false);
+        Ok(())
+    }
+
+    pub(super) fn push_rule(
+        &mut self,
+        drained: BTreeSet<RegionId>,
+        losers: BTreeSet<RegionId>,
+        gainers: BTreeSet<RegionId>,
+        is_fence: bool,
+    ) {
         self.rules.push(RuleChange {
             change: self.version + 1,
             drained,
             losers,
             gainers,
             opened: BTreeSet::new(),
+            voided: BTreeSet::new(),
+            is_fence,
         });
-        Ok(())
     }
 
     /// What `region` has to give up and has perhaps not given up yet, by change and partition.
     pub(crate) fn gives_up(&self, region: RegionId) -> BTreeMap<(u64, PartitionId), GiveUp> {
         let mut all: BTreeMap<(u64, PartitionId), GiveUp> = BTreeMap::new();
         let partitions = self.foundation.as_ref().map_or(0, |it| it.partitions);
-        for (stream, moved) in &self.moved {
-            if moved.from == region && !moved.opened {
-                let part = (moved.change, stream.partition(partitions));
+        let is_fence = |need: &Need| self.fence_by(need.0, need.1).is_some();
+        for (stream, moved) in self.moved.iter().filter(|(_, moved)| !moved.opened) {
+            // Whoever it came from last may have been lost, and the one before be still to give it up.
+            let needs = moved.needs.iter();
+            for (_, change) in needs.filter(|need| need.0 == region && !is_fence(need)) {
+                let part = (*change, stream.partition(partitions));
                 let give_up = all.entry(part).or_default();
                 give_up.before.extend(&moved.before);
                 give_up.to.insert(moved.home);
             }
         }
         for (place, rule) in self.rules.iter().enumerate() {
-            if rule.is_over() || !rule.losers.contains(&region) {
+            if rule.is_given_up() || !rule.losers.contains(&region) {
                 continue;
             }
             // Whatever it gained before by a rule, it may have to hand on now.
-            let earlier = self.rules[..place].iter();
-            let gained = earlier.filter(|earlier| earlier.gainers.contains(&region));
-            let before: BTreeSet<Need> = gained.flat_map(RuleChange::needs).collect();
+            let before = self.gained_before(region, place);
             for partition in (0..partitions).map(PartitionId) {
                 let give_up = all.entry((rule.change, partition)).or_default();
                 give_up.before.extend(&before);
@@ -366,6 +441,45 @@ impl Federation {
             }
         }
         all
+    }
+
+    // What a region must hold of what it gains by the rule at `place`: whatever its losers wrote, and, if
+    // they were lost, what they may not have held themselves.
+    fn rule_needs(&self, place: usize) -> BTreeSet<Need> {
+        let Some(rule) = self.rules.get(place) else {
+            return BTreeSet::new();
+        };
+        let losers = rule.losers.iter();
+        let mut needs: BTreeSet<Need> = losers.map(|loser| (*loser, rule.change)).collect();
+        if rule.is_fence {
+            for loser in &rule.losers {
+                needs.append(&mut self.gained_before(*loser, place));
+            }
+        }
+        needs
+    }
+
+    // What `region` needed to hold of all that it gained by the rules before `place`.
+    fn gained_before(&self, region: RegionId, place: usize) -> BTreeSet<Need> {
+        let earlier = self.rules.iter().take(place).enumerate();
+        let gained = earlier.filter(|(_, earlier)| earlier.gainers.contains(&region));
+        gained
+            .flat_map(|(place, _)| self.rule_needs(place))
+            .collect()
+    }
+
+    /// What counts instead of the transfer that `from` was to write for `change`, should it be lost before
+    /// it could: its cut, and what it needed to hold itself.
+    pub(crate) fn instead_of(&self, (from, change): Need) -> Option<Vec<Need>> {
+        let fence = self.fence_after(from, change)?;
+        let mut needs = vec![(from, *fence.regions.get(&from)?)];
+        let place = self.rules.iter().position(|rule| rule.change == change);
+        needs.extend(
+            place
+                .into_iter()
+                .flat_map(|at| self.gained_before(from, at)),
+        );
+        Some(needs)
     }
 
     /// What `region` gains and has not said to have opened, by change.
@@ -378,17 +492,20 @@ impl Federation {
                 let gain = all.entry(moved.change).or_default();
                 let needs = moved.needs.iter().map(|need| (*need, partition));
                 gain.needs.extend(needs);
-                gain.declinable.insert((moved.from, partition));
+                if self.fence_by(moved.from, moved.change).is_none() {
+                    gain.declinable.insert((moved.from, partition));
+                }
             }
         }
-        for rule in &self.rules {
-            if !rule.gainers.contains(&region) || rule.opened.contains(&region) {
+        for (place, rule) in self.rules.iter().enumerate() {
+            let is_done = rule.opened.contains(&region) || rule.voided.contains(&region);
+            if !rule.gainers.contains(&region) || is_done {
                 continue;
             }
             let gain = all.entry(rule.change).or_default();
             for partition in (0..partitions).map(PartitionId) {
-                let needs = rule.needs().into_iter().map(|need| (need, partition));
-                gain.needs.extend(needs);
+                let needs = self.rule_needs(place).into_iter();
+                gain.needs.extend(needs.map(|need| (need, partition)));
             }
             // It is all or nothing: what one region declined, another may have opened.
             gain.declinable.clear();
@@ -423,6 +540,7 @@ impl Federation {
                 home: from,
                 from: moved.home,
                 change: next,
+                major: moved.major,
                 minor: moved.minor + 1,
                 opened: false,
                 needs,

@@ -29,6 +29,8 @@ use crate::projections::Lane;
 
 const LOG_PATH: &str = "control/log";
 const STATE_PATH: &str = "control/state";
+/// What a node was told that does not vote.
+const TOLD_PATH: &str = "control/told";
 /// After so many entries the log is cut: the state stands for them.
 pub(super) const SNAPSHOT_EVERY: u64 = 64;
 /// So many entries are kept for peers that lag a little.
@@ -118,6 +120,24 @@ fn store<T: Serialize>(disk: &dyn Disk, path: &str, value: &T) -> io::Result<()>
     checked_file::replace(disk, path, &bytes)
 }
 
+/// What this disk knows to be decided.
+///
+/// # Errors
+/// When the files cannot be read.
+pub(super) fn known(disk: &dyn Disk) -> Result<Federation, OpenError> {
+    let Some(log) = load::<Log>(disk, LOG_PATH)? else {
+        return Ok(Federation::default());
+    };
+    let state: Option<State> = load(disk, STATE_PATH)?;
+    let state = state.filter(|state| state.life == log.life);
+    let known = state.map(|state| state.federation);
+    let known = known.or(log.begun_with).unwrap_or_default();
+    let told: Option<Federation> = load(disk, TOLD_PATH)?;
+    Ok(told
+        .filter(|told| told.version > known.version)
+        .unwrap_or(known))
+}
+
 impl Kept {
     /// Opens the files below `disk`. Where there are none, whoever votes from here does so as `life`.
     ///
@@ -147,6 +167,9 @@ impl Kept {
             },
         };
         tell(&told, Arc::new(state.federation.clone()));
+        if let Some(heard) = load::<Federation>(&**disk, TOLD_PATH)? {
+            tell(&told, Arc::new(heard));
+        }
         Ok(Self(Arc::new(Inner {
             disk: Arc::clone(disk),
             lane,
@@ -154,6 +177,25 @@ impl Kept {
             state: Mutex::new(state),
             told,
         })))
+    }
+
+    /// Tells of what another region says is decided, once that is durable here.
+    ///
+    /// # Errors
+    /// When it cannot be written; then nobody was told.
+    pub(super) async fn hear(&self, federation: Federation) -> io::Result<()> {
+        if federation.version <= self.0.told.borrow().version {
+            return Ok(());
+        }
+        let disk = Arc::clone(&self.0.disk);
+        let written = self
+            .0
+            .lane
+            .run(move || store(&*disk, TOLD_PATH, &federation).map(|()| federation))
+            .await
+            .map_err(io::Error::other)??;
+        tell(&self.0.told, Arc::new(written));
+        Ok(())
     }
 
     /// As whom this disk votes.
@@ -193,6 +235,7 @@ impl Kept {
                 federation.apply(&command);
             }
         }
+        federation.groups += 1;
         self.change_log(|log| *log = Log::of(life, Some(federation), refused))
             .await
     }
@@ -273,7 +316,7 @@ impl Kept {
 }
 
 /// Tells of `federation`, unless more is known already.
-pub(super) fn tell(told: &watch::Sender<Arc<Federation>>, federation: Arc<Federation>) {
+fn tell(told: &watch::Sender<Arc<Federation>>, federation: Arc<Federation>) {
     told.send_if_modified(|told| {
         let is_news = federation.version > told.version;
         if is_news {
@@ -463,7 +506,7 @@ impl Debug for Kept {
 mod tests {
     use std::collections::BTreeMap;
 
-    use meridian_clock::{PartitionId, RegionId};
+    use meridian_clock::{PartitionId, Position, RegionId, Timestamp};
     use meridian_event::StreamId;
     use meridian_store::SimDisk;
     use openraft::{CommittedLeaderId, Membership};
@@ -498,7 +541,7 @@ mod tests {
             meridian_conflict::Route::Home(home) => home,
             other => panic!("orders have a home, not {other:?}"),
         };
-        vec![
+        [
             Command::Found(foundation()),
             at(1 - home.0),
             Command::Opened {
@@ -517,6 +560,56 @@ mod tests {
             },
             Command::Drain(RegionId(1 - home.0)),
             Command::GoOn(Box::default()),
+        ]
+        .into_iter()
+        .chain(of_fences(home))
+        .collect()
+    }
+
+    // Region `home` is lost, put out and taken back.
+    fn of_fences(home: RegionId) -> Vec<Command> {
+        let other = RegionId(1 - home.0);
+        let positions = vec![Position(300), Position(0), Position(1), Position(2)];
+        vec![
+            Command::Opened {
+                change: 7,
+                by: home,
+            },
+            Command::Resume(other),
+            Command::Opened {
+                change: 9,
+                by: other,
+            },
+            Command::Suspect {
+                by: other,
+                silent: BTreeSet::from([home]),
+            },
+            Command::Fence {
+                region: home,
+                force: true,
+            },
+            Command::Sealed {
+                fence: 12,
+                round: 1,
+                by: other,
+                held: BTreeMap::from([(home, positions)]),
+            },
+            Command::Filled {
+                fence: 12,
+                round: 1,
+                by: other,
+            },
+            Command::Join { region: home },
+            Command::Welcomed {
+                region: home,
+                change: 15,
+                by: other,
+                above: Timestamp(1 << 60),
+            },
+            Command::Evict {
+                region: home,
+                force: true,
+            },
         ]
     }
 
@@ -549,7 +642,8 @@ mod tests {
         let mut federation = Federation::default();
         for command in commands() {
             let outcome = federation.apply(&command);
-            let is_new = !matches!(command, Command::GoOn(_));
+            // No fence is under way by then.
+            let is_new = !matches!(command, Command::GoOn(_) | Command::Evict { .. });
             assert_eq!(
                 matches!(outcome, Outcome::Changed(_)),
                 is_new,
@@ -575,7 +669,7 @@ mod tests {
         assert_eq!(both, GOLDEN);
         let (log, read): (Log, State) = postcard::from_bytes(GOLDEN).expect("they decode");
         assert_eq!(read, state());
-        assert_eq!(log.entries.len(), 10);
+        assert_eq!(log.entries.len(), 20);
     }
 
     #[tokio::test]
@@ -631,6 +725,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_was_heard_from_another_region_is_known_after_a_restart() {
+        let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
+        let told = watch::Sender::default();
+        let open = || Kept::open(&disk, Lane::Inline, || 7, told.clone()).expect("it is sound");
+        assert_eq!(known(&*disk).expect("it is sound"), Federation::default());
+        let heard = state().federation;
+        open().hear(heard.clone()).await.expect("the disk is sound");
+        assert_eq!(**told.borrow(), heard);
+        assert_eq!(known(&*disk).expect("it is sound"), heard);
+        // What is older is no news.
+        let older = Federation {
+            version: 1,
+            ..Federation::default()
+        };
+        open().hear(older).await.expect("the disk is sound");
+        assert_eq!(known(&*disk).expect("it is sound"), heard);
+    }
+
+    #[tokio::test]
     async fn the_last_survivor_goes_on_from_all_that_its_log_has() {
         let disk: Arc<dyn Disk> = Arc::new(SimDisk::new(1));
         let mut federation = Federation::default();
@@ -656,7 +769,11 @@ mod tests {
         assert!(kept.refuses(8) && !kept.refuses(9));
         let began = kept.state().clone();
         assert_eq!((began.applied, began.life), (None, 9));
-        assert_eq!(began.federation, state().federation);
+        let knew = Federation {
+            groups: 1,
+            ..state().federation
+        };
+        assert_eq!(began.federation, knew);
         assert_eq!(kept.to_carry_on(), Some(began.federation));
     }
 }

@@ -8,6 +8,8 @@
 //! It is off the write path: with half of the regions away nothing can be decided, and everything
 //! that is decided already goes on.
 //!
+//! [`fence`] is the part of it that puts lost regions out and takes them back.
+//!
 //! Not here: what a move of a home means for writes (`homes`). Start reading at [`federation`].
 //!
 //! Always true: a decision is durable in more than half of the regions before anyone acts on it, and
@@ -15,6 +17,7 @@
 
 pub(crate) mod command;
 pub(crate) mod federation;
+pub(crate) mod fence;
 mod kept;
 mod plane;
 mod runtime;
@@ -30,6 +33,14 @@ pub(crate) use self::command::{Command, Foundation, Outcome, Refusal};
 pub(crate) use self::federation::Federation;
 pub(crate) use self::plane::{Plane, Setup};
 use crate::seams::BoxFuture;
+
+/// What `disk` knows to be decided, before a control plane runs on it.
+///
+/// # Errors
+/// When its files cannot be read.
+pub(crate) fn known(disk: &dyn meridian_store::Disk) -> Result<Federation, String> {
+    kept::known(disk).map_err(|error| plane::explain(&error))
+}
 
 /// Why a proposal has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +86,13 @@ pub(crate) trait Consensus: Send + Sync {
         command: Command,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Outcome, ProposeError>>;
+
+    /// Goes on without the one other region that decides, which is lost: an operator answers for that. What
+    /// it may have decided with this one is kept; it comes back as one that knows nothing.
+    ///
+    /// # Errors
+    /// Why that cannot be.
+    fn go_on_alone(&self) -> BoxFuture<'_, Result<(), String>>;
 
     /// Answers what the node of region `from` asks.
     fn answer(&self, from: RegionId, question: Bytes) -> BoxFuture<'static, Bytes>;

@@ -418,11 +418,21 @@ async fn keep(shared: Arc<Shared>) {
             shared.open().await;
             continue;
         };
-        let (state, leader) = {
+        let (state, leader, heard_ms) = {
             let metrics = raft.metrics();
             let metrics = metrics.borrow();
-            (metrics.running_state.clone(), metrics.current_leader)
+            let heard_ms = metrics.millis_since_quorum_ack;
+            (
+                metrics.running_state.clone(),
+                metrics.current_leader,
+                heard_ms,
+            )
         };
+        // One that leads, and is not heard by more than half, leads nobody.
+        let leader = leader.filter(|leader| {
+            let is_heard = heard_ms.is_some_and(|ms| ms <= millis(ELECTION.1));
+            *leader != life.0 || is_heard
+        });
         if let Err(fatal) = state {
             error!(%fatal, "the control plane stopped on this node; it is started anew");
             shared.say(Some(fatal.to_string()));
@@ -444,6 +454,18 @@ async fn keep(shared: Arc<Shared>) {
                 biased;
                 () = shared.setup.tasks.cancelled() => break,
                 () = joining => {}
+            }
+        } else if leader.is_none() {
+            let looking = async {
+                if shared.is_over().await {
+                    reached("a region found that another one had gone on without it");
+                    shared.begin_anew().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = shared.setup.tasks.cancelled() => break,
+                () = looking => {}
             }
         } else if leader == Some(shared.setup.region) && shared.told.borrow().foundation.is_none() {
             let found = Command::Found(shared.setup.foundation.clone());
@@ -481,23 +503,79 @@ impl Shared {
         })
     }
 
+    // Begins a new group with what this node knows, for an operator says that the only other voter is lost.
+    async fn go_on_alone(self: &Arc<Self>) -> Result<(), String> {
+        let (raft, life) = self
+            .raft()
+            .ok_or("the control plane does not run on this node now; try again")?;
+        let voters: BTreeSet<u64> = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            metrics.membership_config.voter_ids().collect()
+        };
+        if !voters.contains(&life.0) || voters.len() != 2 {
+            return Err(format!(
+                "only one of two regions can go on alone, and {} decide here: more than half of them must \
+                 be up",
+                voters.len()
+            ));
+        }
+        self.refound().await;
+        match lock(&self.error).clone() {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    // Whether the group that this node votes in is over: another region goes on without it.
+    async fn is_over(&self) -> bool {
+        let ours = self.told.borrow().groups;
+        for peer in self.others() {
+            let question = Question {
+                to: None,
+                what: Asked::Tell,
+            };
+            if let Ok(Answer::Told(theirs)) = self.ask(peer, &question).await
+                && theirs.groups > ours
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    fn others(&self) -> Vec<RegionId> {
+        let members = self.setup.foundation.members.keys().copied();
+        members.filter(|it| *it != self.setup.region).collect()
+    }
+
     // Begins a new group with what this node knows.
     async fn refound(self: &Arc<Self>) {
         let Some(Running {
-            raft, kept, lost, ..
+            raft,
+            kept,
+            lost,
+            life: ours,
         }) = lock(&self.running).take()
         else {
             return;
         };
+        let others: Vec<u64> = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            let voters = metrics.membership_config.voter_ids();
+            voters.filter(|voter| *voter != ours.0).collect()
+        };
         // Its error, if any, is of a group that is over.
         drop(raft.shutdown().await);
         let life = Life::drawn(self.setup.region, &*self.setup.random);
-        let refused = lost.values().map(|life| life.0).collect();
+        // Any of them may have taken in something of the group that is over.
+        let refused = lost.values().map(|life| life.0).chain(others).collect();
         match kept.refound(life.0, refused).await {
             Ok(()) => {
                 reached("the last survivor of the control plane went on alone");
                 warn!(
-                    "all other regions have lost their disks; the control plane goes on with what this one knows"
+                    "all other regions are lost, or have lost their disks; the control plane goes on with what this one knows"
                 );
             }
             Err(error) => error!(%error, "the control plane cannot go on"),
@@ -523,25 +601,27 @@ impl Shared {
 // Learns from peers what is decided, for a node that does not vote: it may never do so again where too
 // few are left to decide that. Decisions are one line, so whoever knows more knows all that others do.
 async fn listen(shared: &Arc<Shared>) {
-    let members = shared.setup.foundation.members.keys().copied();
-    for peer in members.filter(|member| *member != shared.setup.region) {
+    for peer in shared.others() {
         let question = Question {
             to: None,
             what: Asked::Tell,
         };
         if let Ok(Answer::Told(federation)) = shared.ask(peer, &question).await {
-            super::kept::tell(&shared.told, Arc::new(*federation));
+            let kept = lock(&shared.running).as_ref().map(|it| it.kept.clone());
+            if let Some(kept) = kept
+                && let Err(error) = kept.hear(*federation).await
+            {
+                warn!(%error, "what another region says is decided cannot be kept");
+            }
         }
     }
 }
 
 // Asks whoever leads for a vote under our new number.
 async fn join(shared: &Arc<Shared>, life: Life, leader: Option<RegionId>) {
-    let members = shared.setup.foundation.members.keys().copied();
-    let others = members.filter(|member| *member != shared.setup.region);
     let asked: Vec<RegionId> = match leader {
         Some(leader) if leader != shared.setup.region => vec![leader],
-        _ => others.collect(),
+        _ => shared.others(),
     };
     for peer in asked {
         let question = Question {
@@ -577,6 +657,10 @@ impl Consensus for Plane {
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Outcome, ProposeError>> {
         Box::pin(propose(&self.0, command, deadline))
+    }
+
+    fn go_on_alone(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move { self.0.go_on_alone().await })
     }
 
     fn answer(&self, from: RegionId, question: Bytes) -> BoxFuture<'static, Bytes> {
@@ -782,7 +866,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-fn explain(error: &OpenError) -> String {
+pub(super) fn explain(error: &OpenError) -> String {
     let mut said = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {

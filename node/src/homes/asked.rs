@@ -140,7 +140,7 @@ impl Node {
         Ok(matches!(over, Ok(Ok(_))))
     }
 
-    fn region_named(&self, name: &str) -> Result<RegionId, MoveError> {
+    pub(crate) fn region_named(&self, name: &str) -> Result<RegionId, MoveError> {
         self.names().id_of(name).ok_or_else(|| {
             let known: Vec<&str> = self.region_names().values().map(String::as_str).collect();
             MoveError::Invalid(format!(
@@ -150,8 +150,16 @@ impl Node {
         })
     }
 
-    async fn decide(&self, command: Command) -> Result<(), MoveError> {
-        let deadline = Instant::now() + DECIDE_WITHIN;
+    pub(crate) async fn decide(&self, command: Command) -> Result<(), MoveError> {
+        self.decide_by(command, Instant::now() + DECIDE_WITHIN)
+            .await
+    }
+
+    pub(crate) async fn decide_by(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> Result<(), MoveError> {
         match self.consensus().propose(command, deadline).await? {
             Outcome::Changed(_) | Outcome::Unchanged => Ok(()),
             Outcome::Refused(refusal) => Err(refused(&refusal, self.region_names())),
@@ -174,6 +182,22 @@ fn refused(refusal: &Refusal, names: &BTreeMap<RegionId, String>) -> MoveError {
             "region {} is drained; resume it before anything is moved there",
             name(region)
         )),
+        Refusal::Fenced { region } => MoveError::Conflict(format!(
+            "region {} is fenced; it comes back by itself once its node runs and has stranded what does \
+             not count any more",
+            name(region)
+        )),
+        Refusal::FenceRunning { waits_for, .. } => {
+            let waits_for: Vec<&str> = waits_for.iter().map(name).collect();
+            MoveError::Conflict(format!(
+                "a fence is under way and waits for region {}; when that answers it goes on, and if it is \
+                 lost too, fence it with `evict`",
+                waits_for.join(", ")
+            ))
+        }
+        Refusal::NoFence | Refusal::MinorityRemains { .. } => {
+            MoveError::Conflict(refusal.to_string())
+        }
         Refusal::LastRegion { region } => MoveError::Conflict(format!(
             "{} is the last region that is home to streams; resume another one first",
             name(region)

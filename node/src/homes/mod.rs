@@ -32,6 +32,7 @@ pub use self::asked::{MoveError, StreamHome};
 pub(crate) use self::transfer::hand_over;
 use crate::control::Federation;
 use crate::control::federation::{Need, Seat};
+use crate::control::fence::Fence;
 
 /// The category of the streams that transfers are written to. Every region writes its own there.
 pub(crate) const CATEGORY: &str = "$homes";
@@ -184,7 +185,7 @@ impl Homes {
             });
         }
         let partition = stream.partition(self.partitions);
-        let is_here = self.all_complete(&seat.needs, partition)?;
+        let is_here = self.all_complete(federation, &seat.needs, partition)?;
         match from {
             Some(from) if !is_here && !planted(Bug::OpenEarly) => Ok(Place::Coming { from }),
             _ => Ok(Place::Here {
@@ -196,6 +197,7 @@ impl Homes {
     /// How far what `from` gave up in `partition` by `change` has come.
     fn arrival(
         &self,
+        federation: &Federation,
         from: RegionId,
         change: u64,
         partition: PartitionId,
@@ -206,9 +208,22 @@ impl Homes {
             return Ok(Arrival::Complete);
         }
         let log = LogId::new(from, partition);
+        if federation.fence_by(from, change).is_some() {
+            let arrival = self.arrival_of_cut(federation, log, change);
+            if arrival == Arrival::Complete {
+                complete().insert(key);
+            }
+            return Ok(arrival);
+        }
         let id = transfer_id(change, log);
         let Some(found) = self.store.find_event(id, &[log])? else {
-            return Ok(Arrival::NotYet);
+            // Whoever was lost before it could write it will not write it any more.
+            return match federation.instead_of((from, change)) {
+                Some(needs) if self.all_complete(federation, &needs, partition)? => {
+                    Ok(Arrival::Complete)
+                }
+                _ => Ok(Arrival::NotYet),
+            };
         };
         let Some(transfer) = self.read_transfer(log, found.dot.position)? else {
             return Ok(Arrival::NotYet);
@@ -234,6 +249,26 @@ impl Homes {
         Ok(Arrival::Complete)
     }
 
+    // How far what a lost region leaves behind has come: all up to its cut, once the fence is open.
+    fn arrival_of_cut(&self, federation: &Federation, log: LogId, change: u64) -> Arrival {
+        let fence = federation.fence_by(log.origin, change);
+        let may = |fence: &&Fence| fence.opened || planted(Bug::OpenBeforeBackfill);
+        let Some(cut) = fence.filter(may).and_then(|fence| fence.cut(log)) else {
+            return Arrival::NotYet;
+        };
+        let head = self.store.head(log);
+        if head.position < cut && !planted(Bug::OpenBeforeBackfill) {
+            return Arrival::NotYet;
+        }
+        // What is written next must come behind it in the order.
+        match self.hlc.passed() >= head.timestamp
+            || matches!(self.hlc.merge(head.timestamp), Merge::Merged)
+        {
+            true => Arrival::Complete,
+            false => Arrival::TooFarAhead,
+        }
+    }
+
     // The transfer at `position` of `log`; `None` when what stands there is none.
     fn read_transfer(&self, log: LogId, position: Position) -> Result<Option<Transfer>, ReadError> {
         let before = Position(position.0.saturating_sub(1));
@@ -252,11 +287,12 @@ impl Homes {
     // Whether all that these transfers stand for is here.
     fn all_complete<'a>(
         &self,
+        federation: &Federation,
         needs: impl IntoIterator<Item = &'a Need>,
         partition: PartitionId,
     ) -> Result<bool, ReadError> {
         for (from, change) in needs {
-            if self.arrival(*from, *change, partition)? != Arrival::Complete {
+            if self.arrival(federation, *from, *change, partition)? != Arrival::Complete {
                 return Ok(false);
             }
         }

@@ -73,7 +73,7 @@ async fn give_up(
             continue;
         }
         let (change, partition) = part;
-        match write(homes, sequencers, change, partition, lost).await {
+        match write(homes, sequencers, federation, change, partition, lost).await {
             Ok(()) => {
                 info!(change, %partition, "this region gave up the homes that it loses");
                 given_up.insert(part);
@@ -90,11 +90,12 @@ async fn give_up(
 async fn write(
     homes: &Homes,
     sequencers: &[Arc<Sequencer>],
+    federation: &Federation,
     change: u64,
     partition: PartitionId,
     lost: GiveUp,
 ) -> Result<(), String> {
-    let may = homes.all_complete(&lost.before, partition);
+    let may = homes.all_complete(federation, &lost.before, partition);
     if !may.map_err(|error| error.to_string())? {
         reached("a home was to be given up before it had opened");
         return Err("what came before is not all here".to_owned());
@@ -147,7 +148,8 @@ async fn say_opened(homes: &Homes, consensus: &dyn Consensus, federation: &Feder
         let mut is_complete = true;
         let mut declined = BTreeSet::new();
         for ((from, of), partition) in gain.needs {
-            let arrival = homes.arrival(from, of, partition).unwrap_or_else(|error| {
+            let arrival = homes.arrival(federation, from, of, partition);
+            let arrival = arrival.unwrap_or_else(|error| {
                 warn!(change, %error, "whether a home may open cannot be read");
                 Arrival::NotYet
             });

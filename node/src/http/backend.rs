@@ -21,8 +21,8 @@ use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
 use crate::{
-    Conflicts, Consumers, DigestEntry, MoveError, Node, NodeStatus, OrderReason, StreamHome,
-    WhyError,
+    Conflicts, Consumers, DigestEntry, FenceReport, MoveError, Node, NodeStatus, OrderReason,
+    RegionStanding, StreamHome, WhyError,
 };
 
 /// How settled the events are that a reader sees.
@@ -167,6 +167,21 @@ pub trait Backend: Send + Sync + 'static {
         drained: bool,
         wait: Duration,
     ) -> BoxFuture<'_, Result<bool, MoveError>>;
+
+    /// How the region called `name` stands.
+    ///
+    /// # Errors
+    /// When there is no such region.
+    fn region_standing(&self, name: &str) -> Result<RegionStanding, MoveError>;
+
+    /// Puts the region called `name` out; see [`Node::fence_region`].
+    fn fence(
+        &self,
+        name: String,
+        force: bool,
+        evict: bool,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<FenceReport, MoveError>>;
 
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
@@ -320,6 +335,20 @@ impl Backend for Node {
         wait: Duration,
     ) -> BoxFuture<'_, Result<bool, MoveError>> {
         Box::pin(async move { Self::set_drained(self, &name, drained, wait).await })
+    }
+
+    fn region_standing(&self, name: &str) -> Result<RegionStanding, MoveError> {
+        Self::region_standing(self, name)
+    }
+
+    fn fence(
+        &self,
+        name: String,
+        force: bool,
+        evict: bool,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<FenceReport, MoveError>> {
+        Box::pin(async move { self.fence_region(&name, force, evict, wait).await })
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {

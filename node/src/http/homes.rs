@@ -313,7 +313,8 @@ fn view(door: &Door, home: StreamHome) -> HomeView {
     }
 }
 
-fn wait(asked_ms: Option<u64>) -> Result<Duration, Problem> {
+/// How long a request waits that asks for `asked_ms`.
+pub(super) fn wait(asked_ms: Option<u64>) -> Result<Duration, Problem> {
     let wait_ms = asked_ms.unwrap_or(WAIT_MS);
     if wait_ms > WAIT_MS_MAX {
         return Err(Problem::invalid(format!(

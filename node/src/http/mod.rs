@@ -34,6 +34,7 @@ mod problem;
     reason = "the macro that describes parameters writes them"
 )]
 mod projections;
+mod regions;
 mod routes;
 mod server;
 mod session;

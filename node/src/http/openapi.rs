@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use utoipa::OpenApi;
 
 use super::{
-    append, categories, conflicts, consumers, events, homes, operations, projections, settling,
-    stream, why,
+    append, categories, conflicts, consumers, events, homes, operations, projections, regions,
+    settling, stream, why,
 };
 
 #[derive(OpenApi)]
@@ -31,6 +31,8 @@ use super::{
         homes::move_many,
         homes::home,
         homes::move_one,
+        regions::region,
+        regions::fence,
         conflicts::list,
         conflicts::read,
         conflicts::resolve,

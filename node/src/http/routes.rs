@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::problem::Problem;
 use super::{
     Door, append, categories, conflicts, consumers, events, homes, openapi, operations,
-    projections, settling, stream, why,
+    projections, regions, settling, stream, why,
 };
 use crate::metrics::{HttpRequest, HttpRoute};
 
@@ -35,6 +35,8 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
         ("/v1/homes", get(homes::list).post(homes::move_many)),
         ("/v1/homes/{stream}", get(homes::home)),
         ("/v1/homes/{stream}/move", post(homes::move_one)),
+        ("/v1/regions/{name}", get(regions::region)),
+        ("/v1/regions/{name}/fence", post(regions::fence)),
         ("/v1/conflicts", get(conflicts::list)),
         ("/v1/conflicts/{id}", get(conflicts::read)),
         ("/v1/conflicts/{id}/resolve", post(conflicts::resolve)),

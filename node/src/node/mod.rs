@@ -26,7 +26,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 pub use self::start::StartError;
 use self::start::{
     check, clock_over, foundation, links_config, load_certificates, load_session_key, memory_of,
-    random_array, report, session_seal,
+    random_array, report, session_seal, strand,
 };
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::NodeConfig;
@@ -36,6 +36,7 @@ use crate::control::{Consensus, Plane, Setup};
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
+use crate::fencing::{Fencing, come_home, membership, out_reason};
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
@@ -77,6 +78,9 @@ pub struct Node {
     tls_seams: TlsSeams,
     appends: Appends,
     shut: Arc<RwLock<Option<String>>>,
+    // Why this region is out, if it is.
+    out: Arc<RwLock<Option<String>>>,
+    restart: CancellationToken,
     projections: Arc<Projections>,
     consumers: Arc<Consumers>,
     conflicts: Arc<Conflicts>,
@@ -117,6 +121,7 @@ impl Node {
         let session_key = load_session_key(&config)?;
 
         let disk = Arc::clone(&seams.disk);
+        let (known, stranded) = strand(&disk, config.region)?;
         // The lock on the folder comes with the store, before anything in it is written.
         let options = StoreOptions {
             segment_bytes: config.segment_bytes,
@@ -127,6 +132,8 @@ impl Node {
         let identity = Identity::load(&*disk, &config)?;
         let memory = match is_lost(&*disk).map_err(StartError::Disk)? {
             true => Memory::Lost,
+            // Nothing is left of a log that was put aside as a whole.
+            false if stranded.events > 0 && recovery.was_empty => Memory::Whole,
             false => memory_of(identity.as_ref(), &recovery),
         };
         if memory == Memory::Lost {
@@ -137,9 +144,21 @@ impl Node {
             None => Identity::create(&*disk, &config, &*seams.random, false)?,
         };
         report(&recovery, memory);
+        let membership = membership(&known, &store, config.region, &stranded.fences);
+        for (log, generations) in &membership.generations {
+            store.set_generations(*log, generations.clone());
+        }
+        let out = Arc::new(RwLock::new(out_reason(&known, config.region)));
+        if stranded.events > 0 || known.out.contains_key(&config.region) {
+            crate::remembered::forget(&*disk).map_err(StartError::Disk)?;
+            crate::agreement::forget(&store, config.partitions);
+        }
 
         let ceiling = TimeKeeper::load(&*disk).map_err(StartError::Ceiling)?;
         let hlc = Arc::new(clock_over(&config, &store, ceiling, &seams));
+        if let Some(returned) = known.returned.get(&config.region) {
+            hlc.start_above(returned.above);
+        }
         let time = Arc::new(TimeKeeper::new(Arc::clone(&hlc), Arc::clone(&disk)));
         time.keep_ahead().map_err(StartError::Disk)?;
 
@@ -209,6 +228,7 @@ impl Node {
             let tools = Tools {
                 log: LogId::new(config.region, PartitionId(partition)),
                 incarnation: identity.incarnation,
+                epoch: known.log_epoch(config.region),
                 store: Arc::clone(&store),
                 time: Arc::clone(&time),
                 homes: Arc::clone(&homes),
@@ -245,6 +265,7 @@ impl Node {
         let links = Links::start(
             LinksConfig {
                 control: Some(control),
+                membership,
                 ..links_config(&config, &identity, delays, remembered)
             },
             Arc::clone(&store),
@@ -263,6 +284,24 @@ impl Node {
             tasks.clone(),
         );
         tracker.spawn(hand_over.instrument(info_span!("hand over")));
+
+        let (returned, _) = watch::channel(false);
+        let fencing = Fencing {
+            region: config.region,
+            store: Arc::clone(&store),
+            links: Arc::clone(&links),
+            hlc: Arc::clone(&hlc),
+            consensus: Arc::clone(&consensus),
+            federation: homes.watch(),
+            stranded: stranded.fences,
+            out: Arc::clone(&out),
+            restart: tasks.child_token(),
+            lost_after: config.failover_after,
+            returned: returned.clone(),
+        };
+        let restart = fencing.restart.clone();
+        let fencing = fencing.run(tasks.clone());
+        tracker.spawn(fencing.instrument(info_span!("fencing")));
 
         let identity_lock = Arc::new(RwLock::new(Arc::clone(&tls)));
         let us = Presentation {
@@ -348,6 +387,8 @@ impl Node {
             tls_seams: seams.tls,
             appends,
             shut,
+            out,
+            restart,
             projections,
             consumers,
             conflicts,
@@ -364,6 +405,9 @@ impl Node {
         node.consumers.open(&node);
         node.conflicts.open(&node);
         node.spawn_upkeep(time, memory, Arc::clone(&disk));
+        let home_coming = come_home(Arc::downgrade(&node), Arc::clone(&disk), node.tasks.clone());
+        node.tracker
+            .spawn(home_coming.instrument(info_span!("home coming")));
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
             .spawn(remember.instrument(info_span!("remember")));
@@ -399,6 +443,7 @@ impl Node {
         let mut opened = false;
         let (store, links) = (Arc::clone(&self.store), Arc::clone(&self.links));
         let (shut, tasks) = (Arc::clone(&self.shut), self.tasks.clone());
+        let out = Arc::clone(&self.out);
         let homes = Arc::clone(&self.homes);
         let upkeep = async move {
             let mut ticks = interval(UPKEEP_EVERY);
@@ -431,6 +476,7 @@ impl Node {
                     },
                     Verdict::Shut(reason) => Some(reason),
                 };
+                let verdict = verdict.or_else(|| read_lock(&out));
                 if verdict.is_none() && !opened {
                     opened = true;
                     if memory == Memory::Lost {
@@ -663,6 +709,10 @@ impl Node {
         &self.homes
     }
 
+    pub(crate) fn consensus_of(&self) -> Arc<dyn Consensus> {
+        Arc::clone(&self.consensus)
+    }
+
     pub(crate) fn consensus(&self) -> &dyn Consensus {
         &*self.consensus
     }
@@ -766,6 +816,12 @@ impl Node {
     /// Brings the gauges up to date, just before a scrape.
     pub fn refresh_metrics(&self) {
         crate::status::refresh_metrics(self);
+    }
+
+    /// Cancelled when the node has to be stopped and started anew, over the same folder: what it wrote, or
+    /// holds, does not count any more and must be put aside before the log is opened.
+    pub fn must_restart(&self) -> &CancellationToken {
+        &self.restart
     }
 
     /// Where HTTP is served.

@@ -1,21 +1,25 @@
 //! What a node is made of before it runs: what its configuration, its files and its log say.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError, TlsSeams};
-use meridian_clock::{Hlc, HlcStart, Timestamp};
+use meridian_clock::{Hlc, HlcStart, RegionId, Timestamp};
 use meridian_conflict::PolicyError;
 use meridian_points::{Bug, planted};
 use meridian_replication::quic::{DelayObserver, EndpointError};
 use meridian_replication::{LinksConfig, Member, Remembered};
-use meridian_store::{OpenError, Recovery, Store, checked_file::CheckedFileError};
+use meridian_store::{
+    Disk, OpenError, Recovery, Store, StrandError, checked_file::CheckedFileError,
+};
 use tracing::{error, info, warn};
 
 use crate::config::{MemberConfig, NodeConfig};
-use crate::control::Foundation;
+use crate::control::{Federation, Foundation};
+use crate::fencing::{forget_replay, must_replay, note_replay, to_strand};
 use crate::gate::Memory;
 use crate::identity::{Identity, IdentityError};
 use crate::seams::{Random, Seams};
@@ -78,6 +82,12 @@ pub enum StartError {
     /// The log cannot be opened.
     #[error("the log cannot be opened")]
     Store(#[from] OpenError),
+    /// What is decided cannot be read.
+    #[error("{0}")]
+    Control(String),
+    /// What does not count any more cannot be put aside.
+    #[error("what does not count any more cannot be put aside")]
+    Strand(#[from] StrandError),
     /// The clock's ceiling cannot be written.
     #[error("the data folder cannot be written")]
     Disk(#[source] io::Error),
@@ -165,6 +175,47 @@ fn read_file(path: &Path) -> Result<Vec<u8>, StartError> {
         path: path.to_owned(),
         source,
     })
+}
+
+/// What was put aside before the log was opened.
+#[derive(Default)]
+pub(super) struct Stranded {
+    /// The fences that it was done for, by their first changes.
+    pub(super) fences: BTreeSet<u64>,
+    /// How many events were put aside now.
+    pub(super) events: u64,
+}
+
+/// Puts aside what `disk` holds beyond the cuts of fences that are open, as far as it knows of them.
+pub(super) fn strand(
+    disk: &Arc<dyn Disk>,
+    me: RegionId,
+) -> Result<(Federation, Stranded), StartError> {
+    let known = crate::control::known(&**disk).map_err(StartError::Control)?;
+    let mut stranded = Stranded::default();
+    let me_out = known.out.contains_key(&me);
+    let noted = must_replay(&**disk).map_err(StartError::Disk)?;
+    if me_out && !noted {
+        note_replay(&**disk).map_err(StartError::Disk)?;
+    }
+    for cuts in to_strand(&known) {
+        for stranded_now in meridian_store::strand(Arc::clone(disk), &cuts)? {
+            warn!(
+                log = %stranded_now.tail.log,
+                from = %stranded_now.first,
+                to = %stranded_now.last,
+                events = stranded_now.events,
+                "events that no other region has are put aside: the region was fenced before they came there"
+            );
+            stranded.events += stranded_now.events;
+        }
+    }
+    if me_out && !noted && stranded.events == 0 {
+        forget_replay(&**disk).map_err(StartError::Disk)?;
+    }
+    let open = known.fences.iter().filter(|fence| fence.opened);
+    stranded.fences = open.map(|fence| fence.change).collect();
+    Ok((known, stranded))
 }
 
 pub(super) fn memory_of(identity: Option<&Identity>, recovery: &Recovery) -> Memory {

@@ -22,9 +22,9 @@ use std::time::Duration;
 use meridian_client::AppendError;
 use meridian_clock::{LogId, Timestamp};
 use meridian_projection::{
-    Answer, CheckError, Checkpoint, Definition, DefinitionError, Doing, Drained, Now, Parked,
-    Place, Query, QueryError, SinkError, SinkKind, Status, TableDiff, check_name, check_postgres,
-    check_sqlite,
+    Answer, CheckError, Checkpoint, Definition, DefinitionError, Doing, Drained, FeedTier, Now,
+    Parked, Place, Query, QueryError, SinkError, SinkKind, Status, TableDiff, check_name,
+    check_postgres, check_sqlite,
 };
 use meridian_replication::link::Marks;
 use meridian_store::Store;
@@ -366,6 +366,30 @@ impl Projections {
     pub fn rebuild(&self, name: &str) -> Result<ProjectionStatus, ProjectionError> {
         self.find(name)?.rebuild()?;
         self.get(name)
+    }
+
+    /// Builds those read models anew that may have read events that do not count any more: all but those of
+    /// the final order. Returns their names.
+    ///
+    /// # Errors
+    /// When that cannot be noted; those before are being built.
+    pub(crate) fn replay(&self) -> Result<Vec<String>, ProjectionError> {
+        let all: Vec<_> = self.lock().values().cloned().collect();
+        let mut replayed = Vec::new();
+        for projection in all {
+            let Some(status) = projection.status() else {
+                continue;
+            };
+            if status.definition.tier == FeedTier::Final {
+                continue;
+            }
+            projection.replay()?;
+            replayed.push(status.definition.name.clone());
+            self.shared
+                .tracker
+                .spawn(async move { projection.publish_first().await });
+        }
+        Ok(replayed)
     }
 
     /// Lets the candidate answer from here on; the one that answered is kept for a rollback.

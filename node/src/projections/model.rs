@@ -328,6 +328,23 @@ impl Projection {
         })
     }
 
+    /// Builds its newest definition's read model anew, in the place of the one that answers: that has read
+    /// events that do not count any more. What it answers begins again with it.
+    ///
+    /// # Errors
+    /// When that cannot be noted.
+    pub(super) fn replay(&self) -> Result<(), ProjectionError> {
+        self.change(|shelf| {
+            if let Some((_, definition)) = shelf.newest() {
+                let definition = definition.clone();
+                shelf.active = Some(shelf.add(definition));
+                shelf.candidate = None;
+                shelf.previous = None;
+                shelf.floor = Floor::default();
+            }
+        })
+    }
+
     fn number(
         &self,
         which: impl Fn(&Shelf) -> Option<u32>,

@@ -25,8 +25,10 @@ use meridian_client::Expected;
 use meridian_clock::LogId;
 use meridian_event::{Block, EventId, NewEvent, RecordedEvent, Revision, StreamId};
 use meridian_points::{Bug, planted, reached};
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
+use utoipa::ToSchema;
 
 pub(crate) use self::identity::{First, keep};
 use self::plan::{Branch, plan};
@@ -55,7 +57,7 @@ pub(crate) struct Tail {
 }
 
 /// How far re-admission is, in events.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Readmission {
     /// All that is to come home.
     pub total: u64,
@@ -87,10 +89,6 @@ struct Came {
 ///
 /// All tails of a log that this region is to bring home belong into one call: an event that was stranded
 /// twice counts once.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "called by whoever reads the stranded place")
-)]
 pub(crate) async fn readmit(
     node: Weak<Node>,
     tails: Vec<Tail>,
@@ -243,7 +241,7 @@ impl Home {
     }
 
     async fn bring(&self, branch: &Branch) -> Result<Came, Unsure> {
-        let (first, has_home) = {
+        let (first, has_home, is_ours) = {
             let node = self.node.upgrade().ok_or(Unsure::Stopping)?;
             let first = First {
                 origin: node.names().of(branch.log.origin),
@@ -251,8 +249,17 @@ impl Home {
                 generation: branch.generation,
             };
             let has_home = node.homes().seat(&branch.first().stream).is_some();
-            (first, has_home)
+            let is_ours = branch.log.origin == node.config().region;
+            (first, has_home, is_ours)
         };
+        if !has_home && !is_ours {
+            // Every region that holds it would write it into its own log; the one whose it is does, once.
+            reached("events of another region were left to it");
+            return Ok(Came {
+                not: branch.events.len() as u64,
+                ..Came::default()
+            });
+        }
         let again = branch.events.iter().map(|event| NewEvent {
             id: self.id(event.id),
             event_type: event.event_type.clone(),

@@ -59,6 +59,7 @@ fn config(folder: &TempDir) -> NodeConfig {
             batch_events_max: 4,
         },
         append_timeout: Duration::from_secs(5),
+        failover_after: None,
         max_offset: Duration::from_millis(500),
         segment_bytes: 1 << 24,
     }

@@ -27,6 +27,7 @@ use tracing::{debug, error};
 use self::promises::Marks;
 use self::recall::{Recall, Repeat};
 use crate::control::Federation;
+use crate::fencing::out_reason;
 use crate::homes::{Homes, Place};
 use crate::identity::FirstWrite;
 use crate::metrics::Metrics;
@@ -75,6 +76,8 @@ pub(crate) struct Sequencer {
 pub(crate) struct Tools {
     pub(crate) log: LogId,
     pub(crate) incarnation: Incarnation,
+    /// Of all that it writes.
+    pub(crate) epoch: Epoch,
     pub(crate) store: Arc<Store>,
     pub(crate) time: Arc<TimeKeeper>,
     pub(crate) homes: Arc<Homes>,
@@ -211,13 +214,14 @@ impl Task {
         // From here on a promise must not reach past what is committed.
         let stamping = self.marks.begin();
         let log = self.tools.log;
-        let mut block = BlockBuilder::new(log, self.tools.incarnation, Epoch::FIRST);
+        let mut block = BlockBuilder::new(log, self.tools.incarnation, self.tools.epoch);
         let mut stamped = head.timestamp;
         let mut waiting = Waiting::new();
         let number = self.submitted_blocks + 1;
         let mut next = Some(first);
         // One for the whole block, but for what stands behind a transfer: by then its decision counts.
         let mut federation = self.tools.homes.federation();
+        let shut = shut.or_else(|| out_reason(&federation, log.origin));
         while let Some(Command { request, answer }) = next {
             if request.stream.is_internal() {
                 federation = self.tools.homes.federation();

@@ -18,8 +18,8 @@ use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
 use meridian_node::session::{Seen, SessionSeal};
 use meridian_node::{
-    ControlStatus, DigestEntry, MoveError, NodeStatus, OrderReason, Projections, StreamHome,
-    Watermarks, WhyError,
+    AtStake, ControlStatus, DigestEntry, FenceReport, MoveError, NodeStatus, OrderReason,
+    Projections, Readmission, RegionStanding, Standing, StreamHome, Watermarks, WhyError,
 };
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -295,6 +295,8 @@ impl Backend for Fake {
                 partitions: Vec::new(),
                 held_back: Vec::new(),
             },
+            at_stake: AtStake::default(),
+            readmission: Readmission::default(),
             control: ControlStatus::default(),
             events: self.events.lock().unwrap().len() as u64,
             refusing: None,
@@ -384,6 +386,39 @@ impl Backend for Fake {
             "busy" => Err(MoveError::Conflict(said)),
             _ => Err(MoveError::Invalid(said)),
         }))
+    }
+
+    fn region_standing(&self, name: &str) -> Result<RegionStanding, MoveError> {
+        match name {
+            "eu-west" => Ok(RegionStanding {
+                region: name.to_owned(),
+                standing: Standing::Fencing,
+                silent_for: Some(Duration::from_millis(1_500)),
+                not_here: 7,
+                waits_for: vec!["us-east".to_owned()],
+            }),
+            _ => Err(MoveError::Invalid("as the test wants it".to_owned())),
+        }
+    }
+
+    fn fence(
+        &self,
+        name: String,
+        force: bool,
+        evict: bool,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<FenceReport, MoveError>> {
+        let said = "as the test wants it".to_owned();
+        let is_busy = name == "busy" && !force && !evict;
+        let standing = match is_busy {
+            true => Err(MoveError::Conflict(said)),
+            false => self.region_standing(&name),
+        };
+        Box::pin(std::future::ready(standing.map(|standing| FenceReport {
+            standing,
+            sealed_after: Some(Duration::from_millis(20)),
+            opened_after: None,
+        })))
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {

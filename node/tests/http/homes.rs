@@ -95,3 +95,33 @@ async fn a_region_is_drained_and_resumed_or_the_answer_says_why_not() {
         }
     }
 }
+
+#[tokio::test]
+async fn a_region_is_fenced_and_shown_or_the_answer_says_why_not() {
+    let served = Served::new().await;
+    let shown = served.get("/v1/regions/eu-west").send().await.unwrap();
+    let standing = json!({
+        "region": "eu-west", "standing": "fencing", "silent_for_ms": 1500, "not_here": 7,
+        "waits_for": ["us-east"],
+    });
+    assert_eq!(json(shown).await, standing);
+    problem(
+        served.get("/v1/regions/nowhere").send().await.unwrap(),
+        400,
+        "invalid",
+    )
+    .await;
+
+    let fence = |region: &str, body: &str| {
+        let path = format!("/v1/regions/{region}/fence");
+        served.post(&path, body.to_owned()).send()
+    };
+    let fenced = json(fence("eu-west", r#"{"force": true}"#).await.unwrap()).await;
+    assert_eq!(fenced["sealed_after_ms"], 20);
+    assert_eq!(fenced["opened_after_ms"], Value::Null);
+    assert_eq!(fenced["standing"], "fencing");
+    problem(fence("busy", "{}").await.unwrap(), 409, "conflict").await;
+    problem(fence("nowhere", "{}").await.unwrap(), 400, "invalid").await;
+    let wrong = fence("eu-west", r#"{"forced": true}"#).await.unwrap();
+    problem(wrong, 400, "invalid").await;
+}

@@ -81,6 +81,7 @@ pub(super) fn node_config(
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),
         max_offset: Duration::from_millis(500),
+        failover_after: None,
         segment_bytes: plan.segment_kib << 10,
     }
 }
