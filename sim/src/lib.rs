@@ -6,6 +6,7 @@
 //! Always true: a run depends on its plan alone. The same plan gives the same hash of everything
 //! that happened, in any process and build.
 
+pub mod fences;
 pub mod gate;
 pub mod history;
 pub mod http;

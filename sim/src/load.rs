@@ -2,6 +2,7 @@
 //! beside it the same through the HTTP door, imports, and followers of all that is written.
 
 pub mod door;
+pub mod fencer;
 pub mod follow;
 pub mod import;
 pub mod mover;
@@ -51,6 +52,8 @@ pub struct Writer {
     pub over: Arc<AtomicBool>,
     /// The last revision of each stream that any client was told of.
     pub known: Arc<Mutex<BTreeMap<StreamId, Revision>>>,
+    /// Whether what was acknowledged may be taken back, with a fence.
+    pub may_strand: bool,
 }
 
 impl Writer {
@@ -157,7 +160,7 @@ impl Writer {
                         _ => None,
                     };
                     if let Some(Some(actual)) = found {
-                        self.learn(&request.stream, actual);
+                        self.learn_end(&request.stream, actual);
                     }
                     break Outcome::Refused {
                         code: error.code(),
@@ -274,6 +277,16 @@ impl Writer {
             read,
             shown,
         });
+    }
+
+    // What a stream's home says of its end. What was known may have been stranded.
+    fn learn_end(&self, stream: &StreamId, revision: Revision) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = known.entry(stream.clone()).or_insert(revision);
+        *last = match self.may_strand {
+            true => revision,
+            false => revision.max(*last),
+        };
     }
 
     fn learn(&self, stream: &StreamId, revision: Revision) {

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
-use crate::storms;
+use crate::{fences, storms};
 
 /// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,6 +31,10 @@ pub struct Plan {
     /// And another one of the `live` tier.
     #[serde(default)]
     pub live_read_models: bool,
+    /// How long a region is silent before the others go on without it by themselves, in
+    /// milliseconds; zero when operators decide that.
+    #[serde(default)]
+    pub failover_ms: u64,
     /// The regions, numbered from 1 in this sequence.
     pub regions: Vec<RegionPlan>,
     /// The network between each two regions.
@@ -348,6 +352,19 @@ pub enum FaultKind {
         /// How long it stays down.
         down_ms: u64,
     },
+    /// An operator takes a region for lost, rightly or not, and has the others go on without it.
+    Fence {
+        /// The region.
+        region: usize,
+        /// Where the operator asks.
+        by: usize,
+        /// Also when fewer than a majority remain.
+        #[serde(default)]
+        force: bool,
+        /// As part of the fence that is under way.
+        #[serde(default)]
+        evict: bool,
+    },
 }
 
 impl FaultKind {
@@ -380,6 +397,7 @@ impl FaultKind {
             Self::CertificateExpires { .. } => "certificate-expires",
             Self::CertificateReplaced { .. } => "certificate-replaced",
             Self::Wipe { .. } => "wipe",
+            Self::Fence { .. } => "fence",
         }
     }
 }
@@ -397,6 +415,7 @@ impl Plan {
             points_percent: 0,
             read_models: false,
             live_read_models: false,
+            failover_ms: 0,
             regions: Vec::new(),
             links: Vec::new(),
             load: LoadPlan {
@@ -426,28 +445,32 @@ impl Plan {
     /// The same among `count` regions, two to five, with a good network between each two.
     #[must_use]
     pub fn among(mut self, count: usize) -> Self {
+        self.regions.clear();
+        self.links.clear();
+        self.widen(count.max(2));
+        self
+    }
+
+    /// Puts more regions beside those that are there, until there are `count`.
+    pub(crate) fn widen(&mut self, count: usize) {
         let names = ["us-east", "eu-west", "ap-south", "sa-east", "af-south"];
-        let names = names.into_iter().take(count.max(2));
-        self.regions = names
-            .map(|name| RegionPlan {
+        let there = self.regions.len();
+        for (b, name) in names.into_iter().enumerate().take(count).skip(there) {
+            self.regions.push(RegionPlan {
                 name: name.to_owned(),
                 skew_ms: 0,
                 drift_ppm: 0,
                 commit_us: (500, 2000),
-            })
-            .collect();
-        let pairs = (0..self.regions.len()).flat_map(|b| (0..b).map(move |a| (a, b)));
-        self.links = pairs
-            .map(|(a, b)| LinkPlan {
+            });
+            self.links.extend((0..b).map(|a| LinkPlan {
                 a,
                 b,
                 latency_ms: 20,
                 loss_ppm: 0,
                 duplicate_ppm: 0,
                 reorder_ppm: 0,
-            })
-            .collect();
-        self
+            }));
+        }
     }
 
     /// What speed is measured with: three regions, a few thousand events and one fault of each kind
@@ -567,12 +590,19 @@ impl Plan {
         let jumps = |fault: &Fault| matches!(fault.kind, FaultKind::ClockJump { by_ms, .. } if by_ms > 3_000);
         let drains = Rng::part(seed, "drains").below(2) == 0;
         plan.load.drains = drains && !plan.faults.iter().any(jumps);
+        fences::draw(&mut plan);
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.
             plan.heal_ms *= 3;
         }
         plan
+    }
+
+    /// Whether a region may be put out.
+    pub fn has_fences(&self) -> bool {
+        let is_fence = |fault: &Fault| matches!(fault.kind, FaultKind::Fence { .. });
+        self.failover_ms > 0 || self.faults.iter().any(is_fence)
     }
 
     fn draw_fault(rng: &mut Rng, regions: usize) -> FaultKind {

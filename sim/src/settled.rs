@@ -10,6 +10,7 @@ use meridian_node::Node;
 use serde::Serialize;
 
 use crate::history::{Call, Outcome};
+use crate::world::generation;
 
 /// How many events are read at once; a reader that is behind catches up over several looks.
 const PAGE_EVENTS: u32 = 500;
@@ -50,8 +51,8 @@ struct Marks {
     finals: Vec<Timestamp>,
 }
 
-/// For each log and position, the highest timestamp that was believed to be complete with it.
-pub type Believed = BTreeMap<LogId, BTreeMap<Position, Timestamp>>;
+/// For each log, generation and position, the highest timestamp that was believed to be complete with it.
+pub type Believed = BTreeMap<(LogId, usize), BTreeMap<Position, Timestamp>>;
 
 /// What was seen of the settled order in all regions.
 #[derive(Clone, Debug, Default)]
@@ -76,8 +77,10 @@ impl Settled {
             finals: marks.finals.clone(),
         };
         for (log, promise) in promises {
+            // What is promised of a generation that a fence has ended says nothing of the next one.
+            let generation = generation(node.store().head(log).epoch);
             let believe = |believed: &mut Believed, through: Timestamp| {
-                let complete = believed.entry(log).or_default();
+                let complete = believed.entry((log, generation)).or_default();
                 let before = complete.entry(promise.position).or_default();
                 *before = through.max(*before);
             };
@@ -144,6 +147,13 @@ impl Settled {
         self.regions.entry(index).or_default().stable = Feed::default();
     }
 
+    /// A region stranded what a fence had cut off. What it showed as stable while it knew of nothing does
+    /// not count; what was final does, like everywhere.
+    pub fn stranded(&mut self, index: usize) {
+        let region = self.regions.entry(index).or_default();
+        region.stable = region.finals.clone();
+    }
+
     /// What was read in each region of one tier, by index.
     pub fn feeds(&self, tier: SettledTier) -> impl Iterator<Item = (usize, &Feed)> {
         self.regions.iter().map(move |(index, region)| match tier {
@@ -177,11 +187,17 @@ impl Settled {
         }
     }
 
-    /// What some node took for complete. What a region believed of its own log and nobody had heard does
+    /// What some node took for complete in one generation of a log. What a region believed of its own log and nobody had heard does
     /// not count where that was `lost` with its disk, unless its readers were shown the order by it.
-    pub fn promised(&self, log: LogId, lost: bool) -> BTreeMap<Position, Timestamp> {
-        let mut promised = self.promised.get(&log).cloned().unwrap_or_default();
-        let own = self.own.get(&log).filter(|_| !lost);
+    pub fn promised(
+        &self,
+        log: LogId,
+        generation: usize,
+        lost: bool,
+    ) -> BTreeMap<Position, Timestamp> {
+        let key = (log, generation);
+        let mut promised = self.promised.get(&key).cloned().unwrap_or_default();
+        let own = self.own.get(&key).filter(|_| !lost);
         for (position, timestamp) in own.into_iter().flatten() {
             let through = promised.entry(*position).or_default();
             *through = (*through).max(*timestamp);

@@ -1,9 +1,11 @@
 //! What operators ask of fences: to put a lost region out, and how a region stands.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_clock::RegionId;
+use meridian_clock::{LogId, RegionId};
+use meridian_store::Generations;
 use tokio::time::{Instant, timeout_at};
 
 use crate::Node;
@@ -54,7 +56,40 @@ pub struct FenceReport {
     pub opened_after: Option<Duration>,
 }
 
+/// A fence, as far as one node knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FenceStanding {
+    /// The number of the decision that began it.
+    pub change: u64,
+    /// The regions that it puts out.
+    pub regions: BTreeSet<RegionId>,
+    /// Whether those who remain go on without them.
+    pub opened: bool,
+}
+
 impl Node {
+    /// The regions that are counted on now; none before the federation is founded.
+    pub fn members(&self) -> BTreeSet<RegionId> {
+        self.homes().federation().members()
+    }
+
+    /// Where the generations of `log` ended.
+    pub fn generations(&self, log: LogId) -> Generations {
+        self.homes().federation().generations(log)
+    }
+
+    /// All fences there ever were, the first one first.
+    pub fn fences(&self) -> Vec<FenceStanding> {
+        let federation = self.homes().federation();
+        let fences = federation.fences.iter();
+        let stand = |fence: &Fence| FenceStanding {
+            change: fence.change,
+            regions: fence.regions.keys().copied().collect(),
+            opened: fence.opened,
+        };
+        fences.map(stand).collect()
+    }
+
     /// How the region called `name` stands.
     ///
     /// # Errors

@@ -27,7 +27,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-pub use self::asked::{FenceReport, RegionStanding, Standing};
+pub use self::asked::{FenceReport, FenceStanding, RegionStanding, Standing};
 pub(crate) use self::home_coming::{come_home, forget_replay, must_replay, note_replay};
 use crate::control::fence::{Fence, Prefixes};
 use crate::control::{Command, Consensus, Federation, Outcome};

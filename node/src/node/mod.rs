@@ -160,7 +160,6 @@ impl Node {
             hlc.start_above(returned.above);
         }
         let time = Arc::new(TimeKeeper::new(Arc::clone(&hlc), Arc::clone(&disk)));
-        time.keep_ahead().map_err(StartError::Disk)?;
 
         let listen = |door, addr| move |source| StartError::Listen { door, addr, source };
         let socket = seams
@@ -182,6 +181,9 @@ impl Node {
         let http_addr = http
             .local_addr()
             .map_err(listen("HTTP", config.listen_http))?;
+        // Each life begins above the ceiling of the one before. One that cannot listen is tried again and
+        // again, and must not push it further each time.
+        time.keep_ahead().map_err(StartError::Disk)?;
 
         let names = config
             .members

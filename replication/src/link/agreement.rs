@@ -130,6 +130,13 @@ impl Agreements {
         }
     }
 
+    /// What any peer said of places ahead of us is dropped: each will say where it is once more.
+    pub fn forget_all(&mut self) {
+        for partition in self.partitions.values_mut() {
+            partition.ahead.clear();
+        }
+    }
+
     /// What to tell peers.
     pub fn said(&self) -> Vec<Agreed> {
         self.partitions

@@ -53,6 +53,16 @@ fn offers(generations: &Generations, head: &Head, held: Position) -> bool {
     }
 }
 
+// How much of a copy that ends at `head` counts.
+fn counted(generations: &Generations, head: &Head) -> Position {
+    let generation = head.epoch.major.saturating_sub(Epoch::FIRST.major);
+    let generation = usize::try_from(generation).unwrap_or(usize::MAX);
+    match generations.cuts.get(generation) {
+        Some(cut) => head.position.min(*cut),
+        None => head.position,
+    }
+}
+
 /// More than stamps can rise by counting between two promises: a millisecond is four million counts.
 const COUNTED: Duration = Duration::from_millis(10);
 
@@ -154,6 +164,8 @@ pub(crate) struct State {
     was_skewed: bool,
     // Of the logs of regions that were ever fenced.
     generations: BTreeMap<LogId, Generations>,
+    // We were put out, and have not stranded yet what does not count any more.
+    put_out: bool,
 }
 
 pub(crate) struct Shared {
@@ -224,8 +236,8 @@ impl Shared {
         if let Some(counted) = counted {
             watermarks.set_members(start, version, &counted);
         }
-        if let Some(why) = stopped {
-            watermarks.stop_all(&why);
+        if let Some(why) = &stopped {
+            watermarks.stop_all(why);
         }
         watermarks.handle_fulfilled(start, promises.fulfilled().into_values());
         // Which decisions they were made under was not kept; no more than are known now.
@@ -261,6 +273,7 @@ impl Shared {
             far_ahead: BTreeSet::new(),
             was_skewed: false,
             generations,
+            put_out: stopped.is_some(),
         };
         // From a microsecond to a day, to two digits.
         let delays = Histogram::new_with_bounds(1, 86_400_000_000, 2)
@@ -520,13 +533,15 @@ impl Shared {
         let ours = self.heads();
         let now = self.now();
         let mut state = self.lock();
-        for head in &mut vector.heads {
+        // What the peer holds of what counts, and what there is to ask it for.
+        let mut offered = vector.heads.clone();
+        for (head, offered) in vector.heads.iter_mut().zip(&mut offered) {
             if let Some(generations) = state.generations.get(&head.log) {
                 let held = Head::from(self.store.head(head.log));
-                // What does not count any more is no reason to ask for it, nor to wait for it.
                 if !offers(generations, head, held.position) {
-                    *head = held;
+                    *offered = held;
                 }
+                head.position = counted(generations, head);
             }
         }
         let Some(known) = state.peers.get_mut(&peer) else {
@@ -565,7 +580,7 @@ impl Shared {
         state.vectors.insert(peer, said);
         self.publish_seen(&mut state, peer);
         if is_source {
-            let actions = state.puller.handle_vector(now, peer, &vector.heads, &ours);
+            let actions = state.puller.handle_vector(now, peer, &offered, &ours);
             self.carry_out(&mut state, actions);
         }
     }
@@ -617,7 +632,11 @@ impl Shared {
         let state = self.lock();
         AgreementUnder {
             under: state.watermarks.under(),
-            agreed: state.agreements.said(),
+            // What we settled before we heard of our fence, nobody has to agree with.
+            agreed: match state.put_out {
+                true => Vec::new(),
+                false => state.agreements.said(),
+            },
         }
     }
 
@@ -709,6 +728,11 @@ impl Shared {
         state.generations.clone_from(&membership.generations);
         if let Some(why) = &membership.stopped {
             state.watermarks.stop_all(why);
+            state.put_out = true;
+        }
+        if membership.version > state.watermarks.under() {
+            // It was said under earlier decisions: some of it may not count any more.
+            state.agreements.forget_all();
         }
         if let Some(counted) = &membership.counted
             && state
@@ -737,7 +761,7 @@ impl Shared {
     /// A peer said what it came to.
     pub(crate) fn agreed_elsewhere(&self, peer: RegionId, agreement: &AgreementUnder) {
         let mut state = self.lock();
-        if agreement.under != state.watermarks.under() {
+        if state.put_out || agreement.under != state.watermarks.under() {
             return;
         }
         for agreed in &agreement.agreed {

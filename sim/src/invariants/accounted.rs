@@ -1,6 +1,9 @@
-//! `accounted`: what is in the logs was asked for, as it was asked; what was refused is not there.
+//! `accounted`: what is in the logs was asked for, as it was asked; what was refused is not there. What a
+//! fence cut off is in exactly one of its stream and a conflict record.
 
 use std::collections::BTreeMap;
+
+use meridian_event::EventId;
 
 use super::Evidence;
 use crate::history::Outcome;
@@ -10,7 +13,9 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let mut broken = Vec::new();
     let mut asked = BTreeMap::new();
     for (number, call) in evidence.calls.iter().enumerate() {
-        let there = call.ids.iter().filter(|id| found.contains_key(id)).count();
+        // What was put aside was written, too.
+        let is_there = |id: &&EventId| found.contains_key(id) || evidence.stranded.contains_key(id);
+        let there = call.ids.iter().filter(is_there).count();
         if let Outcome::Refused { code, why, .. } = &call.outcome
             && there > 0
         {
@@ -43,5 +48,34 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             }
         }
     }
+    broken.extend(homeless(evidence, asked.keys()));
+    broken
+}
+
+// Events that are nowhere any more though they were written, or in two places.
+fn homeless<'a>(evidence: &Evidence, asked: impl Iterator<Item = &'a EventId>) -> Vec<String> {
+    let found = evidence.by_id();
+    let mut broken = Vec::new();
+    for id in asked {
+        let in_stream = found.contains_key(id);
+        let records = evidence.in_conflict.get(id).copied().unwrap_or_default();
+        if records > 1 || (in_stream && records > 0) {
+            let place = if in_stream { "its stream" } else { "no stream" };
+            broken.push(format!(
+                "{id} is in {place} and in {records} conflict records"
+            ));
+        }
+        let stranded = evidence.stranded.get(id);
+        if let Some(stranded) = stranded.filter(|it| it.kept)
+            && !in_stream
+            && records == 0
+        {
+            broken.push(format!(
+                "{id} was stranded at {:?} and is in no stream and no conflict record",
+                stranded.dots
+            ));
+        }
+    }
+    broken.truncate(5);
     broken
 }

@@ -23,7 +23,17 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
                 && evidence.forgiven.iter().any(|lost| {
                     lost.log == log && dot.position > lost.after && call.invoked < lost.before
                 });
-            if !may_be_lost {
+            // A fence may cut off what nobody held who remained; it is set aside then, unless its disk was
+            // lost before.
+            let held_by = match call.durability {
+                Durability::All => usize::MAX,
+                level => level.regions(0),
+            };
+            let is_kept = evidence.in_conflict.contains_key(id)
+                || (call.durability == Durability::Region
+                    && evidence.stranded.get(id).is_some_and(|it| !it.kept));
+            let may_be_stranded = is_kept && evidence.may_be_stranded(dot.origin, held_by);
+            if !may_be_lost && !may_be_stranded {
                 broken.push(format!(
                     "call {number} on {}, answered at {:?}, was acknowledged at {} (asked for {}) as \
                      {dot:?}, and {id} is gone",

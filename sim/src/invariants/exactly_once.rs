@@ -69,8 +69,8 @@ fn live() -> Definition {
     definition
 }
 
-/// Reads a node's read model of `projection` in `folder`.
-pub fn read(name: &str, projection: &str, folder: &Path) -> ReadModel {
+/// Reads a node's read model of `projection` in `folder`, the one of that number.
+pub fn read(name: &str, projection: &str, number: u32, folder: &Path) -> ReadModel {
     let query = Query {
         sql: "SELECT stream, events, digest FROM streams ORDER BY stream".to_owned(),
         params: serde_json::Map::new(),
@@ -81,7 +81,7 @@ pub fn read(name: &str, projection: &str, folder: &Path) -> ReadModel {
         ..Limits::default()
     };
     let never: Now = Arc::new(|| Duration::ZERO);
-    let file = folder.join(projection).join("model-1.db");
+    let file = folder.join(projection).join(format!("model-{number}.db"));
     let answer = query.ask(&file, limits, &never);
     ReadModel {
         name: name.to_owned(),

@@ -12,7 +12,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         }
     }
     for repeated in &evidence.repeated {
-        if !evidence.may_be_lost(repeated.dot, repeated.written) {
+        if !evidence.may_be_gone(repeated.dot, repeated.written) {
             broken.push(repeated.what.clone());
         }
     }

@@ -137,9 +137,18 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             lost.insert(&event.stream);
         }
     }
+    // A home that has not heard of its fence goes on as one, and without leases nobody can help it. What
+    // it wrote is stranded; what it read, or refused, tells nothing.
+    let stale = |at: Duration| {
+        let mut unaware = evidence.unaware.iter();
+        unaware.any(|it| it.from <= at && at <= it.until)
+    };
     for call in &evidence.calls {
         if call.stream.category() == SHARED {
             continue;
+        }
+        if call.ids.iter().any(|id| evidence.stranded.contains_key(id)) {
+            lost.insert(&call.stream);
         }
         let count = call.ids.len() as u64;
         let there = call.ids.first().and_then(|id| found.get(id));
@@ -163,6 +172,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
                 Some(events) => append(events[0].revision),
                 None => continue,
             },
+            Outcome::Refused { .. } if call.returned.is_some_and(stale) => continue,
             Outcome::Refused {
                 found: Some(actual),
                 ..
@@ -180,7 +190,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             returned: call.returned.filter(|_| answered),
         });
     }
-    for read in &evidence.reads {
+    let reads = evidence.reads.iter().filter(|it| !stale(it.returned));
+    for read in reads.clone() {
         streams.entry(&read.stream).or_default().push(Step {
             did: Did::Read {
                 end: end_after(read.last.map(|(revision, _)| revision)),
@@ -189,7 +200,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             returned: Some(read.returned),
         });
     }
-    for read in &evidence.reads {
+    for read in reads {
         if let Some((revision, id)) = read.last
             && !lost.contains(&read.stream)
             && at.get(&(&read.stream, revision)) != Some(&id)

@@ -11,18 +11,21 @@ pub mod exactly_once;
 mod idempotent;
 mod identical;
 mod linearizable;
+mod one_home;
 mod promised;
 mod revisions;
 mod rising;
 mod same_order;
+mod sealed;
 mod session;
 mod watermark;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use meridian_clock::{Dot, LogId, Position};
+use meridian_clock::{Dot, LogId, Position, RegionId};
 use meridian_event::{Block, EventId, RecordedEvent};
+use meridian_store::Generations;
 
 use crate::history::{Call, Read, Repeated, Seen};
 use crate::settled::Settled;
@@ -48,6 +51,25 @@ pub struct Forgiven {
     pub before: Duration,
 }
 
+/// An event that a fence cut off, as it was put aside.
+#[derive(Clone, Debug, Default)]
+pub struct Stranded {
+    /// Where it was; in two regions' files it is the same place.
+    pub dots: BTreeSet<Dot>,
+    /// Whether a file still has it.
+    pub kept: bool,
+}
+
+/// A time in which a region may have gone on as a home though others had taken over: it had not heard of
+/// its fence.
+#[derive(Clone, Copy, Debug)]
+pub struct Unaware {
+    /// Since when.
+    pub from: Duration,
+    /// Until when.
+    pub until: Duration,
+}
+
 /// All that is known after a run.
 pub struct Evidence {
     /// What clients did and were told.
@@ -70,6 +92,16 @@ pub struct Evidence {
     pub repeated: Vec<Repeated>,
     /// What the nodes' read models hold.
     pub read_models: Vec<exactly_once::ReadModel>,
+    /// What was put aside in any region, or had been when its disk was lost.
+    pub stranded: BTreeMap<EventId, Stranded>,
+    /// How often each event stands in conflict records.
+    pub in_conflict: BTreeMap<EventId, usize>,
+    /// Where the generations of each log ended.
+    pub generations: BTreeMap<LogId, Generations>,
+    /// The regions that each fence put out.
+    pub fenced: Vec<BTreeSet<RegionId>>,
+    /// When regions did not know of their fences.
+    pub unaware: Vec<Unaware>,
 }
 
 impl Evidence {
@@ -79,6 +111,20 @@ impl Evidence {
         self.forgiven
             .iter()
             .any(|lost| lost.log == dot.log() && dot.position > lost.after && written < lost.before)
+    }
+
+    /// Whether an event that was answered at `written` may not be there, or elsewhere: it was lost with its
+    /// region's disk, or a fence cut it off.
+    pub fn may_be_gone(&self, dot: Dot, written: Duration) -> bool {
+        self.may_be_lost(dot, written) || self.stranded.values().any(|it| it.dots.contains(&dot))
+    }
+
+    /// Whether a fence may have cut off an event of `origin` that so many regions held: all of them were
+    /// put out by it, or lost their disks.
+    pub fn may_be_stranded(&self, origin: RegionId, held_by: usize) -> bool {
+        let wiped = usize::from(!self.forgiven.is_empty());
+        let mut fenced = self.fenced.iter();
+        fenced.any(|regions| regions.contains(&origin) && regions.len() + wiped >= held_by)
     }
 
     /// Each event of the first node, by its id, with how often it is there.
@@ -96,12 +142,14 @@ impl Evidence {
 /// Everything that is broken, each with the name of the invariant in front.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     type Check = fn(&Evidence) -> Vec<String>;
-    let all: [(&str, Check); 14] = [
+    let all: [(&str, Check); 16] = [
         ("dense", dense::check),
         ("identical", identical::check),
         ("durable", durable::check),
         ("accounted", accounted::check),
         ("rising", rising::check),
+        ("sealed", sealed::check),
+        ("one-home", one_home::check),
         ("revisions", revisions::check),
         ("revisions", linearizable::check),
         ("idempotent", idempotent::check),

@@ -55,8 +55,8 @@ fn answered_as_recorded(evidence: &Evidence) -> Vec<String> {
         let Some(events) = call.ids.first().and_then(|id| found.get(id)) else {
             continue;
         };
-        // Written, lost with the only disk that held it, and written again by a late copy of the request.
-        if (appended.dots.first()).is_some_and(|dot| evidence.may_be_lost(*dot, call.invoked)) {
+        // Written, lost with the only disk that held it or cut off by a fence, and written again.
+        if (appended.dots.first()).is_some_and(|dot| evidence.may_be_gone(*dot, call.invoked)) {
             continue;
         }
         let revision = events[0].revision;

@@ -143,7 +143,7 @@ impl HttpWriter {
                 Answer::Refused { .. } if in_doubt => break Outcome::Unknown,
                 Answer::Refused { code, why, actual } => {
                     if let Some(actual) = actual {
-                        self.writer.learn(&request.stream, actual);
+                        self.writer.learn_end(&request.stream, actual);
                     }
                     let is_for_that = code == "wrong_expected_revision";
                     let found = is_for_that.then_some(actual);

@@ -3,7 +3,7 @@
 //! Each keeps the cursor of the last message and comes back with it whatever broke. What it was sent
 //! is compared as it comes, and in the end, with what it must be sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,10 +25,47 @@ const SILENT_FOR_MAX: Duration = Duration::from_secs(12);
 #[derive(Clone, Default)]
 pub struct Seen(Arc<Mutex<Inner>>);
 
+/// A log, by the name of its origin and its partition.
+pub type LogName = (String, u16);
+
+/// What tells an event from another one at the same place: its id and its stamp. An event that was
+/// stranded may be written anew under its id.
+pub type Written = (String, String);
+
 #[derive(Default)]
 struct Inner {
-    // Of each log, named by origin and partition, the positions that were sent in this life.
-    logs: BTreeMap<(String, u16), BTreeMap<u64, u64>>,
+    // Of each log, what was sent at each position in this life.
+    logs: BTreeMap<LogName, BTreeMap<u64, Written>>,
+}
+
+/// Where the logs of one region's node went back to when it stranded what a fence had cut off: other
+/// events come after that. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Rewinds(Arc<Mutex<Noted>>);
+
+#[derive(Default)]
+struct Noted {
+    cuts: BTreeSet<(LogName, u64)>,
+    count: usize,
+}
+
+impl Rewinds {
+    /// Notes that a log ends at `cut` again.
+    pub fn note(&self, log: LogName, cut: u64) {
+        let mut rewinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rewinds.cuts.insert((log, cut));
+        rewinds.count += 1;
+    }
+
+    /// How many were noted.
+    pub fn count(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).count
+    }
+
+    fn has(&self, log: &LogName, cut: u64) -> bool {
+        let rewinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        rewinds.cuts.contains(&(log.clone(), cut))
+    }
 }
 
 impl Seen {
@@ -36,33 +73,46 @@ impl Seen {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first thing that is missing of the logs that end at `heads`.
-    pub fn missing(&self, heads: &[((String, u16), u64)]) -> Option<String> {
+    /// The first thing that is missing of what the logs hold.
+    pub fn missing(&self, held: &BTreeMap<LogName, Vec<Written>>) -> Option<String> {
         let inner = self.lock();
         let none = BTreeMap::new();
-        heads.iter().find_map(|((origin, partition), head)| {
-            let seen = inner.logs.get(&(origin.clone(), *partition));
-            let seen = seen.unwrap_or(&none);
-            let missing = (1..=*head).find(|position| !seen.contains_key(position))?;
-            Some(format!("{origin}/{partition}/{missing} of {head}"))
+        held.iter().find_map(|(log, events)| {
+            let seen = inner.logs.get(log).unwrap_or(&none);
+            let mut numbered = (1_u64..).zip(events);
+            let missing = numbered.find(|(position, event)| seen.get(position) != Some(event))?;
+            let (origin, partition) = log;
+            Some(format!(
+                "{origin}/{partition}/{} of {}",
+                missing.0,
+                events.len()
+            ))
         })
     }
 
     // Takes one event; what is wrong with it.
-    fn take(&self, event: &Event) -> Result<(), String> {
+    fn take(&self, event: &Event, rewinds: &Rewinds) -> Result<(), String> {
         let mut inner = self.lock();
         let log = (event.origin.clone(), event.partition);
-        let seen = inner.logs.entry(log).or_default();
-        let last = seen.last_key_value().map_or(0, |(position, _)| *position);
-        let times = seen.entry(event.position).or_default();
-        *times += 1;
+        let written = (event.id.clone(), event.timestamp.clone());
         let place = format!("{}/{}/{}", event.origin, event.partition, event.position);
-        if *times > 1 {
-            return Err(format!("{place} was sent {times} times"));
-        }
-        if event.position != last + 1 {
+        let seen = inner.logs.entry(log.clone()).or_default();
+        let last = seen.last_key_value().map_or(0, |(position, _)| *position);
+        if let Some(before) = seen.get(&event.position) {
+            if *before == written {
+                return Err(format!("{place} was sent again"));
+            }
+            if !rewinds.has(&log, event.position - 1) {
+                return Err(format!(
+                    "{place} was sent as {before:?} and then as {written:?}"
+                ));
+            }
+            seen.split_off(&event.position);
+        } else if event.position != last + 1 {
+            seen.insert(event.position, written);
             return Err(format!("{place} was sent after {last}"));
         }
+        seen.insert(event.position, written);
         Ok(())
     }
 }
@@ -73,6 +123,10 @@ pub(super) struct Event {
     pub(super) origin: String,
     pub(super) partition: u16,
     pub(super) position: u64,
+    #[serde(default)]
+    pub(super) id: String,
+    #[serde(default)]
+    pub(super) timestamp: String,
 }
 
 /// One application that follows one region.
@@ -98,6 +152,8 @@ pub struct Source {
     pub addr: SocketAddr,
     /// Raised when the node loses its data folder: its cursors end with it.
     pub lives: Arc<AtomicU64>,
+    /// Where the node's logs went back.
+    pub rewinds: Rewinds,
 }
 
 /// How far a reader is in a source.
@@ -129,7 +185,8 @@ impl Source {
     /// One event was sent; what is wrong with that.
     pub(super) fn sent(&self, seen: &Seen, event: &Event) -> Result<(), String> {
         let region = &self.region;
-        seen.take(event).map_err(|what| format!("{region}: {what}"))
+        let taken = seen.take(event, &self.rewinds);
+        taken.map_err(|what| format!("{region}: {what}"))
     }
 }
 
@@ -215,24 +272,51 @@ impl Follower {
 mod tests {
     use super::*;
 
-    fn event(position: u64) -> Event {
+    fn event(position: u64, id: &str) -> Event {
         Event {
             origin: "a".to_owned(),
             partition: 0,
             position,
+            id: id.to_owned(),
+            timestamp: String::new(),
         }
+    }
+
+    fn held(ids: [&str; 3]) -> BTreeMap<LogName, Vec<Written>> {
+        let events = ids.map(|id| (id.to_owned(), String::new()));
+        BTreeMap::from([(("a".to_owned(), 0), events.to_vec())])
     }
 
     #[test]
     fn a_repeated_a_skipped_and_a_missing_event_are_seen() {
-        let seen = Seen::default();
-        let heads = [(("a".to_owned(), 0), 3)];
-        assert_eq!(seen.take(&event(1)), Ok(()));
-        assert_eq!(seen.missing(&heads).as_deref(), Some("a/0/2 of 3"));
-        assert!(seen.take(&event(1)).is_err());
-        assert!(seen.take(&event(3)).is_err());
-        assert_eq!(seen.missing(&heads).as_deref(), Some("a/0/2 of 3"));
-        assert!(seen.take(&event(2)).is_err());
-        assert_eq!(seen.missing(&heads), None);
+        let (seen, never) = (Seen::default(), Rewinds::default());
+        let held = held(["x", "y", "z"]);
+        assert_eq!(seen.take(&event(1, "x"), &never), Ok(()));
+        assert_eq!(seen.missing(&held).as_deref(), Some("a/0/2 of 3"));
+        assert!(seen.take(&event(1, "x"), &never).is_err());
+        assert!(seen.take(&event(1, "v"), &never).is_err());
+        assert!(seen.take(&event(3, "z"), &never).is_err());
+        assert_eq!(seen.missing(&held).as_deref(), Some("a/0/2 of 3"));
+        assert!(seen.take(&event(2, "y"), &never).is_err());
+    }
+
+    #[test]
+    fn other_events_come_after_the_place_that_a_log_went_back_to() {
+        let (seen, rewinds) = (Seen::default(), Rewinds::default());
+        for (position, id) in (1..).zip(["x", "y", "z"]) {
+            assert_eq!(seen.take(&event(position, id), &rewinds), Ok(()));
+        }
+        rewinds.note(("a".to_owned(), 0), 1);
+        assert_eq!(seen.take(&event(2, "w"), &rewinds), Ok(()));
+        assert_eq!(
+            seen.missing(&held(["x", "w", "z"])).as_deref(),
+            Some("a/0/3 of 3")
+        );
+        assert_eq!(seen.take(&event(3, "y"), &rewinds), Ok(()));
+        assert!(
+            seen.take(&event(3, "z"), &rewinds).is_err(),
+            "it did not go back there"
+        );
+        assert_eq!(seen.missing(&held(["x", "w", "y"])), None);
     }
 }

@@ -19,6 +19,7 @@ use super::{FEDERATION, QUIC_PORT, node_ip, region_id};
 use crate::history::{Call, History, Outcome};
 use crate::load::Writer;
 use crate::load::door::HttpWriter;
+use crate::load::fencer::{Fencer, Orders};
 use crate::load::follow::{Follower, Seen, Source};
 use crate::load::import::ImportLane;
 use crate::load::mover::Mover;
@@ -42,6 +43,7 @@ pub(super) struct Application {
     pub(super) source: Source,
     pub(super) followed: Vec<Seen>,
     pub(super) known: Arc<Mutex<BTreeMap<StreamId, Revision>>>,
+    pub(super) orders: Orders,
 }
 
 impl Application {
@@ -105,6 +107,7 @@ impl Application {
             trace: self.trace.clone(),
             over: Arc::clone(&self.over),
             known: Arc::clone(&self.known),
+            may_strand: self.plan.has_fences(),
         };
         let mut writers = Vec::new();
         for _ in 0..self.plan.load.writers {
@@ -128,6 +131,16 @@ impl Application {
                 over: Arc::clone(&self.over),
             };
             writers.push(tokio::spawn(mover.run()));
+        }
+        if self.plan.has_fences() {
+            let fencer = Fencer {
+                orders: self.orders.clone(),
+                rng: Rng::part(self.plan.seed, &format!("fencer {}", self.index)),
+                source: self.source.clone(),
+                trace: self.trace.clone(),
+                over: Arc::clone(&self.over),
+            };
+            tokio::spawn(fencer.run());
         }
         for _ in 0..self.plan.load.http_writers {
             let http = HttpWriter {

@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use meridian_store::{Disk, LogOffset};
 
+use super::fences::stranded_on;
 use super::network::Trouble;
 use super::{World, client_ip, node_ip, region_id};
 use crate::invariants::Forgiven;
+use crate::load::fencer::Order;
 use crate::plan::FaultKind;
 use crate::world::story::What;
 
@@ -270,6 +272,16 @@ impl World {
                 self.after(for_ms, Act::Certify(region));
             }
             FaultKind::CertificateReplaced { region } => self.certify(region, false),
+            FaultKind::Fence {
+                region,
+                by,
+                force,
+                evict,
+            } => self.orders[by].give(Order {
+                region: self.machines[region].name.clone(),
+                force,
+                evict,
+            }),
             FaultKind::Wipe { region, down_ms } => {
                 self.forgive(region);
                 self.settled.lost(region);
@@ -399,6 +411,9 @@ impl World {
                 before: self.sim.elapsed(),
             });
         }
+        // And what it had stranded.
+        let stranded = stranded_on(&self.machines[region].disk());
+        self.stranded_lost.extend(stranded);
     }
 
     // Flips a bit in a block of the older half of a disk, which all others hold.

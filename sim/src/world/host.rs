@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::mem;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use meridian_clock::{LogId, Position};
+use meridian_clock::LogId;
 use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Network, Random, Seams};
-use meridian_node::{Identity, Node};
+use meridian_node::{Identity, Node, StartError};
 use meridian_projection::Definition;
 use meridian_store::{Lanes, SimDisk, Store};
 use tempfile::TempDir;
@@ -23,7 +23,8 @@ use super::cryptography;
 use super::network::SimNetwork;
 use super::story::What;
 use super::trace::Trace;
-use super::witness;
+use super::witness::{self, Mark};
+use crate::load::follow::Rewinds;
 use crate::rng::Rng;
 
 /// A machine and what is wrong with it now.
@@ -42,6 +43,10 @@ pub struct Machine {
     pub paused: AtomicBool,
     /// How often it was given an empty disk.
     pub lives: Arc<AtomicU64>,
+    /// How often a node began to run on it.
+    pub runs: AtomicU64,
+    /// Where its logs went back to, when it stranded what a fence had cut off.
+    pub rewinds: Rewinds,
     /// How long a commit takes, in microseconds.
     pub commit_us: (u64, u64),
     /// Tells the node to stop in order.
@@ -69,7 +74,7 @@ struct Changing {
     // Whether its first disk was made ready for a new region, as an operator does.
     prepared: bool,
     // How far each log was reported as committed from this disk.
-    reported: BTreeMap<LogId, Position>,
+    reported: BTreeMap<LogId, Mark>,
     lost: Vec<String>,
 }
 
@@ -126,6 +131,8 @@ impl Machine {
             slow: AtomicU64::new(1),
             paused: AtomicBool::new(false),
             lives: Arc::default(),
+            runs: AtomicU64::new(0),
+            rewinds: Rewinds::default(),
             commit_us: parts.commit_us,
             stop: Notify::new(),
             stopped: AtomicBool::new(false),
@@ -180,7 +187,7 @@ impl Machine {
         let mut changing = self.changing();
         for head in heads {
             let reported = changing.reported.entry(head.log).or_default();
-            *reported = head.position.max(*reported);
+            *reported = Mark::of(&head).max(*reported);
         }
     }
 
@@ -189,14 +196,22 @@ impl Machine {
         self.changing().lost.clone()
     }
 
-    fn compare_with_committed(&self, node: &Node) {
-        let heads = node.store().heads().into_iter();
-        let found = heads.map(|head| (head.log, head.position)).collect();
+    // Whether a log went back to the cut of a fence.
+    fn compare_with_committed(&self, node: &Node) -> bool {
+        let heads = node.store().heads();
+        let found = heads.iter().map(|head| (head.log, Mark::of(head)));
+        let found: BTreeMap<_, _> = found.collect();
         let mut changing = self.changing();
-        let lost = witness::lost(&changing.reported, &found);
+        let compared = witness::compare(&changing.reported, &found, |log| node.generations(log));
         // Of a loss, only what it was at first is news.
         changing.reported = found;
-        changing.lost.extend(lost);
+        changing.lost.extend(compared.lost);
+        for (log, cut) in &compared.rewound {
+            let name = node.region_names().get(&log.origin).cloned();
+            let log = (name.unwrap_or_default(), log.partition.0);
+            self.rewinds.note(log, cut.0);
+        }
+        !compared.rewound.is_empty()
     }
 
     /// The node that runs on it, if one does.
@@ -247,7 +262,16 @@ impl Machine {
                 format_args!("{} is not prepared: {error}", self.name),
             );
         }
-        let node = match Node::start(self.config.clone(), seams).await {
+        while self.run_once(&seams).await {
+            self.trace
+                .note(elapsed(), format_args!("{} starts anew", self.name));
+        }
+        std::future::pending().await
+    }
+
+    // Runs a node until it is told to stop, or asks to be started anew: then true.
+    async fn run_once(self: &Arc<Self>, seams: &Seams) -> bool {
+        let node = match start(&self.config, seams).await {
             Ok(node) => node,
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
@@ -256,7 +280,7 @@ impl Machine {
                     format_args!("{} does not start: {error}", self.name),
                 );
                 self.changing().start_error = Some(error);
-                return std::future::pending().await;
+                return false;
             }
         };
         self.trace
@@ -265,23 +289,59 @@ impl Machine {
         for definition in &self.projections {
             node.projections().define_here(1, definition.clone());
         }
-        self.compare_with_committed(&node);
+        if self.compare_with_committed(&node) {
+            self.trace
+                .note(elapsed(), format_args!("{} has stranded", self.name));
+            self.trace.tell(elapsed(), What::Strands(self.index));
+        }
+        self.runs.fetch_add(1, Ordering::Relaxed);
         self.changing().node = Arc::downgrade(&node);
+        let in_flight = Arc::new(AtomicUsize::new(0));
         let driver = tokio::spawn(drive(
             Arc::clone(node.store()),
-            Arc::clone(&self),
+            Arc::clone(self),
             self.part(),
+            Arc::clone(&in_flight),
         ));
-        self.stop.notified().await;
+        let again = tokio::select! {
+            biased;
+            () = self.stop.notified() => false,
+            () = node.must_restart().cancelled() => true,
+        };
         node.shutdown().await;
         driver.abort();
         self.note_committed(&node);
         drop(node);
-        self.stopped.store(true, Ordering::Relaxed);
+        if again {
+            // What the disk is writing belongs to the node that was.
+            while in_flight.load(Ordering::Relaxed) > 0 {
+                sleep(Duration::from_millis(1)).await;
+            }
+        } else {
+            self.stopped.store(true, Ordering::Relaxed);
+        }
         self.trace
             .note(elapsed(), format_args!("{} has stopped", self.name));
         self.trace.tell(elapsed(), What::Ends(self.index));
-        std::future::pending().await
+        again
+    }
+}
+
+/// How often, and how many times, a node that starts anew tries to listen.
+const LISTEN_AGAIN: Duration = Duration::from_millis(100);
+const LISTEN_ATTEMPTS: u32 = 100;
+
+// As `meridian serve` does: the sockets of a node that has just stopped close a moment later.
+async fn start(config: &NodeConfig, seams: &Seams) -> Result<Arc<Node>, StartError> {
+    let mut attempts = 0;
+    loop {
+        attempts += 1;
+        match Node::start(config.clone(), seams.clone()).await {
+            Err(StartError::Listen { .. }) if attempts < LISTEN_ATTEMPTS => {
+                sleep(LISTEN_AGAIN).await;
+            }
+            started => return started,
+        }
     }
 }
 
@@ -289,7 +349,12 @@ impl Machine {
 const HOUSEKEEP_AGAIN: Duration = Duration::from_secs(1);
 
 // Does what the store's threads do in a real node, in virtual time.
-async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
+async fn drive(
+    store: Arc<Store>,
+    machine: Arc<Machine>,
+    mut rng: Rng,
+    in_flight: Arc<AtomicUsize>,
+) {
     let mut again_at = None;
     loop {
         let again = again_at.unwrap_or_else(Instant::now);
@@ -309,12 +374,15 @@ async fn drive(store: Arc<Store>, machine: Arc<Machine>, mut rng: Rng) {
         let wait = Duration::from_micros(rng.between(low, high) * slow);
         if let Some(group) = store.commit_begin() {
             let (store, machine) = (Arc::clone(&store), Arc::clone(&machine));
+            let in_flight = Arc::clone(&in_flight);
+            in_flight.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(async move {
                 sleep(wait).await;
                 while machine.paused.load(Ordering::Relaxed) {
                     sleep(Duration::from_millis(1)).await;
                 }
                 store.commit_finish(group);
+                in_flight.fetch_sub(1, Ordering::Relaxed);
                 machine
                     .trace
                     .note(elapsed(), format_args!("{} commits", machine.name));

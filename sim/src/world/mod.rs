@@ -9,6 +9,7 @@ pub mod clock;
 pub mod connections;
 pub mod cryptography;
 mod faults;
+mod fences;
 pub mod host;
 pub mod network;
 mod setup;
@@ -26,6 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use meridian_clock::{LogId, Position, RegionId};
+use meridian_event::RecordedEvent;
 use meridian_node::config::MemberConfig;
 use meridian_points::{Bug, Installed, Setup};
 use serde::Serialize;
@@ -35,14 +37,17 @@ use self::application::Application;
 use self::certificates::Certificates;
 use self::clock::{EPOCH, SkewedClock};
 use self::faults::Act;
+use self::fences::FencesSeen;
 use self::host::{Machine, Parts};
 use self::network::Troubles;
 use self::story::{Happened, What};
 use self::trace::{Keep, Trace};
 use self::witness::Witness;
+pub(crate) use self::witness::generation;
 use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
 use crate::invariants::exactly_once;
+use crate::load::fencer::Orders;
 use crate::load::follow::{Seen, Source};
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -233,6 +238,11 @@ struct World {
     patience: Vec<Duration>,
     witness: Witness,
     certificates: Rc<Certificates>,
+    // What the operators of each region are to do.
+    orders: Vec<Orders>,
+    fences: FencesSeen,
+    // Events that were stranded and then lost with the disk.
+    stranded_lost: Vec<RecordedEvent>,
 }
 
 impl World {
@@ -307,6 +317,7 @@ impl World {
             idle: Arc::new(AtomicUsize::new(0)),
         };
         let known = Arc::new(Mutex::new(BTreeMap::new()));
+        let orders: Vec<Orders> = names.iter().map(|_| Orders::default()).collect();
         let seen = || (0..plan.load.followers).map(|_| Seen::default()).collect();
         let followed: Vec<Vec<Seen>> = names.iter().map(|_| seen()).collect();
         for (index, name) in names.iter().enumerate() {
@@ -332,9 +343,11 @@ impl World {
                     region: (*name).to_owned(),
                     addr: SocketAddr::new(node_ip(index), HTTP_PORT),
                     lives: Arc::clone(&machines[index].lives),
+                    rewinds: machines[index].rewinds.clone(),
                 },
                 followed: followed[index].clone(),
                 known: Arc::clone(&known),
+                orders: orders[index].clone(),
             };
             sim.client(client_ip(index), async move {
                 application.run().await;
@@ -375,6 +388,9 @@ impl World {
             patience: vec![Duration::from_secs(2); count],
             witness: Witness::default(),
             certificates,
+            orders,
+            fences: FencesSeen::new(count),
+            stranded_lost: Vec::new(),
         };
         for fault in &plan.faults {
             world.later(fault.at_ms, Act::Begin(fault.kind.clone()));

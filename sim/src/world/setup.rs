@@ -81,7 +81,7 @@ pub(super) fn node_config(
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),
         max_offset: Duration::from_millis(500),
-        failover_after: None,
+        failover_after: (plan.failover_ms > 0).then(|| Duration::from_millis(plan.failover_ms)),
         segment_bytes: plan.segment_kib << 10,
     }
 }

@@ -22,6 +22,8 @@ pub enum What {
     Ends(usize),
     /// A node made a group of writes durable.
     Commits(usize),
+    /// A node put aside what it held beyond the cuts of fences, and began anew.
+    Strands(usize),
     /// How many events a node holds, of all logs.
     Holds(usize, u64),
     /// Nothing passes from the first to the second any more.
@@ -69,7 +71,7 @@ pub enum Answer {
 pub fn regions(kind: &FaultKind) -> Vec<usize> {
     let table = toml::Table::try_from(kind).unwrap_or_default();
     // Read from how it is written, so that a new kind of fault needs no line here.
-    let mut regions: Vec<usize> = ["region", "a", "b", "from", "to"]
+    let mut regions: Vec<usize> = ["region", "a", "b", "from", "to", "by"]
         .iter()
         .filter_map(|key| table.get(*key)?.as_integer())
         .filter_map(|index| usize::try_from(index).ok())
@@ -83,7 +85,9 @@ pub fn detail(kind: &FaultKind) -> String {
     let table = toml::Table::try_from(kind).unwrap_or_default();
     let rest: Vec<_> = table
         .iter()
-        .filter(|(key, _)| !["what", "region", "a", "b", "from", "to"].contains(&key.as_str()))
+        .filter(|(key, _)| {
+            !["what", "region", "a", "b", "from", "to", "by"].contains(&key.as_str())
+        })
         .map(|(key, value)| format!("{} {value}", key.replace('_', " ")))
         .collect();
     rest.join(", ")

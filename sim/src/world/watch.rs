@@ -7,17 +7,20 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meridian_client::SettledTier;
-use meridian_clock::{Position, Timestamp};
+use meridian_clock::{LogId, Position, Timestamp};
+use meridian_event::EventId;
 use meridian_node::ModelStatus;
-use meridian_node::Node;
+use meridian_node::{LostEvents, Node};
 use meridian_projection::{Doing, Place};
-use meridian_store::{Disk, Health, ReadError};
+use meridian_store::{Disk, Generations, Health, ReadError};
 
 use super::World;
 use super::clock::EPOCH;
+use super::fences::stranded_on;
 use super::host::Machine;
 use super::story::What;
-use crate::invariants::{self, Copy, Evidence, exactly_once};
+use crate::invariants::{self, Copy, Evidence, Stranded, exactly_once};
+use crate::load::follow::{LogName, Written};
 
 // Not all the time: asking whether all is well reads all logs.
 const SETTLED_EVERY: Duration = Duration::from_millis(200);
@@ -42,6 +45,7 @@ impl World {
                 }
                 continue;
             };
+            self.look_at_fences(index, &node);
             machine.note_committed(&node);
             self.witness.see(index, &node);
             let mut held = 0;
@@ -176,41 +180,106 @@ impl World {
                 why.push(format!("{} has damage: {damage}", machine.name));
             }
             digests.push(node.digest());
+            why.extend(self.still_fenced(&machine.name, &node));
             why.extend(self.held_back(&machine.name, &node));
         }
         if digests.windows(2).any(|pair| pair[0] != pair[1]) {
             why.push(format!("digests differ: {digests:?}"));
         }
         if why.is_empty() {
-            let heads: Vec<_> = digests[0]
-                .iter()
-                .map(|it| ((it.origin.clone(), it.partition), it.position))
-                .collect();
             for (machine, followers) in self.machines.iter().zip(&self.followed) {
-                for missing in followers.iter().filter_map(|seen| seen.missing(&heads)) {
-                    why.push(format!("a follower of {} misses {missing}", machine.name));
-                }
-            }
-        }
-        if why.is_empty() {
-            for machine in &self.machines {
-                if let Err(error) = copy_of(machine) {
-                    why.push(format!("{}: {error}", machine.name));
+                match copy_of(machine) {
+                    Ok(copy) => {
+                        let held = self.written(&copy);
+                        for missing in followers.iter().filter_map(|seen| seen.missing(&held)) {
+                            why.push(format!("a follower of {} misses {missing}", machine.name));
+                        }
+                    }
+                    Err(error) => why.push(format!("{}: {error}", machine.name)),
                 }
             }
         }
         why
     }
 
+    // What followers must have been sent of what a node holds.
+    fn written(&self, copy: &Copy) -> BTreeMap<LogName, Vec<Written>> {
+        let logs = copy.logs.iter().map(|(log, events)| {
+            let origin = usize::from(log.origin.0).saturating_sub(1);
+            let origin = self.machines.get(origin).map(|it| it.name.clone());
+            let events = events.iter().flatten();
+            let written = events.map(|it| (it.id.to_string(), it.timestamp.to_string()));
+            (
+                (origin.unwrap_or_default(), log.partition.0),
+                written.collect(),
+            )
+        });
+        logs.collect()
+    }
+
     // What the read models of the running nodes hold.
     fn read_models(&self) -> Vec<exactly_once::ReadModel> {
-        let running = self.machines.iter().filter(|it| it.node().is_some());
-        let read = running.filter_map(|machine| {
-            let folder = machine.read_models()?;
-            let all = machine.projections.iter();
-            Some(all.map(move |it| exactly_once::read(&machine.name, &it.name, &folder)))
-        });
-        read.flatten().collect()
+        let mut read = Vec::new();
+        for machine in &self.machines {
+            let (Some(node), Some(folder)) = (machine.node(), machine.read_models()) else {
+                continue;
+            };
+            for projection in node.projections().list() {
+                // One that was built anew after a fence has another number.
+                let number = projection.active.map_or(1, |model| model.number);
+                let name = &projection.definition.name;
+                read.push(exactly_once::read(&machine.name, name, number, &folder));
+            }
+        }
+        read
+    }
+
+    // What is put aside on any disk, or was on a lost one.
+    fn stranded(&mut self) -> BTreeMap<EventId, Stranded> {
+        let mut stranded: BTreeMap<EventId, Stranded> = BTreeMap::new();
+        for event in std::mem::take(&mut self.stranded_lost) {
+            stranded.entry(event.id).or_default().dots.insert(event.dot);
+        }
+        for machine in &self.machines {
+            for event in stranded_on(&machine.disk()) {
+                let put_aside = stranded.entry(event.id).or_default();
+                put_aside.dots.insert(event.dot);
+                put_aside.kept = true;
+            }
+        }
+        stranded
+    }
+
+    // What conflict records hold, by the first node that runs.
+    fn in_conflict(&self) -> BTreeMap<EventId, usize> {
+        let mut held = BTreeMap::new();
+        let Some(node) = self.machines.iter().find_map(|machine| machine.node()) else {
+            return held;
+        };
+        let (conflicts, _) = node.conflicts().list(|_| true, None, usize::MAX - 1);
+        for conflict in conflicts {
+            let mut from = Some(0);
+            while let Some(begin) = from {
+                let page = node.conflicts().get(conflict.id, begin, 1_000);
+                let (_, page) = page.unwrap_or_else(|_| (conflict.clone(), LostEvents::default()));
+                for event in page.events {
+                    *held.entry(event.id).or_default() += 1;
+                }
+                from = page.next;
+            }
+        }
+        held
+    }
+
+    // Where the generations of each log ended, by the first node that runs.
+    fn generations(&self) -> BTreeMap<LogId, Generations> {
+        let Some(node) = self.machines.iter().find_map(|machine| machine.node()) else {
+            return BTreeMap::new();
+        };
+        let heads = node.store().heads().into_iter();
+        heads
+            .map(|head| (head.log, node.generations(head.log)))
+            .collect()
     }
 
     pub(super) fn audit(&mut self) {
@@ -245,6 +314,11 @@ impl World {
             seen: self.history.all_seen(),
             repeated: self.history.all_repeated(),
             read_models: self.read_models(),
+            stranded: self.stranded(),
+            in_conflict: self.in_conflict(),
+            generations: self.generations(),
+            fenced: self.fences.fenced(),
+            unaware: self.fences.unaware(),
         };
         self.report.broken.extend(self.witness.broken());
         for machine in &self.machines {

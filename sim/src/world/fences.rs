@@ -1,0 +1,149 @@
+//! What is seen of fences while a run goes on: who was put out, and until when it did not know.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use meridian_clock::RegionId;
+use meridian_event::RecordedEvent;
+use meridian_node::{ConflictStatus, Node, Standing};
+use meridian_store::{Disk, SimDisk};
+
+use super::{LOOK_EVERY, World, region_id};
+use crate::invariants::Unaware;
+
+/// One fence.
+#[derive(Clone, Debug, Default)]
+struct Seen {
+    opened_at: Option<Duration>,
+    // Those put out that have not learnt yet that the others go on.
+    unaware: BTreeMap<RegionId, Option<Duration>>,
+}
+
+/// All fences that any node was seen to know of, by their numbers.
+pub(super) struct FencesSeen {
+    fences: BTreeMap<u64, Seen>,
+    runs: Vec<u64>,
+    rewinds: Vec<usize>,
+}
+
+impl FencesSeen {
+    pub(super) fn new(regions: usize) -> Self {
+        Self {
+            fences: BTreeMap::new(),
+            runs: vec![0; regions],
+            rewinds: vec![0; regions],
+        }
+    }
+
+    fn see(&mut self, at: Duration, node: &Node) {
+        let me = node.config().region;
+        for fence in node.fences() {
+            if !fence.opened {
+                continue;
+            }
+            let seen = self.fences.entry(fence.change).or_default();
+            // It may have been so since the last look.
+            seen.opened_at.get_or_insert(at.saturating_sub(LOOK_EVERY));
+            for region in fence.regions {
+                let learnt = seen.unaware.entry(region).or_default();
+                if region == me {
+                    learnt.get_or_insert(at);
+                }
+            }
+        }
+    }
+
+    /// The regions that each fence put out.
+    pub(super) fn fenced(&self) -> Vec<BTreeSet<RegionId>> {
+        let fences = self.fences.values();
+        fences
+            .map(|it| it.unaware.keys().copied().collect())
+            .collect()
+    }
+
+    /// When regions went on as homes though others had taken over.
+    pub(super) fn unaware(&self) -> Vec<Unaware> {
+        let fences = self.fences.values();
+        let unaware = fences.flat_map(|fence| {
+            let from = fence.opened_at.unwrap_or_default();
+            let regions = fence.unaware.values();
+            regions.map(move |until| Unaware {
+                from,
+                until: until.unwrap_or(Duration::MAX),
+            })
+        });
+        unaware.collect()
+    }
+}
+
+impl World {
+    /// Looks at a node that may have been started anew, and at what it knows of fences.
+    pub(super) fn look_at_fences(&mut self, index: usize, node: &Node) {
+        let machine = &self.machines[index];
+        let runs = machine.runs.load(Ordering::Relaxed);
+        if std::mem::replace(&mut self.fences.runs[index], runs) != runs {
+            self.settled.ended(index);
+            let rewinds = machine.rewinds.count();
+            if std::mem::replace(&mut self.fences.rewinds[index], rewinds) != rewinds {
+                self.settled.stranded(index);
+                self.rare("a region stranded what a fence had cut off");
+            }
+        }
+        if !self.plan.has_fences() {
+            return;
+        }
+        let now = self.sim.elapsed();
+        self.fences.see(now, node);
+        self.witness.see_members(now, node);
+    }
+
+    /// What is not yet as it was before all fences.
+    pub(super) fn still_fenced(&self, name: &str, node: &Node) -> Vec<String> {
+        let mut why = Vec::new();
+        if !self.plan.has_fences() {
+            return why;
+        }
+        if let Some(fence) = node.fences().iter().find(|fence| !fence.opened) {
+            why.push(format!("{name} sees a fence that is not open: {fence:?}"));
+        }
+        for machine in &self.machines {
+            match node.region_standing(&machine.name) {
+                Ok(standing) if standing.standing == Standing::Member => {}
+                standing => why.push(format!("{name} does not count on a region: {standing:?}")),
+            }
+        }
+        let left = node.conflicts().readmission().left;
+        if left > 0 {
+            why.push(format!(
+                "{name} has yet to bring {left} stranded events home"
+            ));
+        }
+        let (recording, _) =
+            node.conflicts()
+                .list(|status| status == ConflictStatus::Recording, None, 1);
+        if !recording.is_empty() {
+            why.push(format!(
+                "{name} sees a conflict record that is not whole: {recording:?}"
+            ));
+        }
+        let machine = self.machines.iter().find(|it| it.name == name);
+        if machine.is_some_and(|it| node.members().contains(&region_id(it.index)))
+            && node.must_restart().is_cancelled()
+        {
+            why.push(format!("{name} waits to be started anew"));
+        }
+        why
+    }
+}
+
+/// All events that are stranded on a disk.
+pub(super) fn stranded_on(disk: &SimDisk) -> Vec<RecordedEvent> {
+    let disk: &dyn Disk = disk;
+    let tails = meridian_store::stranded(disk).unwrap_or_default();
+    let blocks = tails
+        .iter()
+        .filter_map(|tail| meridian_store::read_stranded(disk, tail).ok());
+    let events = blocks.flatten().filter_map(|block| block.to_events().ok());
+    events.flatten().collect()
+}
