@@ -38,6 +38,19 @@ pub enum HomeRule {
     Fixed(RegionId),
 }
 
+/// What the home of a category's streams does while it cannot reach the other regions.
+///
+/// Nodes only need it; clients compute homes without it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Isolation {
+    /// It goes on taking writes. They strand if the others go on without it.
+    #[default]
+    Available,
+    /// It refuses writes, and reads at home: whatever it acknowledged is held by a majority.
+    Fenced,
+}
+
 /// The policy of one category.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CategoryPolicy {
@@ -79,6 +92,7 @@ pub enum PolicyError {
 pub struct Policies {
     members: Vec<RegionId>,
     categories: BTreeMap<String, CategoryPolicy>,
+    isolations: BTreeMap<String, Isolation>,
 }
 
 impl Policies {
@@ -108,7 +122,33 @@ impl Policies {
         Ok(Self {
             members,
             categories,
+            isolations: BTreeMap::new(),
         })
+    }
+
+    /// The same policies, with what homes do that are cut off; a category that is not named is available.
+    #[must_use]
+    pub fn with_isolations(mut self, isolations: BTreeMap<String, Isolation>) -> Self {
+        self.isolations = isolations;
+        self
+    }
+
+    /// What the homes of `category`'s streams do while they are cut off. Where every region may write there is
+    /// no home to fence.
+    pub fn isolation(&self, category: &str) -> Isolation {
+        match self.of(category).mode {
+            Mode::Home => self.isolations.get(category).copied().unwrap_or_default(),
+            Mode::Lww | Mode::Crdt => Isolation::Available,
+        }
+    }
+
+    /// The strictest isolation of any category.
+    pub fn strictest_isolation(&self) -> Isolation {
+        let is_fenced = |category: &String| self.isolation(category) == Isolation::Fenced;
+        match self.isolations.keys().any(is_fenced) {
+            true => Isolation::Fenced,
+            false => Isolation::Available,
+        }
     }
 
     /// The policy of `category`.
@@ -199,6 +239,18 @@ mod tests {
         assert_eq!(policies.route(&stream("cart-1")), Route::Anywhere);
         assert_eq!(policies.route(&stream("ledger-1")), Route::Home(A));
         assert!(matches!(policies.route(&stream("order-1")), Route::Home(_)));
+    }
+
+    #[test]
+    fn only_what_has_a_home_is_fenced() {
+        let isolations = ["ledger", "cart"].map(|name| (name.to_owned(), Isolation::Fenced));
+        let plain = policies(&[A, B, C]);
+        assert_eq!(plain.strictest_isolation(), Isolation::Available);
+        let fenced = plain.with_isolations(isolations.into());
+        assert_eq!(fenced.isolation("ledger"), Isolation::Fenced);
+        assert_eq!(fenced.isolation("cart"), Isolation::Available);
+        assert_eq!(fenced.isolation("order"), Isolation::Available);
+        assert_eq!(fenced.strictest_isolation(), Isolation::Fenced);
     }
 
     #[test]

@@ -9,7 +9,8 @@ use meridian_client::wire::{HOPS_MAX, Hello, Request, Response};
 use meridian_client::{
     AppendError, AppendRequest, Appended, Connection, Durability, Expected, Limits, RequestError,
 };
-use meridian_clock::{Position, RegionId, VersionVector};
+use meridian_clock::{Dot, LogId, Position, RegionId, VersionVector};
+use meridian_conflict::Isolation;
 use meridian_event::{Revision, StreamId};
 use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{Direction, ReadError, Store, StreamRange};
@@ -20,7 +21,7 @@ use uuid::Uuid;
 
 use crate::config::MemberConfig;
 use crate::control::Federation;
-use crate::homes::{Homes, Place};
+use crate::homes::{Homes, Place, majority};
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
 use crate::odd;
@@ -279,7 +280,13 @@ impl Appends {
                 return reached.map_err(NotAppended::Refused);
             }
             Ok(Ok(Outcome::Moved(request))) => return Err(NotAppended::Moved(request)),
-            Ok(Ok(Outcome::WrongRevision { actual })) => self.conflict(stream, expected, actual),
+            Ok(Ok(Outcome::WrongRevision { actual })) => {
+                let told = self.conflict(&stream, expected, actual);
+                match self.vouch_for_last(&stream, deadline).await {
+                    Ok(()) => told,
+                    Err(reason) => return Err(unavailable(&reason)),
+                }
+            }
             Ok(Ok(Outcome::Refused(error))) => error,
             Ok(Err(_)) => AppendError::Indeterminate {
                 reason: "the node stopped before the events were durable".to_owned(),
@@ -345,20 +352,25 @@ impl Appends {
         durability: Durability,
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
-        let members = self.homes.federation().members();
-        let mut wanted = match members.is_empty() {
-            true => durability.regions(self.members),
-            false => durability.regions(members.len()),
-        };
-        if planted(Bug::OneRegionLess) {
-            wanted -= 1;
-        }
+        let is_fenced = self.homes.isolation(&appended.stream) == Isolation::Fenced;
         let Some(last) = appended.dots.last().copied() else {
             return Ok(appended);
         };
         let mut held = self.held.clone();
         let mut changes = self.homes.watch();
-        let regions = loop {
+        let (wanted, regions) = loop {
+            let members = self.homes.federation().members();
+            let mut wanted = match members.is_empty() {
+                true => durability.regions(self.members),
+                false => durability.regions(members.len()),
+            };
+            if planted(Bug::OneRegionLess) {
+                wanted -= 1;
+            }
+            // A fence keeps what a majority holds, and nothing else surely.
+            if is_fenced && !planted(Bug::AcknowledgeAlone) {
+                wanted = wanted.max(self.majority());
+            }
             let others = held
                 .borrow_and_update()
                 .iter()
@@ -367,7 +379,7 @@ impl Appends {
                 .filter(|(region, vector)| **region != self.region && vector.contains(last))
                 .count();
             if others + 1 >= wanted {
-                break others + 1;
+                break (wanted, others + 1);
             }
             reached("an answer waited for other regions");
             let more = tokio::select! {
@@ -381,21 +393,91 @@ impl Appends {
             if !more {
                 return Err(AppendError::Indeterminate {
                     reason: format!(
-                        "the events are durable in {} of the {wanted} regions asked for and will \
+                        "the events are durable in {} of the {wanted} regions that must hold them and will \
                          reach the others when they can be reached",
                         others + 1
                     ),
                 });
             }
         };
-        appended.durability = durability;
+        // It is durable, whatever comes of the lease; but who was put out meanwhile cannot say where.
+        self.homes
+            .lease_by(&appended.stream, deadline)
+            .await
+            .map_err(|reason| AppendError::Indeterminate { reason })?;
+        appended.durability = match u16::try_from(wanted) {
+            Ok(wanted) if is_fenced && usize::from(wanted) > durability.regions(self.members) => {
+                Durability::Regions(wanted)
+            }
+            _ => durability,
+        };
         appended.could_strand = self.members > 1 && regions < 2;
         Ok(appended)
     }
 
+    fn majority(&self) -> usize {
+        match self.homes.federation().members().len() {
+            0 => majority(self.members),
+            members => majority(members),
+        }
+    }
+
+    /// Waits until what is told of `stream`, a `fenced` one, cannot be taken back: a majority of the members
+    /// holds the events at `dots`, and this region, its home, has its lease still.
+    ///
+    /// # Errors
+    /// Why it may not be told by `deadline`.
+    pub(crate) async fn vouch(
+        &self,
+        stream: &StreamId,
+        dots: impl IntoIterator<Item = Dot>,
+        deadline: Instant,
+    ) -> Result<(), String> {
+        if self.homes.isolation(stream) == Isolation::Available {
+            return Ok(());
+        }
+        let mut last: BTreeMap<LogId, Dot> = BTreeMap::new();
+        for dot in dots {
+            let of_log = last.entry(dot.log()).or_insert(dot);
+            of_log.position = of_log.position.max(dot.position);
+        }
+        let mut held = self.held.clone();
+        while !planted(Bug::AcknowledgeAlone) {
+            let members = self.homes.federation().members();
+            let others = held
+                .borrow_and_update()
+                .iter()
+                .filter(|(region, _)| **region != self.region && members.contains(region))
+                .filter(|(_, vector)| last.values().all(|dot| vector.contains(*dot)))
+                .count();
+            if last.is_empty() || others + 1 >= self.majority() {
+                break;
+            }
+            reached("what a fenced home tells waited for a majority");
+            if !matches!(timeout_at(deadline, held.changed()).await, Ok(Ok(()))) {
+                return Err(format!(
+                    "category {} is fenced, and the last events of {stream} are not held by a majority                      of the regions yet",
+                    stream.category()
+                ));
+            }
+        }
+        self.homes.lease_by(stream, deadline).await
+    }
+
+    // As `vouch`, for the last event of `stream`, and so for all.
+    async fn vouch_for_last(&self, stream: &StreamId, deadline: Instant) -> Result<(), String> {
+        if self.homes.isolation(stream) == Isolation::Available {
+            return Ok(());
+        }
+        let last = self.store.stream_last(stream, None, true);
+        let last = last.map_err(|error| error.to_string())?;
+        self.vouch(stream, last.map(|found| found.dot), deadline)
+            .await
+    }
+
     fn conflict(
         &self,
-        stream: StreamId,
+        stream: &StreamId,
         expected: Expected,
         actual: Option<Revision>,
     ) -> AppendError {
@@ -413,7 +495,7 @@ impl Appends {
         let since = actual.filter(|actual| *actual >= from);
         let events_since = since.map_or(Vec::new(), |_| {
             self.store
-                .read_stream(&stream, range)
+                .read_stream(stream, range)
                 .unwrap_or_else(|error| {
                     // The answer stands without them: the stream can be read again.
                     warn!(%stream, %error, "the events since a conflict cannot be read");
@@ -421,7 +503,7 @@ impl Appends {
                 })
         });
         AppendError::WrongExpectedRevision {
-            stream,
+            stream: stream.clone(),
             expected,
             actual,
             events_since,
@@ -672,7 +754,7 @@ fn settles(error: &AppendError) -> bool {
 /// How far `held` says that each other region is behind `heads`, in events.
 pub(crate) fn behind(
     held: &BTreeMap<RegionId, VersionVector>,
-    heads: &[(meridian_clock::LogId, Position)],
+    heads: &[(LogId, Position)],
 ) -> BTreeMap<RegionId, u64> {
     held.iter()
         .map(|(region, vector)| {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meridian_client::Limits;
 use meridian_clock::RegionId;
-use meridian_conflict::{CategoryPolicy, Policies};
+use meridian_conflict::{CategoryPolicy, Isolation, Policies};
 use uuid::Uuid;
 
 mod error;
@@ -70,6 +70,8 @@ pub struct NodeConfig {
     pub session_key: Option<PathBuf>,
     /// Policies of categories that are not `home` by `hash`.
     pub categories: BTreeMap<String, CategoryPolicy>,
+    /// What homes do that are cut off, for categories where that is not [`Isolation::Available`].
+    pub isolations: BTreeMap<String, Isolation>,
     /// The largest requests that are taken.
     pub limits: Limits,
     /// How long an append may wait for its durability before it is indeterminate.
@@ -95,6 +97,7 @@ impl NodeConfig {
     /// When a rule names a region that is no member.
     pub fn policies(&self) -> Result<Policies, meridian_conflict::PolicyError> {
         let members = self.members.iter().map(|member| member.id).collect();
-        Policies::new(members, self.categories.clone())
+        let policies = Policies::new(members, self.categories.clone())?;
+        Ok(policies.with_isolations(self.isolations.clone()))
     }
 }

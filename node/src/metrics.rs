@@ -232,6 +232,10 @@ pub struct Metrics {
     pub events_appended: Counter,
     /// Bytes of data and metadata that this region appended.
     pub bytes_appended: Counter,
+    /// Whether this region holds its lease, under which it orders streams of fenced categories.
+    pub lease_held: Gauge,
+    /// How long it holds it if nobody answers any more.
+    pub lease_left_seconds: Level,
     /// Appends that were sent on to their home.
     pub appends_forwarded: Family<Peer, Counter>,
     /// Appends that wait for a partition's sequencer.
@@ -365,6 +369,14 @@ impl Metrics {
             bytes_appended: list.in_bytes(
                 "appended",
                 "Bytes of data and metadata that this region appended",
+            ),
+            lease_held: list.add(
+                "lease_held",
+                "1 while this region holds its lease; 0 while it does not, and where no category is fenced",
+            ),
+            lease_left_seconds: list.in_seconds(
+                "lease_left",
+                "How long this region holds its lease if no other region answers any more",
             ),
             appends_forwarded: list.add(
                 "appends_forwarded",

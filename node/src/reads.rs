@@ -94,7 +94,17 @@ impl Node {
                         reason,
                         retry_after_ms: 1000,
                     })?;
-                    return self.read_stream(read);
+                    let page = self.read_stream(read)?;
+                    // What it shows, and that it shows no more, must stand whoever is home next.
+                    let dots = page.events.iter().map(|event| event.dot);
+                    let vouched = self.appends().vouch(&read.stream, dots, deadline).await;
+                    return match vouched {
+                        Ok(()) => Ok(page),
+                        Err(reason) => Err(ReadError::Unavailable {
+                            reason,
+                            retry_after_ms: 1000,
+                        }),
+                    };
                 }
                 Place::Elsewhere { home, .. } => return Err(ReadError::NotHome { home }),
                 Place::Coming { from } => {

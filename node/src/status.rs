@@ -13,6 +13,7 @@ use crate::Node;
 use crate::append::behind;
 use crate::at_stake::{AtStake, at_stake};
 use crate::blame::{self, Facts, HeldBack, HeldTier};
+use crate::homes::Hold;
 use crate::metrics::{Alarm, Blamed, Direction, Link, Log, Partition, Peer, Settling, Tier};
 use crate::readmission::Readmission;
 
@@ -466,6 +467,13 @@ pub(crate) fn refresh_metrics(node: &Node) {
                 .set(seconds);
         }
     }
+    let left = match node.homes().lease() {
+        Some(Hold::Held { left }) => Some(left),
+        Some(Hold::Lapsed { .. }) | None => None,
+    };
+    metrics.lease_held.set(i64::from(left.is_some()));
+    let left = left.unwrap_or_default().as_secs_f64();
+    metrics.lease_left_seconds.set(left);
     let now = node.hlc().physical_now();
     for marks in node.links().watermarks() {
         for (tier, mark) in [(Tier::Stable, marks.stable), (Tier::Final, marks.finals)] {

@@ -286,10 +286,28 @@ fn until_home_again(federation: &Federation, lost: usize) {
 }
 
 fn with_automatic_failover() -> Federation {
-    let mut federation = Federation::new(&NAMES);
+    started(configured_for_failover())
+}
+
+fn configured_for_failover() -> Federation {
+    let federation = Federation::new(&NAMES);
     for index in 0..3 {
         federation.edit_config(index, "automatic = false", "automatic = true");
     }
+    federation
+}
+
+// A federation in which a category's policy is set.
+fn with_category(federation: Federation, name: &str, policy: &str) -> Federation {
+    for index in 0..3 {
+        let example = "# [categories.ledger]";
+        let with = format!("[categories.{name}]\n{policy}\n{example}");
+        federation.edit_config(index, example, &with);
+    }
+    federation
+}
+
+fn started(mut federation: Federation) -> Federation {
     federation.start_all();
     for index in 0..3 {
         federation.until_ready(index);
@@ -415,4 +433,76 @@ fn of_two_regions_an_operator_goes_on_with_one_by_force() {
         })
     });
     until_alike(&federation, 2);
+}
+
+/// Whoever is lost, under load and at the lowest durability that can be asked for.
+#[test]
+fn what_a_fenced_category_acknowledged_never_strands_whatever_durability_was_asked() {
+    let federation = configured_for_failover();
+    let mut federation = started(with_category(federation, "order", "isolation = \"fenced\""));
+    for lost in [1, 0, 2] {
+        let acknowledged = lose(&mut federation, lost, "region");
+        until_home_again(&federation, lost);
+        let conflicts = ids_in_conflicts(&federation, lost);
+        let mut count = 0;
+        for (stream, acknowledged) in &acknowledged {
+            let ids = ids_of(&federation, lost, stream);
+            let missing: Vec<_> = acknowledged.difference(&ids).collect();
+            assert!(missing.is_empty(), "{stream} lost {missing:?}");
+            let told_of = acknowledged.iter().find(|id| conflicts.contains_key(*id));
+            assert_eq!(told_of, None, "in {stream} and in a conflict record");
+            count += acknowledged.len();
+        }
+        println!("{count} acknowledged events of a fenced category are in their streams");
+    }
+}
+
+#[test]
+fn a_home_that_is_cut_off_refuses_a_fenced_category_and_takes_the_others() {
+    let federation = Federation::new(&NAMES);
+    for index in 0..3 {
+        let (from, to) = ("append_timeout_ms = 10000", "append_timeout_ms = 1000");
+        federation.edit_config(index, from, to);
+    }
+    let federation = with_category(federation, "bill", "home = \"fixed:a\"");
+    let fenced = "home = \"fixed:a\"\nisolation = \"fenced\"";
+    let mut federation = started(with_category(federation, "ledger", fenced));
+    let (_, shown) = get(&federation.url(1, "/v1/categories/ledger")).unwrap();
+    assert_eq!(shown["isolation"], "fenced");
+
+    let appended = federation.append_surely(1, "ledger-1", 1);
+    assert_eq!(appended["durability"], "regions:2", "{appended}");
+    assert_eq!(appended["could_strand"], false, "{appended}");
+    let appended = federation.append_surely(1, "bill-1", 2);
+    assert_eq!(appended["durability"], "region", "{appended}");
+
+    federation.kill(1);
+    federation.kill(2);
+    let killed = Instant::now();
+    let mut unknown = Vec::new();
+    let mut id = 100;
+    until("writes to the fenced category are refused", || {
+        id += 1;
+        let (status, answer) = federation.append(0, "ledger-1", id);
+        assert_ne!(status, 200, "acknowledged by one region: {answer}");
+        let detail = answer["detail"].as_str().unwrap_or_default();
+        let is_refused = status == 503 && detail.contains("category ledger is fenced");
+        if !is_refused {
+            println!("{answer}");
+            unknown.push(id);
+        }
+        is_refused
+    });
+    println!("refused {:?} after the kill", killed.elapsed());
+    let (status, answer) = federation.append(0, "bill-1", 3);
+    assert_eq!(status, 200, "{answer}");
+
+    // One of them back is a majority again, and nothing that was not known has happened twice.
+    federation.start(1);
+    for id in &unknown {
+        federation.append_surely(0, "ledger-1", *id);
+    }
+    federation.append_surely(1, "ledger-1", 200);
+    let ids = ids_of(&federation, 0, "ledger-1");
+    assert_eq!(ids.len(), 2 + unknown.len(), "{ids:?}");
 }

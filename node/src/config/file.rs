@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meridian_client::Limits;
 use meridian_clock::RegionId;
-use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
 use meridian_event::Category;
 use meridian_event::block::{BLOCK_BYTES_MAX, BLOCK_RAW_BYTES_MAX};
 use serde::Deserialize;
@@ -99,6 +99,7 @@ struct CategoryTable {
     #[serde(default)]
     mode: Mode,
     home: Option<Spanned<String>>,
+    isolation: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -216,6 +217,7 @@ impl Reader<'_> {
         let members = self.members(&file.members, listen_quic)?;
         let region = self.region("region", &file.region, file.region.get_ref(), &members)?;
         let categories = self.categories(&file.categories, &members)?;
+        let isolations = self.isolations(&file.categories)?;
         let (limits, segment_bytes) = self.limits(&file.limits, &file.store)?;
         let append_timeout_ms = match &file.limits.append_timeout_ms {
             Some(value) => self.within("limits.append_timeout_ms", value, 100, 600_000)?,
@@ -247,6 +249,7 @@ impl Reader<'_> {
             },
             session_key: file.session_key.as_deref().map(|key| self.relative(key)),
             categories,
+            isolations,
             limits,
             append_timeout: Duration::from_millis(append_timeout_ms),
             max_offset: Duration::from_millis(max_offset_ms),
@@ -446,6 +449,35 @@ impl Reader<'_> {
         Ok(settled)
     }
 
+    fn isolations(
+        &self,
+        tables: &BTreeMap<Spanned<String>, CategoryTable>,
+    ) -> Result<BTreeMap<String, Isolation>, ConfigError> {
+        let mut settled = BTreeMap::new();
+        for (name, table) in tables {
+            let Some(isolation) = &table.isolation else {
+                continue;
+            };
+            let key = format!("categories.{}.isolation", name.get_ref());
+            let fenced = match isolation.get_ref().as_str() {
+                "available" => false,
+                "fenced" => true,
+                other => {
+                    let reason = format!("is {other:?}; write \"available\" or \"fenced\"");
+                    return Err(self.invalid(&key, isolation, reason));
+                }
+            };
+            if fenced && table.mode != Mode::Home {
+                let reason = "cannot be \"fenced\" in this mode: every region may write it, so there is no home to fence; remove it, or set mode = \"home\"";
+                return Err(self.invalid(&key, isolation, reason));
+            }
+            if fenced {
+                settled.insert(name.get_ref().clone(), Isolation::Fenced);
+            }
+        }
+        Ok(settled)
+    }
+
     /// The request limits, and the segment size that has to hold them.
     fn limits(
         &self,
@@ -538,6 +570,18 @@ home = "fixed:eu-west"
     }
 
     #[test]
+    fn a_category_is_available_unless_it_is_fenced() {
+        let isolation = |with: &str| {
+            let text = SOUND.replacen("home = \"fixed:eu-west\"", with, 1);
+            let node = load_text(&text).expect("a sound file").node;
+            node.policies().expect("sound policies").isolation("ledger")
+        };
+        assert_eq!(isolation(""), Isolation::Available);
+        assert_eq!(isolation("isolation = \"available\""), Isolation::Available);
+        assert_eq!(isolation("isolation = \"fenced\""), Isolation::Fenced);
+    }
+
+    #[test]
     fn a_typo_names_its_line_and_the_nearest_key() {
         assert_eq!(
             refusal("partitions", "partition"),
@@ -604,6 +648,16 @@ home = "fixed:eu-west"
             ("localhost:7111", "localhost", "write an address and a port"),
             ("fixed:eu-west", "fixed:eu-wst", "did you mean \"eu-west\"?"),
             ("fixed:eu-west", "eu-west", "write \"hash\", or \"fixed:\""),
+            (
+                "home = \"fixed:eu-west\"",
+                "isolation = \"strict\"",
+                "categories.ledger.isolation is \"strict\"; write \"available\" or \"fenced\"",
+            ),
+            (
+                "mode = \"crdt\"",
+                "mode = \"crdt\"\nisolation = \"fenced\"",
+                "there is no home to fence",
+            ),
             (
                 "mode = \"crdt\"",
                 "mode = \"crdt\"\nhome = \"hash\"",

@@ -51,7 +51,7 @@ pub(super) const TABLES: &[Table] = &[
     },
     Table {
         name: "categories.*",
-        keys: &["mode", "home"],
+        keys: &["mode", "home", "isolation"],
     },
     Table {
         name: "limits",

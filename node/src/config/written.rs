@@ -125,6 +125,10 @@ key = "certificates/region.key"
 # that is not listed is mode = "home" with home = "hash". The same in every region.
 #   mode  "home": one region orders each stream; "lww" or "crdt": every region may write it
 #   home  in mode "home": "hash" spreads streams over the regions, "fixed:<region>" names one
+#   isolation  in mode "home", what a home does that cannot reach a majority of the regions: "available"
+#         goes on taking writes, which are set aside if the others go on without it; "fenced" refuses
+#         them, and acknowledges only what a majority of the regions holds. Two regions have no
+#         majority without each other
 # [categories.ledger]
 # mode = "home"
 # home = "fixed:"#,
@@ -132,6 +136,7 @@ key = "certificates/region.key"
         text.push_str(region);
         text.push_str(
             r#""
+# isolation = "available"
 
 # What is taken from clients. A request beyond a limit is refused, and nothing of it is written.
 [limits]

@@ -94,6 +94,9 @@ pub(crate) trait Consensus: Send + Sync {
     /// Why that cannot be.
     fn go_on_alone(&self) -> BoxFuture<'_, Result<(), String>>;
 
+    /// Asks region `of` to grant this one its lease. Whether it does; not, if it does not answer.
+    fn request_lease(&self, of: RegionId) -> BoxFuture<'_, bool>;
+
     /// Answers what the node of region `from` asks.
     fn answer(&self, from: RegionId, question: Bytes) -> BoxFuture<'static, Bytes>;
 

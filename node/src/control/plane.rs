@@ -115,6 +115,8 @@ enum Asked {
     Replace(u64),
     // Tell what is decided, to one that does not vote.
     Tell,
+    // Grant the asking region its lease as a home.
+    Lease,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -131,6 +133,7 @@ enum Answer {
     // That life may have taken in something of a group that is over; ask again as another one.
     BeginAnew,
     Told(Box<Federation>),
+    Lease(bool),
     // The question was for another life, or cannot be read.
     Wrong(String),
 }
@@ -332,7 +335,23 @@ impl Shared {
             }
             Asked::Replace(_) => Answer::Wrong("a region speaks for itself only".to_owned()),
             Asked::Tell => Answer::Told(Box::new(Federation::clone(&self.told.borrow()))),
+            Asked::Lease => Answer::Lease(self.grants(&raft, life, from)),
         }
+    }
+
+    // Whether `from` gets its lease from this node: if both are members, as far as this node knows, and it
+    // knows all that it ever knew. One that lost its disk may have sealed `from`, and forgotten; what it
+    // had applied then came before its new life's vote.
+    fn grants(&self, raft: &openraft::Raft<Types>, life: Life, from: RegionId) -> bool {
+        let remembers = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            let voters = &metrics.membership_config;
+            let is_voter = voters.voter_ids().any(|voter| voter == life.0);
+            is_voter && *voters.log_id() <= metrics.last_applied
+        };
+        let members = self.told.borrow().members();
+        remembers && members.contains(&from) && members.contains(&self.setup.region)
     }
 
     // Puts `life` in the place of its region's earlier ones.
@@ -661,6 +680,16 @@ impl Consensus for Plane {
 
     fn go_on_alone(&self) -> BoxFuture<'_, Result<(), String>> {
         Box::pin(async move { self.0.go_on_alone().await })
+    }
+
+    fn request_lease(&self, of: RegionId) -> BoxFuture<'_, bool> {
+        Box::pin(async move {
+            let question = Question {
+                to: None,
+                what: Asked::Lease,
+            };
+            matches!(self.0.ask(of, &question).await, Ok(Answer::Lease(true)))
+        })
     }
 
     fn answer(&self, from: RegionId, question: Bytes) -> BoxFuture<'static, Bytes> {

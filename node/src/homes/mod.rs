@@ -9,10 +9,14 @@
 //!
 //! Start reading at [`Homes::place`].
 //!
+//! What a lost region leaves behind opens once all up to its cut is here; and, in `fenced` categories, once
+//! no [`lease`] of its can last any more.
+//!
 //! Always true (`one-home`): after its transfer a region gives out no revision of the stream, and before
 //! it holds that transfer, and all that came before it, no other region does.
 
 mod asked;
+mod lease;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::{Epoch, Hlc, LogId, Merge, PartitionId, Position, RegionId};
-use meridian_conflict::Policies;
+use meridian_conflict::{Isolation, Policies};
 use meridian_event::{EventId, StreamId, partition_of};
 use meridian_points::{Bug, planted, reached};
 use meridian_store::{ReadError, Store};
@@ -29,6 +33,8 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 pub use self::asked::{MoveError, StreamHome};
+pub(crate) use self::lease::{Hold, keep_lease, majority};
+use self::lease::{Lease, Waits};
 pub(crate) use self::transfer::hand_over;
 use crate::control::Federation;
 use crate::control::federation::{Need, Seat};
@@ -104,6 +110,9 @@ pub(crate) struct Homes {
     hlc: Arc<Hlc>,
     // What was seen to be complete, which it stays.
     complete: Mutex<BTreeSet<(RegionId, u64, PartitionId)>>,
+    // Of this region, and of those that it succeeds.
+    lease: Mutex<Lease>,
+    waits: Mutex<Waits>,
 }
 
 impl Homes {
@@ -131,6 +140,8 @@ impl Homes {
             federation,
             hlc,
             complete: Mutex::default(),
+            lease: Mutex::default(),
+            waits: Mutex::default(),
         }
     }
 
@@ -185,7 +196,8 @@ impl Homes {
             });
         }
         let partition = stream.partition(self.partitions);
-        let is_here = self.all_complete(federation, &seat.needs, partition)?;
+        let isolation = self.isolation(stream);
+        let is_here = self.all_complete(federation, &seat.needs, partition, isolation)?;
         match from {
             Some(from) if !is_here && !planted(Bug::OpenEarly) => Ok(Place::Coming { from }),
             _ => Ok(Place::Here {
@@ -194,14 +206,21 @@ impl Homes {
         }
     }
 
-    /// How far what `from` gave up in `partition` by `change` has come.
+    /// How far what `from` gave up in `partition` by `change` has come, for streams of such categories.
     fn arrival(
         &self,
         federation: &Federation,
         from: RegionId,
         change: u64,
         partition: PartitionId,
+        isolation: Isolation,
     ) -> Result<Arrival, ReadError> {
+        if isolation == Isolation::Fenced
+            && let Some(fence) = federation.fence_by(from, change)
+            && !self.lease_is_over(federation, fence, change)
+        {
+            return Ok(Arrival::NotYet);
+        }
         let key = (from, change, partition);
         let complete = || self.complete.lock().unwrap_or_else(PoisonError::into_inner);
         if complete().contains(&key) {
@@ -219,7 +238,7 @@ impl Homes {
         let Some(found) = self.store.find_event(id, &[log])? else {
             // Whoever was lost before it could write it will not write it any more.
             return match federation.instead_of((from, change)) {
-                Some(needs) if self.all_complete(federation, &needs, partition)? => {
+                Some(needs) if self.all_complete(federation, &needs, partition, isolation)? => {
                     Ok(Arrival::Complete)
                 }
                 _ => Ok(Arrival::NotYet),
@@ -290,9 +309,11 @@ impl Homes {
         federation: &Federation,
         needs: impl IntoIterator<Item = &'a Need>,
         partition: PartitionId,
+        isolation: Isolation,
     ) -> Result<bool, ReadError> {
         for (from, change) in needs {
-            if self.arrival(federation, *from, *change, partition)? != Arrival::Complete {
+            let arrival = self.arrival(federation, *from, *change, partition, isolation)?;
+            if arrival != Arrival::Complete {
                 return Ok(false);
             }
         }

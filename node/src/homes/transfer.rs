@@ -34,6 +34,7 @@ pub(crate) async fn hand_over(
     let mut given_up = BTreeSet::new();
     loop {
         let now = Arc::clone(&federation.borrow_and_update());
+        homes.note_cuts(&now);
         let work = async {
             let gives = give_up(&homes, &sequencers, &now, &mut given_up).await;
             let gains = say_opened(&homes, &*consensus, &now).await;
@@ -95,7 +96,9 @@ async fn write(
     partition: PartitionId,
     lost: GiveUp,
 ) -> Result<(), String> {
-    let may = homes.all_complete(federation, &lost.before, partition);
+    // It may be a `fenced` stream's: its next home does not ask whose lease came before ours.
+    let strictest = homes.policies.strictest_isolation();
+    let may = homes.all_complete(federation, &lost.before, partition, strictest);
     if !may.map_err(|error| error.to_string())? {
         reached("a home was to be given up before it had opened");
         return Err("what came before is not all here".to_owned());
@@ -148,7 +151,8 @@ async fn say_opened(homes: &Homes, consensus: &dyn Consensus, federation: &Feder
         let mut is_complete = true;
         let mut declined = BTreeSet::new();
         for ((from, of), partition) in gain.needs {
-            let arrival = homes.arrival(federation, from, of, partition);
+            let strictest = homes.policies.strictest_isolation();
+            let arrival = homes.arrival(federation, from, of, partition, strictest);
             let arrival = arrival.unwrap_or_else(|error| {
                 warn!(change, %error, "whether a home may open cannot be read");
                 Arrival::NotYet

@@ -9,7 +9,7 @@ use meridian_client::{
     ReadError, SessionToken, SettledTier, StreamPage, StreamRead,
 };
 use meridian_clock::{OrderKey, RegionId, Timestamp};
-use meridian_conflict::CategoryPolicy;
+use meridian_conflict::{CategoryPolicy, Isolation};
 use meridian_event::{EventId, RecordedEvent, StreamId};
 use meridian_replication::link::Marks;
 use tokio::sync::watch;
@@ -186,6 +186,9 @@ pub trait Backend: Send + Sync + 'static {
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
 
+    /// What the homes of `category`'s streams do while they are cut off.
+    fn isolation(&self, category: &str) -> Isolation;
+
     /// The largest requests that are taken.
     fn limits(&self) -> Limits;
 
@@ -353,6 +356,10 @@ impl Backend for Node {
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {
         self.config().categories.clone()
+    }
+
+    fn isolation(&self, category: &str) -> Isolation {
+        self.policies().isolation(category)
     }
 
     fn limits(&self) -> Limits {

@@ -2,7 +2,7 @@
 
 use meridian_client::{Appended, Awaited, SessionToken};
 use meridian_clock::{Dot, Epoch};
-use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
 use meridian_event::RecordedEvent;
 use serde::Serialize;
 use serde_json::value::RawValue;
@@ -263,6 +263,17 @@ pub(super) enum HomeRuleView {
     Fixed(String),
 }
 
+/// What a home does that cannot reach a majority of the regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+#[schema(as = Isolation)]
+pub(super) enum IsolationView {
+    /// It goes on taking writes, which are set aside if the others go on without it.
+    Available,
+    /// It refuses writes; what it acknowledged is never set aside.
+    Fenced,
+}
+
 /// The policy of one category.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 #[schema(as = Category)]
@@ -273,6 +284,8 @@ pub(super) struct CategoryView {
     mode: ModeView,
     /// Who is home to them; null when every region may write them.
     home: Option<HomeRuleView>,
+    /// What a home does that cannot reach a majority of the regions; null when every region may write them.
+    isolation: Option<IsolationView>,
 }
 
 impl CategoryView {
@@ -284,10 +297,16 @@ impl CategoryView {
                 Some(HomeRuleView::Fixed(door.region_name(*region)))
             }
         };
+        let isolation = match (policy.mode, door.backend.isolation(category)) {
+            (Mode::Lww | Mode::Crdt, _) => None,
+            (Mode::Home, Isolation::Available) => Some(IsolationView::Available),
+            (Mode::Home, Isolation::Fenced) => Some(IsolationView::Fenced),
+        };
         Self {
             category: category.to_owned(),
             mode: policy.mode.into(),
             home,
+            isolation,
         }
     }
 }

@@ -38,7 +38,7 @@ use crate::door::Door;
 use crate::feed::Feeds;
 use crate::fencing::{Fencing, come_home, membership, out_reason};
 use crate::gate::{Gate, Memory, Verdict};
-use crate::homes::{Homes, hand_over};
+use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
@@ -286,6 +286,8 @@ impl Node {
             tasks.clone(),
         );
         tracker.spawn(hand_over.instrument(info_span!("hand over")));
+        let lease = keep_lease(Arc::clone(&homes), Arc::clone(&consensus), tasks.clone());
+        tracker.spawn(lease.instrument(info_span!("lease")));
 
         let (returned, _) = watch::channel(false);
         let fencing = Fencing {

@@ -53,6 +53,7 @@ fn config(folder: &TempDir) -> NodeConfig {
                 home: HomeRule::Hash,
             },
         )]),
+        isolations: std::collections::BTreeMap::new(),
         limits: Limits {
             event_bytes_max: 1 << 16,
             batch_bytes_max: 1 << 17,

@@ -344,6 +344,10 @@ impl Task {
                 });
             }
             Place::Coming { from } => return Err(coming(&request.stream, from)),
+            Place::Here { .. } => {
+                let lease = self.tools.homes.check_lease(&request.stream);
+                lease.map_err(unavailable)?;
+            }
             _ => {}
         }
         let written_by = shared.then_some(own);

@@ -11,7 +11,7 @@ use meridian_client::{
     ReadError, SessionToken, StreamPage, StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
-use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
 use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
 use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
@@ -427,6 +427,13 @@ impl Backend for Fake {
             ("cart".to_owned(), policy(Mode::Crdt, HomeRule::Hash)),
             ("ledger".to_owned(), policy(Mode::Home, HomeRule::Fixed(EU))),
         ])
+    }
+
+    fn isolation(&self, category: &str) -> Isolation {
+        match category {
+            "ledger" => Isolation::Fenced,
+            _ => Isolation::Available,
+        }
     }
 
     fn limits(&self) -> Limits {

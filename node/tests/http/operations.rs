@@ -8,8 +8,8 @@ use crate::fake::{Served, json, problem};
 async fn policies_are_listed_and_the_default_is_home_by_hash() {
     let served = Served::new().await;
     let read = async |path: &str| json(served.get(path).send().await.unwrap()).await;
-    let cart = json!({"category": "cart", "mode": "crdt", "home": null});
-    let ledger = json!({"category": "ledger", "mode": "home", "home": {"fixed": "eu-west"}});
+    let cart = json!({"category": "cart", "mode": "crdt", "home": null, "isolation": null});
+    let ledger = json!({"category": "ledger", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced"});
     assert_eq!(
         read("/v1/categories").await,
         json!({"categories": [&cart, &ledger]})
@@ -17,7 +17,7 @@ async fn policies_are_listed_and_the_default_is_home_by_hash() {
     assert_eq!(read("/v1/categories/ledger").await, ledger);
     assert_eq!(
         read("/v1/categories/order").await,
-        json!({"category": "order", "mode": "home", "home": "hash"})
+        json!({"category": "order", "mode": "home", "home": "hash", "isolation": "available"})
     );
     let never = served.get("/v1/categories/order-1").send().await.unwrap();
     problem(never, 400, "invalid").await;

@@ -68,6 +68,10 @@ bugs! {
     KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";
     SealByMajority, "seal-by-majority", "A fence decides its cut when a majority has sealed, not all who remain.";
     OpenBeforeBackfill, "open-before-backfill", "A fence opens, and its homes with it, before those who remain hold all up to the cut.";
+    LeaseWithoutMargin, "lease-without-margin",
+        "A successor opens `fenced` streams as soon as the fence is open, whatever lease the lost home may still hold.";
+    AcknowledgeAlone, "acknowledge-alone",
+        "Appends to `fenced` categories are acknowledged at the durability that was asked for, be it held by the home alone.";
     UntaggedWords, "untagged-words", "What a region settled counts for those who wait for more regions than it did.";
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
     EpochUncheckedAtStore, "epoch-unchecked-at-store",
