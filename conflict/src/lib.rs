@@ -151,6 +151,15 @@ impl Policies {
         }
     }
 
+    /// The same policies over other members.
+    ///
+    /// # Errors
+    /// As [`Policies::new`].
+    pub fn over(&self, members: Vec<RegionId>) -> Result<Self, PolicyError> {
+        let over = Self::new(members, self.categories.clone())?;
+        Ok(over.with_isolations(self.isolations.clone()))
+    }
+
     /// The policy of `category`.
     pub fn of(&self, category: &str) -> CategoryPolicy {
         self.categories.get(category).cloned().unwrap_or_default()

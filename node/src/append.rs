@@ -335,11 +335,16 @@ impl Appends {
         if let Some(pair) = ids.windows(2).find(|pair| pair[0] == pair[1]) {
             return invalid(format!("event id {} stands twice in the batch", pair[0]));
         }
-        let regions = request.durability.regions(self.members);
-        if regions == 0 || regions > self.members {
+        // A region that is put out may come back; one that has left, or is none yet, is nothing to ask for.
+        let members = match self.homes.federation().voting() {
+            0 => self.members,
+            members => members,
+        };
+        let regions = request.durability.regions(members);
+        if regions == 0 || regions > members {
             return invalid(format!(
-                "durability {} asks for {regions} regions, this federation has {}",
-                request.durability, self.members
+                "durability {} asks for {regions} regions, this federation has {members}",
+                request.durability
             ));
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! A node that may have forgotten something must first take it back from its peers (the amnesia
 //! guard): a position is never used twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meridian_clock::{LogId, RegionId, VersionVector};
@@ -63,6 +63,11 @@ impl Gate {
             peers,
             clock_allowed,
         }
+    }
+
+    /// Nobody waits any more for the regions `left`: they are gone for good, and others hold what they held.
+    pub(crate) fn forget(&mut self, left: &BTreeSet<RegionId>) {
+        self.peers.retain(|peer| !left.contains(peer));
     }
 
     /// What `elapsed` more time, what each peer said it holds, what we hold, and why our clock is
@@ -205,6 +210,15 @@ mod tests {
             Verdict::Shut(_)
         ));
         assert_eq!(gate.judge(hour, &all, &own_log_at(7), None), Verdict::Open);
+    }
+
+    #[test]
+    fn an_empty_folder_does_not_wait_for_a_region_that_left() {
+        let mut gate = gate(Memory::Lost);
+        let hour = Duration::from_secs(3600);
+        let one = answers(&[(1, 7)]);
+        gate.forget(&BTreeSet::from([RegionId(2)]));
+        assert_eq!(gate.judge(hour, &one, &own_log_at(7), None), Verdict::Open);
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub use consumers::{
     Consumers, GroupDefinition, GroupFrom, GroupPart, GroupServed, GroupSource, GroupStatus,
     ParkedEvent,
 };
-pub use fencing::{FenceReport, FenceStanding, RegionStanding, Standing};
+pub use fencing::{FenceReport, FenceStanding, MembershipReport, RegionStanding, Standing};
 pub use homes::{MoveError, StreamHome};
 pub use identity::{Identity, IdentityError};
 pub use node::{Node, StartError};

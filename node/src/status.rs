@@ -139,9 +139,18 @@ pub struct ControlStatus {
     /// The regions that a fence under way waits for.
     #[serde(default)]
     pub fence_waits_for: Vec<String>,
-    /// The regions that were fenced and are becoming members again.
+    /// The regions that were fenced, or are new, and are becoming members.
     #[serde(default)]
     pub joining: Vec<String>,
+    /// The regions that are no members yet, and take over what the others write.
+    #[serde(default)]
+    pub learners: Vec<String>,
+    /// The regions that are going for good.
+    #[serde(default)]
+    pub leaving: Vec<String>,
+    /// The regions that have gone for good.
+    #[serde(default)]
+    pub left: Vec<String>,
     /// What is wrong, if something is.
     pub error: Option<String>,
 }
@@ -313,7 +322,15 @@ fn control(node: &Node) -> ControlStatus {
     let opening: BTreeSet<RegionId> = opening.collect();
     let named = |regions: BTreeSet<RegionId>| regions.into_iter().map(|it| names.of(it)).collect();
     let is_joining = |region: &RegionId| federation.out[region].joining.is_some();
-    let (joining, fenced) = federation.out.keys().copied().partition(is_joining);
+    let out = federation.out.keys().copied();
+    let out = out.filter(|region| !federation.left.contains(region));
+    let (joining, fenced) = out.partition(is_joining);
+    let listed = names.0.keys().copied();
+    let learners = listed.filter(|region| !federation.knows(*region)).collect();
+    let lacking = federation.lacking(&names.0).map(|it| it.reason);
+    let gone = federation.gone();
+    let leaving = federation.leaving.keys().chain(&federation.left).copied();
+    let leaving = leaving.filter(|region| !gone.contains(region)).collect();
     let running = federation.running_fence();
     ControlStatus {
         leader: standing.leader.map(|leader| names.of(leader)),
@@ -327,7 +344,10 @@ fn control(node: &Node) -> ControlStatus {
         fenced: named(fenced),
         fence_waits_for: running.map_or(Vec::new(), |fence| named(fence.waits_for())),
         joining: named(joining),
-        error: standing.error.or_else(|| {
+        learners: named(learners),
+        leaving: named(leaving),
+        left: named(gone),
+        error: lacking.or(standing.error).or_else(|| {
             differs.then(|| {
                 "the categories in this node's configuration are not those that the federation was \
                  founded on; make them the same in every region"
@@ -409,7 +429,12 @@ pub(crate) fn refresh_metrics(node: &Node) {
         .filter(|head| head.log.origin == node.config().region);
     let own: Vec<_> = own.map(|head| (head.log, head.position)).collect();
     let held = node.appends().held.borrow().clone();
+    let gone = node.homes().federation().gone();
     for (region, events) in behind(&held, &own) {
+        let events = match gone.contains(&region) {
+            true => 0,
+            false => events,
+        };
         if region != node.config().region {
             let peer = Peer {
                 peer: names.of(region),

@@ -134,6 +134,67 @@ fn init_with_hosts_names_them_and_keeps_http_to_the_host() {
 }
 
 #[test]
+fn init_adds_a_region_and_keeps_what_the_others_say() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("fed");
+    let hosts = ["--host", "eu=192.0.2.1", "--host", "us=192.0.2.2"];
+    let mut arguments = vec!["init", "--dir", path(&dir), "--regions", "eu,us"];
+    arguments.extend(hosts);
+    assert!(meridian(&arguments).status.success());
+    let of = |region: &str| dir.join(region).join("meridian.toml");
+    let eu = fs::read_to_string(of("eu")).expect("it can be read");
+    for region in ["eu", "us"] {
+        let text = fs::read_to_string(of(region)).expect("it can be read");
+        let with = text + "\n# A comment of ours.\n[categories.cart]\nmode = \"crdt\"\n";
+        fs::write(of(region), with).expect("it can be written");
+    }
+    let add = |name: &str, more: &[&str]| {
+        let mut arguments = vec!["init", "--dir", path(&dir), "--add", name];
+        arguments.extend(more);
+        let added = meridian(&arguments);
+        (
+            added.status.code(),
+            text(&added.stdout) + &text(&added.stderr),
+        )
+    };
+    for (name, more, says) in [
+        ("us", &[][..], "there is, or was, a region called \"us\""),
+        ("ap", &[][..], "--host ap=HOST"),
+        (
+            "ap",
+            &["--host", "us=192.0.2.3"][..],
+            "not the region that is added",
+        ),
+        ("ap", &["--regions", "ap"][..], "cannot be used with"),
+    ] {
+        let (code, said) = add(name, more);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(says), "{said}");
+    }
+    assert!(!dir.join("ap").exists());
+    let (code, said) = add("ap", &["--host", "ap=192.0.2.3"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("meridian region join ap"), "{said}");
+    for region in ["eu", "us", "ap"] {
+        let loaded = config::load(&of(region)).expect("it loads").node;
+        assert_eq!(loaded.own().expect("a member").name, region);
+        assert_eq!(loaded.categories.len(), 1);
+        let ap = &loaded.members[2];
+        assert_eq!(
+            (ap.id.0, ap.quic.to_string()),
+            (2, "192.0.2.3:7101".to_owned())
+        );
+        assert_eq!(loaded.listen_quic.to_string(), "0.0.0.0:7101");
+    }
+    let text = fs::read_to_string(of("eu")).expect("it can be read");
+    assert!(text.contains("# A comment of ours.") && text.len() > eu.len());
+    let key = |region: &str| fs::read(dir.join(region).join("certificates/session.key")).ok();
+    assert!(key("ap").is_some() && key("ap") == key("eu"));
+    // Its node asks the others before it writes.
+    assert!(!dir.join("ap/data/identity").exists());
+}
+
+#[test]
 fn init_takes_hosts_that_this_machine_cannot_resolve() {
     let folder = tempfile::tempdir().expect("a folder");
     let dir = folder.path().join("fed");

@@ -210,8 +210,12 @@ fn under_load(
                 }
             });
         }
-        work(federation);
+        // However the work ends, the writers do.
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| work(federation)));
         over.store(true, Ordering::Relaxed);
+        if let Err(panic) = done {
+            std::panic::resume_unwind(panic);
+        }
     });
     acknowledged.into_inner().unwrap()
 }
@@ -282,7 +286,6 @@ fn until_home_again(federation: &Federation, lost: usize) {
         let (status, body) = get(&federation.url(lost, "/v1/status")).unwrap_or_default();
         status == 200 && body["readmission"]["left"] == 0
     });
-    until_alike(federation, 3);
 }
 
 fn with_automatic_failover() -> Federation {
@@ -366,6 +369,7 @@ fn a_killed_region_is_replaced_by_itself_and_every_acknowledged_event_is_account
     let mut federation = with_automatic_failover();
     let acknowledged = lose(&mut federation, 1, "region");
     until_home_again(&federation, 1);
+    until_alike(&federation, 3);
     let conflicts = ids_in_conflicts(&federation, 0);
     let mut held = 0;
     for (stream, acknowledged) in &acknowledged {
@@ -388,6 +392,7 @@ fn what_two_regions_acknowledged_never_strands() {
     for lost in [0, 1, 2, 1, 0] {
         let acknowledged = lose(&mut federation, lost, "regions:2");
         until_home_again(&federation, lost);
+        until_alike(&federation, 3);
         let mut count = 0;
         for (stream, acknowledged) in &acknowledged {
             let ids = ids_of(&federation, lost, stream);
@@ -443,6 +448,7 @@ fn what_a_fenced_category_acknowledged_never_strands_whatever_durability_was_ask
     for lost in [1, 0, 2] {
         let acknowledged = lose(&mut federation, lost, "region");
         until_home_again(&federation, lost);
+        until_alike(&federation, 3);
         let conflicts = ids_in_conflicts(&federation, lost);
         let mut count = 0;
         for (stream, acknowledged) in &acknowledged {

@@ -1,4 +1,5 @@
-//! `meridian init`: a federation's authority, certificates and configuration files.
+//! `meridian init`: a federation's authority, certificates and configuration files; one more region is
+//! [`super::init_add`]'s.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use meridian_store::RealDisk;
 use serde::Serialize;
 use uuid::Uuid;
 
-use super::{Outcome, Output, wrong_use};
+use super::{Outcome, Output, init_add, wrong_use};
 
 /// The folder of the authority, beside the regions'.
 pub(crate) const AUTHORITY_FOLDER: &str = "authority";
@@ -28,7 +29,7 @@ pub(crate) const REGION_FILE: &str = "region";
 /// A region's certificates, below its folder.
 pub(crate) const CERTIFICATES_FOLDER: &str = "certificates";
 /// The federation's key for session tokens, beside a region's certificates.
-const SESSION_KEY_FILE: &str = "session.key";
+pub(crate) const SESSION_KEY_FILE: &str = "session.key";
 /// A region's data, below its folder.
 const DATA_FOLDER: &str = "data";
 /// A region's configuration, in its folder.
@@ -37,12 +38,20 @@ pub(crate) const CONFIG_FILE: &str = "meridian.toml";
 /// What `meridian init` takes.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The folder to make; it must be empty or missing
+    /// The folder to make; it must be empty or missing. With --add, the one that was made
     #[arg(long, value_name = "FOLDER")]
     dir: PathBuf,
     /// The regions' names, with commas between them
-    #[arg(long, value_delimiter = ',', required = true, value_name = "A,B,C")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        required_unless_present = "add",
+        value_name = "A,B,C"
+    )]
     regions: Vec<String>,
+    /// Add one more region to a federation that was made before, with the next free number
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["regions", "partitions", "base_port", "data"])]
+    add: Option<String>,
     /// How many partitions streams are spread over; fixed for good
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
     partitions: u16,
@@ -126,6 +135,19 @@ pub(crate) fn run(args: &Args, output: Output) -> anyhow::Result<Outcome> {
         if hosts.insert(region.clone(), host.clone()).is_some() {
             return Err(wrong_use(format!("--host names region {region:?} twice")));
         }
+    }
+    if let Some(name) = &args.add {
+        if let Some(stranger) = hosts.keys().find(|region| *region != name) {
+            return Err(wrong_use(format!(
+                "--host names {stranger:?}, which is not the region that is added"
+            )));
+        }
+        let plan = init_add::Plan {
+            dir: &args.dir,
+            name,
+            host: hosts.get(name).map(String::as_str),
+        };
+        return init_add::run(&plan, output);
     }
     let made = make(&Plan {
         dir: args.dir.clone(),
@@ -254,6 +276,20 @@ fn mark_fresh(plan: &Plan, federation: Uuid, own: &FileMember) -> anyhow::Result
     Ok(())
 }
 
+/// Whether a region can be called `region`.
+///
+/// # Errors
+/// When it cannot.
+pub(crate) fn check_region_name(region: &str) -> anyhow::Result<()> {
+    certificates::check_name(region).map_err(|error| wrong_use(error.to_string()))?;
+    if [AUTHORITY_FOLDER, OPERATOR_FOLDER].contains(&region) || region.starts_with("authority-") {
+        return Err(wrong_use(format!(
+            "{region:?} is the name of another folder that is made; call the region something else"
+        )));
+    }
+    Ok(())
+}
+
 fn check(plan: &Plan) -> anyhow::Result<()> {
     // It is written between quotes.
     if plan.data.to_string_lossy().chars().any(char::is_control) {
@@ -262,14 +298,7 @@ fn check(plan: &Plan) -> anyhow::Result<()> {
         ));
     }
     for (index, region) in plan.regions.iter().enumerate() {
-        certificates::check_name(region).map_err(|error| wrong_use(error.to_string()))?;
-        if [AUTHORITY_FOLDER, OPERATOR_FOLDER].contains(&region.as_str())
-            || region.starts_with("authority-")
-        {
-            return Err(wrong_use(format!(
-                "{region:?} is the name of another folder that is made; call the region something else"
-            )));
-        }
+        check_region_name(region)?;
         if plan.regions[..index].contains(region) {
             return Err(wrong_use(format!(
                 "--regions names {region:?} twice; each region has its own name"
@@ -312,7 +341,7 @@ fn members(plan: &Plan) -> Vec<FileMember> {
 }
 
 /// An IPv6 address stands in brackets before a port.
-fn bracketed(host: &str) -> String {
+pub(crate) fn bracketed(host: &str) -> String {
     match host.parse::<std::net::Ipv6Addr>() {
         Ok(address) => format!("[{address}]"),
         Err(_) => host.to_owned(),

@@ -12,6 +12,7 @@ mod event;
 mod home;
 mod import;
 mod init;
+mod init_add;
 mod local;
 mod output;
 mod projection;
@@ -57,7 +58,7 @@ pub(crate) struct CommandLine {
 enum Command {
     /// Run three regions in this process, cut one off, heal it, and show that all agree
     Demo(demo::Args),
-    /// Make a federation on this machine: authority, certificates, one configuration per region
+    /// Make a federation on this machine: authority, certificates, one configuration per region; or add a region
     Init(init::Args),
     /// Run one node, in the foreground; SIGTERM drains and stops, SIGHUP reads certificates again
     Serve(serve::Args),
@@ -85,7 +86,7 @@ enum Command {
     /// Events that were acknowledged and lost their place: list, show and resolve them
     #[command(subcommand)]
     Conflict(conflict::Command),
-    /// A region's share of homes: take it away, as before maintenance, and give it back
+    /// Regions: drain them for maintenance, put lost ones out, make new ones members, let others go for good
     #[command(subcommand)]
     Region(region::Command),
     /// Ask why: what holds the settled order back, or how two events are ordered

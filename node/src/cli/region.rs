@@ -1,4 +1,4 @@
-//! `meridian region`: takes a region's share of homes from it, and gives it back.
+//! `meridian region`: takes a region's share of homes from it, gives it back, and changes who is a member.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -17,6 +17,10 @@ pub(crate) enum Command {
     Show(Shown),
     /// Put a lost region out: the others take its homes over and settle the order without it
     Fence(Fence),
+    /// Make a new region, whose node runs already, a member; it then takes its share of homes
+    Join(Named),
+    /// Let a drained region go for good: the others go on without it, and it never comes back
+    Leave(Leave),
 }
 
 /// Which region, and where to ask.
@@ -45,13 +49,23 @@ pub(crate) struct Fence {
     evict: bool,
 }
 
+/// Which region goes, and where to ask.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Leave {
+    #[command(flatten)]
+    named: Named,
+    /// Also when fewer than a majority remain, as in a federation of two
+    #[arg(long)]
+    force: bool,
+}
+
 /// Which region, and where to ask.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Exit code 1 when some homes are still on their way when the time is up.")]
+#[command(after_help = "Exit code 1 when it is still under way when the time is up.")]
 pub(crate) struct Named {
     /// The region's name
     region: String,
-    /// How long to wait until all that moves has been opened, in milliseconds
+    /// How long to wait until it is done, in milliseconds; it goes on in any case
     #[arg(long, default_value_t = 30_000, value_parser = clap::value_parser!(u64).range(..=60_000))]
     wait_ms: u64,
     #[command(flatten)]
@@ -64,6 +78,14 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
         Command::Resume(named) => ("resume", named),
         Command::Show(shown) => return show(shown, output).await,
         Command::Fence(asked) => return fence(asked, output).await,
+        Command::Join(named) => {
+            let body = json!({ "wait_ms": named.wait_ms });
+            return change_members("join", named, &body, output).await;
+        }
+        Command::Leave(asked) => {
+            let body = json!({ "wait_ms": asked.named.wait_ms, "force": asked.force });
+            return change_members("leave", &asked.named, &body, output).await;
+        }
     };
     let door = Door::new(&named.target.url)?;
     let request = door
@@ -116,7 +138,16 @@ fn describe(standing: &Value) -> String {
             list(&standing["waits_for"])
         ),
         "out" => "is fenced: the others go on without it".to_owned(),
-        "joining" => "was fenced and is becoming a member again".to_owned(),
+        "joining" => format!(
+            "is becoming a member; that waits for {}",
+            list(&standing["waits_for"])
+        ),
+        "learner" => {
+            "is no member yet: it takes over what the others write, and nobody waits for it"
+                .to_owned()
+        }
+        "leaving" => "is leaving, once every other region holds what it holds".to_owned(),
+        "left" => "has left for good: its node can be stopped".to_owned(),
         other => format!("is {other}"),
     };
     let heard = match standing["silent_for_ms"].as_u64() {
@@ -127,6 +158,28 @@ fn describe(standing: &Value) -> String {
         None => String::new(),
     };
     format!("Region {region} {stands}.{heard}")
+}
+
+// Asks for a region to join or leave, and says how far that came.
+async fn change_members(
+    what: &str,
+    named: &Named,
+    body: &Value,
+    output: Output,
+) -> anyhow::Result<Outcome> {
+    let door = Door::new(&named.target.url)?;
+    let request = door.request(Method::POST, &["v1", "regions", &named.region, what]);
+    let asked = door.json(request.json(body)).await;
+    let changed: Value = asked.map_err(DoorError::into_failure)?;
+    if output.is_json() {
+        output.json(&changed)?;
+    } else {
+        output.line(&describe(&changed))?;
+    }
+    Ok(match changed["done_after_ms"].is_u64() {
+        true => Outcome::Done,
+        false => Outcome::No,
+    })
 }
 
 fn list(names: &Value) -> String {

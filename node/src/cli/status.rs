@@ -113,7 +113,9 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
     });
     output.table(&header, rows.collect())?;
 
-    output.line(&control(&status.control, status.members.len()))?;
+    let left = status.control.left.len() + status.control.learners.len();
+    let regions = status.members.len().saturating_sub(left);
+    output.line(&control(&status.control, regions))?;
     output.line(&at_stake(&status.at_stake))?;
     output.line(&settling::summary(status))?;
     for held in &status.watermarks.held_back {
@@ -173,7 +175,16 @@ fn control(control: &ControlStatus, regions: usize) -> String {
         said += &format!("; a fence waits for {}", control.fence_waits_for.join(", "));
     }
     if !control.joining.is_empty() {
-        said += &format!("; coming back: {}", control.joining.join(", "));
+        said += &format!("; becoming members: {}", control.joining.join(", "));
+    }
+    if !control.learners.is_empty() {
+        said += &format!("; no members yet: {}", control.learners.join(", "));
+    }
+    if !control.leaving.is_empty() {
+        said += &format!("; leaving: {}", control.leaving.join(", "));
+    }
+    if !control.left.is_empty() {
+        said += &format!("; left: {}", control.left.join(", "));
     }
     if !control.opening.is_empty() {
         said += &format!(

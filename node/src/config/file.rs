@@ -651,7 +651,7 @@ home = "fixed:eu-west"
             (
                 "home = \"fixed:eu-west\"",
                 "isolation = \"strict\"",
-                "categories.ledger.isolation is \"strict\"; write \"available\" or \"fenced\"",
+                "`categories.ledger.isolation` is \"strict\"; write \"available\" or \"fenced\"",
             ),
             (
                 "mode = \"crdt\"",

@@ -88,6 +88,27 @@ pub(crate) enum Command {
         /// The region.
         region: RegionId,
     },
+    /// A region that never was in the federation begins to become a member, home to nothing at first.
+    Admit {
+        /// The region. Its number was never used.
+        region: RegionId,
+        /// What it is called.
+        name: String,
+        /// How many partitions it has.
+        partitions: u16,
+    },
+    /// A drained member begins to leave for good: it takes no more writes.
+    Leave {
+        /// The region.
+        region: RegionId,
+        /// Also if fewer than a majority of the members remain.
+        force: bool,
+    },
+    /// All others hold whatever a leaving region holds, so they go on without it.
+    Left {
+        /// The region.
+        region: RegionId,
+    },
     /// Region `by` waits for the promises of one that joins.
     Welcomed {
         /// Who joins.
@@ -131,6 +152,9 @@ impl fmt::Display for Command {
                 write!(out, "region {by} has all that counts by fence {fence}")
             }
             Self::Join { region } => write!(out, "region {region} comes back"),
+            Self::Admit { region, name, .. } => write!(out, "admit region {region}, {name}"),
+            Self::Leave { region, .. } => write!(out, "region {region} begins to leave"),
+            Self::Left { region } => write!(out, "region {region} has left"),
             Self::Welcomed { region, by, .. } => {
                 write!(out, "region {by} waits for region {region} again")
             }
@@ -251,6 +275,67 @@ pub(crate) enum Refusal {
         change: u64,
         /// Who has still to do its part.
         waits_for: BTreeSet<RegionId>,
+    },
+    /// It is gone for good.
+    #[error(
+        "region {region} has left the federation for good; to have a region there again, add one with \
+         another number and name"
+    )]
+    Left {
+        /// The region.
+        region: RegionId,
+    },
+    /// It is on its way out.
+    #[error(
+        "region {region} is leaving; its node leaves once every other region holds what it holds"
+    )]
+    Leaving {
+        /// The region.
+        region: RegionId,
+    },
+    /// It is on its way in.
+    #[error("region {region} is still becoming a member; wait until it is one")]
+    Joining {
+        /// The region.
+        region: RegionId,
+    },
+    /// It is home to streams.
+    #[error("region {region} may be home to streams; drain it before it leaves")]
+    NotDrained {
+        /// The region.
+        region: RegionId,
+    },
+    /// Numbers are never given out twice.
+    #[error(
+        "number {region} is, or was, that of region {name:?}, and numbers are never used again; give the \
+         new region the next free one"
+    )]
+    IdUsed {
+        /// The number.
+        region: RegionId,
+        /// Whose it is.
+        name: String,
+    },
+    /// Names are never given out twice.
+    #[error(
+        "there is, or was, a region called {name:?}, of number {region}, and names are never used again; \
+         call the new region something else"
+    )]
+    NameUsed {
+        /// The name.
+        name: String,
+        /// Whose it is.
+        region: RegionId,
+    },
+    /// Streams would be spread differently.
+    #[error(
+        "the new region has {found} partitions, the federation {expected}; set `partitions` to that"
+    )]
+    OtherPartitions {
+        /// How many the region has.
+        found: u16,
+        /// How many it must have.
+        expected: u16,
     },
     /// There is nothing to evict anyone from.
     #[error("no fence is under way; fence the region instead")]

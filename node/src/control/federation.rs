@@ -136,6 +136,12 @@ pub(crate) struct Federation {
     pub(crate) membership: u64,
     /// Who is not heard any more, and by whom.
     pub(crate) suspected: BTreeMap<RegionId, BTreeSet<RegionId>>,
+    /// The regions that were admitted after it began: no rule from before makes them a home.
+    pub(crate) admitted: BTreeSet<RegionId>,
+    /// The regions that are leaving, and whether that was forced.
+    pub(crate) leaving: BTreeMap<RegionId, bool>,
+    /// The regions that have left for good, which are out as well.
+    pub(crate) left: BTreeSet<RegionId>,
 }
 
 impl Federation {
@@ -163,6 +169,13 @@ impl Federation {
             } => Ok(self.seal(*fence, *round, *by, held)),
             Command::Filled { fence, round, by } => Ok(self.fill(*fence, *round, *by)),
             Command::Join { region } => self.join(*region),
+            Command::Admit {
+                region,
+                name,
+                partitions,
+            } => self.admit(*region, name, *partitions),
+            Command::Leave { region, force } => self.leave(*region, *force),
+            Command::Left { region } => self.has_left(*region),
             Command::Welcomed {
                 region,
                 change,
@@ -204,6 +217,9 @@ impl Federation {
 
     pub(super) fn member(&self, region: RegionId) -> Result<(), Refusal> {
         let foundation = self.foundation.as_ref().ok_or(Refusal::NotFounded)?;
+        if self.left.contains(&region) {
+            return Err(Refusal::Left { region });
+        }
         match foundation.members.contains_key(&region) {
             true => Ok(()),
             false => Err(Refusal::UnknownRegion { region }),
@@ -218,7 +234,7 @@ impl Federation {
 
     /// Where `stream`'s home is by `policies`; `None` when every region writes it.
     pub(crate) fn seat(&self, policies: &Policies, stream: &StreamId) -> Option<Seat> {
-        let Route::Home(first) = policies.route(stream) else {
+        let Route::Home(first) = policies.route_without(stream, &self.admitted) else {
             return None;
         };
         if let Some(moved) = self.moved.get(stream) {
@@ -364,6 +380,9 @@ impl Federation {
         self.member(region)?;
         if self.out.contains_key(&region) {
             return Err(Refusal::Fenced { region });
+        }
+        if self.leaving.contains_key(&region) {
+            return Err(Refusal::Leaving { region });
         }
         let mut drained = self.drained();
         if !drained.remove(&region) {

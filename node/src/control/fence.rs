@@ -150,6 +150,15 @@ impl Federation {
                 waits_for: running.waits_for(),
             });
         }
+        self.begin_fence(region, force)
+    }
+
+    // Puts `region` out as the first of a new fence; none is under way.
+    pub(super) fn begin_fence(
+        &mut self,
+        region: RegionId,
+        force: bool,
+    ) -> Result<Outcome, Refusal> {
         let mut remaining = self.members();
         remaining.remove(&region);
         let of = remaining.len() + 1;
@@ -194,7 +203,7 @@ impl Federation {
     }
 
     // What a majority of the members held, one of those who remain must hold.
-    fn check_remain(remain: usize, of: usize, force: bool) -> Result<(), Refusal> {
+    pub(super) fn check_remain(remain: usize, of: usize, force: bool) -> Result<(), Refusal> {
         match remain > of / 2 || (force && remain > 0) {
             true => Ok(()),
             false => Err(Refusal::MinorityRemains { remain, of }),
@@ -276,6 +285,7 @@ impl Federation {
         };
         self.out.insert(region, out);
         self.suspected.remove(&region);
+        self.leaving.remove(&region);
         self.complete_joins();
         Ok(())
     }

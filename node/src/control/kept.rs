@@ -563,6 +563,7 @@ mod tests {
         ]
         .into_iter()
         .chain(of_fences(home))
+        .chain(of_members(home))
         .collect()
     }
 
@@ -606,6 +607,35 @@ mod tests {
                 by: other,
                 above: Timestamp(1 << 60),
             },
+        ]
+    }
+
+    // A third region comes in, and region `home` leaves.
+    fn of_members(home: RegionId) -> Vec<Command> {
+        let (other, third) = (RegionId(1 - home.0), RegionId(2));
+        let welcomed = |by| Command::Welcomed {
+            region: third,
+            change: 18,
+            by,
+            above: Timestamp(1 << 61),
+        };
+        vec![
+            Command::Opened {
+                change: 12,
+                by: other,
+            },
+            Command::Admit {
+                region: third,
+                name: "ap-south".to_owned(),
+                partitions: 4,
+            },
+            welcomed(home),
+            welcomed(other),
+            Command::Leave {
+                region: home,
+                force: true,
+            },
+            Command::Left { region: home },
             Command::Evict {
                 region: home,
                 force: true,
@@ -642,7 +672,7 @@ mod tests {
         let mut federation = Federation::default();
         for command in commands() {
             let outcome = federation.apply(&command);
-            // No fence is under way by then.
+            // Who has left is not evicted.
             let is_new = !matches!(command, Command::GoOn(_) | Command::Evict { .. });
             assert_eq!(
                 matches!(outcome, Outcome::Changed(_)),
@@ -669,7 +699,7 @@ mod tests {
         assert_eq!(both, GOLDEN);
         let (log, read): (Log, State) = postcard::from_bytes(GOLDEN).expect("they decode");
         assert_eq!(read, state());
-        assert_eq!(log.entries.len(), 20);
+        assert_eq!(log.entries.len(), 26);
     }
 
     #[tokio::test]

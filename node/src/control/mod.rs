@@ -8,7 +8,8 @@
 //! It is off the write path: with half of the regions away nothing can be decided, and everything
 //! that is decided already goes on.
 //!
-//! [`fence`] is the part of it that puts lost regions out and takes them back.
+//! [`fence`] is the part of it that puts lost regions out and takes them back, [`membership`] the part by which
+//! regions come in and leave for good.
 //!
 //! Not here: what a move of a home means for writes (`homes`). Start reading at [`federation`].
 //!
@@ -19,9 +20,11 @@ pub(crate) mod command;
 pub(crate) mod federation;
 pub(crate) mod fence;
 mod kept;
+mod membership;
 mod plane;
 mod runtime;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -68,6 +71,8 @@ pub(crate) struct Standing {
     pub(crate) term: u64,
     /// The regions that vote.
     pub(crate) voters: Vec<RegionId>,
+    /// The regions that were heard to know of no decision either, while this node does not vote.
+    pub(crate) undecided: BTreeSet<RegionId>,
     /// Why it does not work on this node, if it does not.
     pub(crate) error: Option<String>,
 }

@@ -2,7 +2,8 @@
 //!
 //! Who votes is a *life* of a region: a node that lost its disk may have forgotten whom it voted for,
 //! so it never votes under its old number again. It draws a new one and asks the leader to put that in
-//! the old one's place.
+//! the old one's place. A region that was admitted asks for its first vote in the same way; that of one that
+//! has left is taken away.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -172,6 +173,8 @@ struct Shared {
     links: OnceLock<Weak<Links>>,
     told: watch::Sender<Arc<Federation>>,
     running: Mutex<Option<Running>>,
+    // Who has said that it knows of no decision.
+    undecided: Mutex<BTreeSet<RegionId>>,
     error: Mutex<Option<String>>,
 }
 
@@ -187,6 +190,7 @@ impl Plane {
             links: OnceLock::new(),
             told: watch::Sender::default(),
             running: Mutex::new(None),
+            undecided: Mutex::default(),
             error: Mutex::new(Some("the node has only just started".to_owned())),
         }))
     }
@@ -366,7 +370,12 @@ impl Shared {
         }
         let of_region = |voter: &&u64| Life(**voter).region() == life.region();
         let old: BTreeSet<u64> = voters.iter().filter(of_region).copied().collect();
-        if !self.setup.foundation.members.contains_key(&life.region()) {
+        let told = Arc::clone(&self.told.borrow());
+        let may_vote = match told.foundation {
+            Some(_) => told.may_vote(life.region()),
+            None => self.setup.foundation.members.contains_key(&life.region()),
+        };
+        if !may_vote {
             return Answer::Wrong("this region is not a member".to_owned());
         }
         if let Some(running) = &mut *lock(&self.running) {
@@ -384,7 +393,12 @@ impl Shared {
         };
         match timeout_at(Instant::now() + REPLACE_WITHIN, change).await {
             Ok(Ok(_)) => {
-                info!(region = %life.region(), "a region that lost its disk votes again");
+                match old.is_empty() {
+                    true => info!(region = %life.region(), "a region that became a member votes"),
+                    false => {
+                        info!(region = %life.region(), "a region that lost its disk votes again");
+                    }
+                }
                 Answer::Replaced
             }
             Ok(Err(error)) => leader_or(&error, error.forward_to_leader().map(|to| to.leader_id)),
@@ -466,7 +480,10 @@ async fn keep(shared: Arc<Shared>) {
         } else if !shared.is_voter() {
             let joining = async {
                 listen(&shared).await;
-                join(&shared, life, leader).await;
+                let may_vote = shared.told.borrow().may_vote(shared.setup.region);
+                if may_vote {
+                    join(&shared, life, leader).await;
+                }
             };
             // Peers that do not answer must not keep a node from stopping.
             tokio::select! {
@@ -492,6 +509,8 @@ async fn keep(shared: Arc<Shared>) {
             if !matches!(within, Ok(Answer::Decided(..))) {
                 debug!("the federation is not founded yet");
             }
+        } else if leader == Some(shared.setup.region) {
+            shared.dismiss_left(&raft).await;
         }
     }
     if let Some((raft, _)) = shared.raft()
@@ -520,6 +539,28 @@ impl Shared {
                 && voters.contains(&running.life.0)
                 && others.all(|voter| is_lost(Life(*voter)))
         })
+    }
+
+    // Takes the vote from regions that have left for good, as the leader.
+    async fn dismiss_left(&self, raft: &openraft::Raft<Types>) {
+        let left = self.told.borrow().gone();
+        let voters: BTreeSet<u64> = {
+            let metrics = raft.metrics();
+            let metrics = metrics.borrow();
+            metrics.membership_config.voter_ids().collect()
+        };
+        let has_left = |voter: &u64| left.contains(&Life(*voter).region());
+        if !voters.iter().any(has_left) {
+            return;
+        }
+        let stay = voters.into_iter().filter(|voter| !has_left(voter));
+        let change = ChangeMembers::ReplaceAllVoters(stay.collect());
+        let change = raft.change_membership(change, false);
+        match timeout_at(Instant::now() + REPLACE_WITHIN, change).await {
+            Ok(Ok(_)) => info!(regions = ?left, "regions that have left do not vote any more"),
+            Ok(Err(error)) => debug!(%error, "a region that has left votes still"),
+            Err(_) => debug!("a region that has left votes still: it took too long"),
+        }
     }
 
     // Begins a new group with what this node knows, for an operator says that the only other voter is lost.
@@ -626,6 +667,9 @@ async fn listen(shared: &Arc<Shared>) {
             what: Asked::Tell,
         };
         if let Ok(Answer::Told(federation)) = shared.ask(peer, &question).await {
+            if federation.foundation.is_none() {
+                lock(&shared.undecided).insert(peer);
+            }
             let kept = lock(&shared.running).as_ref().map(|it| it.kept.clone());
             if let Some(kept) = kept
                 && let Err(error) = kept.hear(*federation).await
@@ -704,6 +748,7 @@ impl Consensus for Plane {
     fn standing(&self) -> Standing {
         let mut standing = Standing {
             error: lock(&self.0.error).clone(),
+            undecided: lock(&self.0.undecided).clone(),
             ..Standing::default()
         };
         if let Some((raft, _)) = self.0.raft() {

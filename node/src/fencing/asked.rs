@@ -19,14 +19,20 @@ const FORCED_AFTER: Duration = Duration::from_secs(3);
 /// Whether the federation counts on a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
+    /// It is none yet: it takes over what the others write, and nobody waits for it.
+    Learner,
     /// It is a member.
     Member,
     /// It is being put out: what it wrote is sealed, and the others agree on how much of it counts.
     Fencing,
     /// The others go on without it.
     Out,
-    /// It was out, and is becoming a member again.
+    /// It was out, or is new, and is becoming a member.
     Joining,
+    /// It is going for good, and writes nothing any more.
+    Leaving,
+    /// It has gone for good.
+    Left,
 }
 
 /// How a region stands, as far as one node knows.
@@ -41,7 +47,7 @@ pub struct RegionStanding {
     /// How many events it was seen to hold that are not here: they would strand at least, with whatever
     /// else it has acknowledged alone.
     pub not_here: u64,
-    /// The regions that the fence under way waits for.
+    /// The regions that the fence under way waits for, or its joining.
     pub waits_for: Vec<String>,
 }
 
@@ -101,6 +107,18 @@ impl Node {
         let peer = peers.find(|peer| peer.region == region);
         let fence = federation.fence_of(region);
         let waits_for = fence.filter(|fence| !fence.opened).map(Fence::waits_for);
+        let joining = federation
+            .out
+            .get(&region)
+            .filter(|it| it.joining.is_some());
+        let waits_for = match joining {
+            Some(out) => {
+                let mut members = federation.members();
+                members.retain(|member| !out.welcomed.contains_key(member));
+                Some(members)
+            }
+            None => waits_for,
+        };
         Ok(RegionStanding {
             region: name.to_owned(),
             standing: standing(&federation, region),
@@ -171,10 +189,19 @@ impl Node {
 
 /// How `region` stands by `federation`.
 pub(crate) fn standing(federation: &Federation, region: RegionId) -> Standing {
+    let is_open = federation.fence_of(region).is_some_and(|it| it.opened);
+    if !federation.knows(region) {
+        return Standing::Learner;
+    }
+    if federation.left.contains(&region) && is_open {
+        return Standing::Left;
+    }
+    if federation.left.contains(&region) || federation.leaving.contains_key(&region) {
+        return Standing::Leaving;
+    }
     let Some(out) = federation.out.get(&region) else {
         return Standing::Member;
     };
-    let is_open = federation.fence_of(region).is_some_and(|it| it.opened);
     match (out.joining, is_open) {
         (Some(_), _) => Standing::Joining,
         (None, true) => Standing::Out,

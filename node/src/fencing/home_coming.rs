@@ -113,7 +113,7 @@ async fn until_member(node: &Weak<Node>) -> bool {
         return false;
     };
     federation
-        .wait_for(|now| now.foundation.is_some() && !now.out.contains_key(&me))
+        .wait_for(|now| now.members().contains(&me))
         .await
         .is_ok()
 }
@@ -200,7 +200,7 @@ async fn take_homes_back(node: &Weak<Node>, cancel: &CancellationToken) {
         drop(running);
         let deadline = Instant::now() + DECIDE_WITHIN;
         if let Ok(Outcome::Changed(_)) = consensus.propose(Command::Resume(me), deadline).await {
-            info!("this region takes its share of homes back");
+            info!("this region takes its share of homes");
             return;
         }
         sleep(AGAIN_EVERY).await;

@@ -6,6 +6,9 @@
 //! started anew to strand what does not count any more ([`strand`]), joins again, and begins a new
 //! generation of its logs.
 //!
+//! A region that was admitted comes in as one that comes back; one that leaves goes as one that is put out, at the
+//! end of its logs.
+//!
 //! Start reading at [`Fencing::run`].
 //!
 //! Always true (`sealed`): what is reported as held is durable, and nothing comes on top of it before the cut
@@ -13,6 +16,7 @@
 
 mod asked;
 mod home_coming;
+mod members;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -29,9 +33,11 @@ use tracing::{debug, info, warn};
 
 pub use self::asked::{FenceReport, FenceStanding, RegionStanding, Standing};
 pub(crate) use self::home_coming::{come_home, forget_replay, must_replay, note_replay};
+pub use self::members::MembershipReport;
 use crate::control::fence::{Fence, Prefixes};
 use crate::control::{Command, Consensus, Federation, Outcome};
 use crate::node::write_lock;
+use crate::sequencer::Sequencer;
 
 /// How often a step that waits for something is looked at again.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -66,12 +72,14 @@ pub(crate) fn membership(
         let partitions = (0..foundation.partitions).map(PartitionId);
         partitions.map(|partition| LogId::new(*region, partition))
     });
+    // Of a region that left there is nothing that does not count.
+    let is_out = federation.out.contains_key(&me) && !federation.left.contains(&me);
     let by_surprise = federation
         .fence_of(me)
-        .is_some_and(|fence| federation.out.contains_key(&me) && !stranded.contains(&fence.change));
+        .is_some_and(|fence| is_out && !stranded.contains(&fence.change));
     Membership {
         version: federation.membership,
-        counted: (!federation.fences.is_empty()).then_some(counted),
+        counted: Some(counted),
         generations: logs.map(|log| (log, federation.generations(log))).collect(),
         stopped: by_surprise.then(|| "this region was fenced by the others".to_owned()),
     }
@@ -102,11 +110,22 @@ pub(crate) fn to_strand(federation: &Federation) -> Vec<BTreeMap<LogId, (u32, Po
     all
 }
 
+// How far a region that leaves has come.
+#[derive(Default)]
+struct Leaving {
+    // All that was held here when the last of this region's own was written.
+    all: Option<Vec<(LogId, Position)>>,
+    asked_at: Option<Instant>,
+}
+
 /// One node's part.
 pub(crate) struct Fencing {
     pub(crate) region: RegionId,
     pub(crate) store: Arc<Store>,
     pub(crate) links: Arc<Links>,
+    pub(crate) sequencers: Vec<Arc<Sequencer>>,
+    /// The regions that the configuration lists.
+    pub(crate) listed: BTreeMap<RegionId, String>,
     pub(crate) hlc: Arc<Hlc>,
     pub(crate) consensus: Arc<dyn Consensus>,
     pub(crate) federation: watch::Receiver<Arc<Federation>>,
@@ -134,10 +153,45 @@ async fn stay_awake(awake_since: &Mutex<Instant>) {
     }
 }
 
-/// Why a region that is out does not write.
+/// Why a node whose configuration lists the regions `listed` may write nothing, as far as decisions go.
+pub(crate) fn shut_reason(
+    federation: &Federation,
+    me: RegionId,
+    listed: &BTreeMap<RegionId, String>,
+) -> Option<String> {
+    let lacking = federation.lacking(listed).filter(|it| !it.is_newcomer);
+    lacking
+        .map(|lacking| lacking.reason)
+        .or_else(|| out_reason(federation, me))
+}
+
+/// Why a region that is no member, or will not be one any more, does not write.
 pub(crate) fn out_reason(federation: &Federation, me: RegionId) -> Option<String> {
+    if !federation.knows(me) {
+        return Some(
+            "this region is not a member yet: it takes over what the others write, and \
+             `meridian region join` makes it one"
+                .to_owned(),
+        );
+    }
+    if federation.left.contains(&me) {
+        return Some(
+            "this region has left the federation; it can be read, and its node stopped".to_owned(),
+        );
+    }
+    if federation.leaving.contains_key(&me) {
+        return Some(
+            "this region is leaving the federation, once every other region holds what it holds"
+                .to_owned(),
+        );
+    }
     let out = federation.out.get(&me)?;
     Some(match out.joining {
+        Some(_) if federation.is_newcomer(me) => format!(
+            "this region is becoming a member; {} of {} regions have welcomed it",
+            out.welcomed.len(),
+            federation.members().len()
+        ),
         None => {
             "this region was fenced by the others, which go on without it; it strands what does \
                  not count any more and joins again"
@@ -166,18 +220,20 @@ impl Fencing {
     async fn play(mut self, awake_since: &Mutex<Instant>) {
         let mut listened_at = Instant::now();
         let mut joined_at = None;
+        let mut leaving = Leaving::default();
         loop {
             let now = Arc::clone(&self.federation.borrow_and_update());
             let work = async {
                 let is_settled = self.apply(&now);
                 let steps = self.take_part(&now).await;
                 let returns = self.come_back(&now, &mut joined_at).await;
+                let leaves = self.leave(&now, &mut leaving).await;
                 if self.lost_after.is_some() && listened_at.elapsed() >= LISTEN_EVERY {
                     listened_at = Instant::now();
                     let awake_since = *awake_since.lock().unwrap_or_else(PoisonError::into_inner);
                     self.listen(&now, awake_since).await;
                 }
-                !is_settled || steps || returns
+                !is_settled || steps || returns || leaves
             };
             let is_waiting = work.await;
             let again = match is_waiting {
@@ -194,12 +250,17 @@ impl Fencing {
 
     // Tells the store and the links whose blocks count. Whether that cannot change before more is decided.
     fn apply(&self, federation: &Federation) -> bool {
-        let membership = membership(federation, &self.store, self.region, &self.stranded);
+        let mut membership = membership(federation, &self.store, self.region, &self.stranded);
+        if let Some(lacking) = federation.lacking(&self.listed)
+            && !lacking.is_newcomer
+        {
+            membership.stopped = Some(lacking.reason);
+        }
         for (log, generations) in &membership.generations {
             self.store.set_generations(*log, generations.clone());
         }
         self.links.set_membership(&membership);
-        let reason = out_reason(federation, self.region);
+        let reason = shut_reason(federation, self.region, &self.listed);
         if reason.is_some() {
             write_lock(&self.out, reason);
         }
@@ -218,7 +279,9 @@ impl Fencing {
         for (region, out) in &federation.out {
             let Some(change) = out.joining else { continue };
             let is_member = !federation.out.contains_key(&self.region);
-            if is_member && !out.welcomed.contains_key(&self.region) {
+            // Whom this node cannot reach it does not welcome: it would never hold what that one writes.
+            let is_listed = self.listed.contains_key(region);
+            if is_member && is_listed && !out.welcomed.contains_key(&self.region) {
                 // The watermarks wait for the region by now, see `apply`.
                 let welcomed = Command::Welcomed {
                     region: *region,
@@ -314,15 +377,22 @@ impl Fencing {
             self.restart.cancel();
             return false;
         }
+        if federation.left.contains(&self.region) {
+            return false;
+        }
         let Some(out) = federation.out.get(&self.region) else {
+            if shut_reason(federation, self.region, &self.listed).is_some() {
+                return false;
+            }
             let is_out = self.out.read().is_ok_and(|out| out.is_some());
             if is_out {
                 if let Some(returned) = federation.returned.get(&self.region) {
-                    self.hlc.start_above(returned.above);
+                    // It may have shown more of the order since the others welcomed it.
+                    self.hlc.start_above(returned.above.max(self.shown()));
                 }
                 write_lock(&self.out, None);
                 self.returned.send_replace(true);
-                info!("this region is a member again");
+                info!("this region is a member");
             }
             return false;
         };
@@ -340,10 +410,45 @@ impl Fencing {
         true
     }
 
+    // Goes for good, if that is decided: once nothing is written here any more, and all others hold what is held
+    // here. Whether that is still to come.
+    async fn leave(&self, federation: &Federation, leaving: &mut Leaving) -> bool {
+        if !federation.leaving.contains_key(&self.region) {
+            *leaving = Leaving::default();
+            return false;
+        }
+        // A block that began before this was decided may still be under way; no other one begins.
+        if !self.sequencers.iter().all(|it| it.is_quiet()) {
+            return true;
+        }
+        let heads = || {
+            let heads = self.store.heads().into_iter();
+            heads.map(|head| (head.log, head.position)).collect()
+        };
+        // Also what others wrote: who has it from here alone must not lose it.
+        let all: &Vec<(LogId, Position)> = leaving.all.get_or_insert_with(heads);
+        let held = Arc::clone(&self.links.held().borrow());
+        let members = federation.members().into_iter();
+        let mut others = members.filter(|member| *member != self.region);
+        let is_held = others.all(|other| {
+            let vector = held.get(&other);
+            vector.is_some_and(|it| all.iter().all(|(log, most)| it.get(*log) >= *most))
+        });
+        let is_due = |at: Instant| at.elapsed() >= JOIN_AGAIN;
+        if is_held && leaving.asked_at.is_none_or(is_due) {
+            leaving.asked_at = Some(Instant::now());
+            let region = self.region;
+            self.propose(Command::Left { region }).await;
+        }
+        true
+    }
+
     // Whether something is held here that does not count any more, or this region was put out while it ran.
     fn must_strand(&self, federation: &Federation) -> bool {
         let new = |fence: &&Fence| fence.opened && !self.stranded.contains(&fence.change);
-        let is_us = |fence: &Fence| fence.regions.contains_key(&self.region);
+        let is_us = |fence: &Fence| {
+            fence.regions.contains_key(&self.region) && !federation.left.contains(&self.region)
+        };
         let ends = to_strand(federation);
         let is_beyond = |(log, (generation, cut)): (&LogId, &(u32, Position))| {
             let head = self.store.head(*log);

@@ -195,6 +195,29 @@ fn refused(refusal: &Refusal, names: &BTreeMap<RegionId, String>) -> MoveError {
                 waits_for.join(", ")
             ))
         }
+        Refusal::Left { region } => MoveError::Conflict(format!(
+            "region {} has left the federation for good; to have a region there again, add one with another \
+             number and name",
+            name(region)
+        )),
+        Refusal::Leaving { region } => MoveError::Conflict(format!(
+            "region {} is leaving; its node leaves once every other region holds what it holds",
+            name(region)
+        )),
+        Refusal::Joining { region } => MoveError::Conflict(format!(
+            "region {} is still becoming a member; wait until it is one",
+            name(region)
+        )),
+        Refusal::NotDrained { region } => MoveError::Conflict(format!(
+            "region {} may be home to streams; `meridian region drain` it before it leaves",
+            name(region)
+        )),
+        Refusal::UnknownRegion { region } if names.contains_key(region) => {
+            MoveError::Conflict(format!(
+                "region {} is not a member yet; `meridian region join` makes it one",
+                name(region)
+            ))
+        }
         Refusal::NoFence | Refusal::MinorityRemains { .. } => {
             MoveError::Conflict(refusal.to_string())
         }
@@ -203,6 +226,9 @@ fn refused(refusal: &Refusal, names: &BTreeMap<RegionId, String>) -> MoveError {
             name(region)
         )),
         Refusal::UnknownRegion { .. }
+        | Refusal::IdUsed { .. }
+        | Refusal::NameUsed { .. }
+        | Refusal::OtherPartitions { .. }
         | Refusal::NoHome { .. }
         | Refusal::Internal { .. }
         | Refusal::TooMany { .. } => MoveError::Invalid(refusal.to_string()),

@@ -104,7 +104,10 @@ pub(crate) struct Homes {
     partitions: u16,
     // By partition, those of all members.
     logs: Vec<Vec<LogId>>,
+    // As configured.
     policies: Arc<Policies>,
+    // Over the members that are decided, with how many those are: none is ever taken from them.
+    decided: Mutex<Option<(usize, Arc<Policies>)>>,
     store: Arc<Store>,
     federation: watch::Receiver<Arc<Federation>>,
     hlc: Arc<Hlc>,
@@ -136,6 +139,7 @@ impl Homes {
                 .collect(),
             partitions,
             policies,
+            decided: Mutex::default(),
             store,
             federation,
             hlc,
@@ -169,8 +173,32 @@ impl Homes {
     fn seat_in(&self, federation: &Federation, stream: &StreamId) -> Option<Seat> {
         match stream.category() == CATEGORY {
             true => None,
-            false => federation.seat(&self.policies, stream),
+            false => federation.seat(&self.policies_in(federation), stream),
         }
+    }
+
+    // The policies over the members that `federation` knows: configurations may list a region that is none yet,
+    // and every region must come to the same home.
+    fn policies_in(&self, federation: &Federation) -> Arc<Policies> {
+        let Some(foundation) = &federation.foundation else {
+            return Arc::clone(&self.policies);
+        };
+        let count = foundation.members.len();
+        let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, policies)) = &*decided
+            && *of == count
+        {
+            return Arc::clone(policies);
+        }
+        let members = || foundation.members.keys().copied().collect();
+        // A rule of this configuration that names a region that is no member cannot count.
+        let policies = self
+            .policies
+            .over(members())
+            .or_else(|_| Policies::new(members(), foundation.categories.clone()));
+        let policies = policies.map_or_else(|_| Arc::clone(&self.policies), Arc::new);
+        *decided = Some((count, Arc::clone(&policies)));
+        policies
     }
 
     /// Where `stream` stands, by what `federation` says.

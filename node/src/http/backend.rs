@@ -21,8 +21,8 @@ use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
 use crate::{
-    Conflicts, Consumers, DigestEntry, FenceReport, MoveError, Node, NodeStatus, OrderReason,
-    RegionStanding, StreamHome, WhyError,
+    Conflicts, Consumers, DigestEntry, FenceReport, MembershipReport, MoveError, Node, NodeStatus,
+    OrderReason, RegionStanding, StreamHome, WhyError,
 };
 
 /// How settled the events are that a reader sees.
@@ -182,6 +182,21 @@ pub trait Backend: Send + Sync + 'static {
         evict: bool,
         wait: Duration,
     ) -> BoxFuture<'_, Result<FenceReport, MoveError>>;
+
+    /// Makes the region called `name` a member; see [`Node::join_region`].
+    fn join(
+        &self,
+        name: String,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<MembershipReport, MoveError>>;
+
+    /// Lets the region called `name` go for good; see [`Node::leave_region`].
+    fn leave(
+        &self,
+        name: String,
+        force: bool,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<MembershipReport, MoveError>>;
 
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
@@ -352,6 +367,23 @@ impl Backend for Node {
         wait: Duration,
     ) -> BoxFuture<'_, Result<FenceReport, MoveError>> {
         Box::pin(async move { self.fence_region(&name, force, evict, wait).await })
+    }
+
+    fn join(
+        &self,
+        name: String,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<MembershipReport, MoveError>> {
+        Box::pin(async move { self.join_region(&name, wait).await })
+    }
+
+    fn leave(
+        &self,
+        name: String,
+        force: bool,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<MembershipReport, MoveError>> {
+        Box::pin(async move { self.leave_region(&name, force, wait).await })
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {

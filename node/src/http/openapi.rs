@@ -33,6 +33,8 @@ use super::{
         homes::move_one,
         regions::region,
         regions::fence,
+        regions::join,
+        regions::leave,
         conflicts::list,
         conflicts::read,
         conflicts::resolve,

@@ -37,6 +37,8 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
         ("/v1/homes/{stream}/move", post(homes::move_one)),
         ("/v1/regions/{name}", get(regions::region)),
         ("/v1/regions/{name}/fence", post(regions::fence)),
+        ("/v1/regions/{name}/join", post(regions::join)),
+        ("/v1/regions/{name}/leave", post(regions::leave)),
         ("/v1/conflicts", get(conflicts::list)),
         ("/v1/conflicts/{id}", get(conflicts::read)),
         ("/v1/conflicts/{id}/resolve", post(conflicts::resolve)),

@@ -25,8 +25,8 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 
 pub use self::start::StartError;
 use self::start::{
-    check, clock_over, foundation, links_config, load_certificates, load_session_key, memory_of,
-    random_array, report, session_seal, strand,
+    check, check_listed, clock_over, foundation, links_config, listed, load_certificates,
+    load_session_key, memory_of, random_array, report, session_seal, strand,
 };
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::NodeConfig;
@@ -36,7 +36,7 @@ use crate::control::{Consensus, Plane, Setup};
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
-use crate::fencing::{Fencing, come_home, membership, out_reason};
+use crate::fencing::{Fencing, come_home, membership, shut_reason};
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
@@ -122,6 +122,7 @@ impl Node {
 
         let disk = Arc::clone(&seams.disk);
         let (known, stranded) = strand(&disk, config.region)?;
+        check_listed(&config, &known)?;
         // The lock on the folder comes with the store, before anything in it is written.
         let options = StoreOptions {
             segment_bytes: config.segment_bytes,
@@ -148,8 +149,11 @@ impl Node {
         for (log, generations) in &membership.generations {
             store.set_generations(*log, generations.clone());
         }
-        let out = Arc::new(RwLock::new(out_reason(&known, config.region)));
-        if stranded.events > 0 || known.out.contains_key(&config.region) {
+        let listed = listed(&config);
+        let out = Arc::new(RwLock::new(shut_reason(&known, config.region, &listed)));
+        let is_fenced =
+            known.out.contains_key(&config.region) && !known.left.contains(&config.region);
+        if stranded.events > 0 || is_fenced {
             crate::remembered::forget(&*disk).map_err(StartError::Disk)?;
             crate::agreement::forget(&store, config.partitions);
         }
@@ -185,11 +189,7 @@ impl Node {
         // again, and must not push it further each time.
         time.keep_ahead().map_err(StartError::Disk)?;
 
-        let names = config
-            .members
-            .iter()
-            .map(|member| (member.id, member.name.clone()));
-        let names = Arc::new(Names(names.collect()));
+        let names = Arc::new(Names(listed.clone()));
         let metrics = Arc::new(Metrics::new());
         let shut = Arc::new(RwLock::new(
             (memory != Memory::Fresh).then(|| "the node has only just started".to_owned()),
@@ -268,6 +268,7 @@ impl Node {
             LinksConfig {
                 control: Some(control),
                 membership,
+                left: known.gone(),
                 ..links_config(&config, &identity, delays, remembered)
             },
             Arc::clone(&store),
@@ -276,6 +277,12 @@ impl Node {
             promises,
             u64::from_le_bytes(random_array(&*seams.random)),
         );
+
+        if known.returned.contains_key(&config.region) {
+            // What it showed before it heard that it was a member binds it, too.
+            let shown = links.marks().borrow().stable.iter().copied().max();
+            hlc.start_above(shown.unwrap_or_default());
+        }
 
         plane.start(&links).await;
         let consensus: Arc<dyn Consensus> = Arc::new(plane);
@@ -294,6 +301,8 @@ impl Node {
             region: config.region,
             store: Arc::clone(&store),
             links: Arc::clone(&links),
+            sequencers: sequencers.clone(),
+            listed,
             hlc: Arc::clone(&hlc),
             consensus: Arc::clone(&consensus),
             federation: homes.watch(),
@@ -449,6 +458,8 @@ impl Node {
         let (shut, tasks) = (Arc::clone(&self.shut), self.tasks.clone());
         let out = Arc::clone(&self.out);
         let homes = Arc::clone(&self.homes);
+        let consensus = Arc::clone(&self.consensus);
+        let (me, listed) = (self.config.region, self.names.0.clone());
         let upkeep = async move {
             let mut ticks = interval(UPKEEP_EVERY);
             loop {
@@ -472,6 +483,8 @@ impl Node {
                         .map(|head| (head.log, head.position)),
                 );
                 let skewed = time.hlc().skewed();
+                let federation = homes.federation();
+                gate.forget(&federation.left);
                 let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held, skewed.as_deref()) {
                     Verdict::Open if opened => None,
                     Verdict::Open => match homes.ignorance() {
@@ -480,7 +493,18 @@ impl Node {
                     },
                     Verdict::Shut(reason) => Some(reason),
                 };
-                let verdict = verdict.or_else(|| read_lock(&out));
+                // An empty folder may be that of a region that is no member yet, and cannot tell.
+                let is_blind = memory == Memory::Lost && federation.foundation.is_none() && {
+                    let undecided = consensus.standing().undecided;
+                    let mut others = listed.keys().filter(|region| **region != me);
+                    !others.all(|region| undecided.contains(region))
+                };
+                let blind =
+                    || "this node has not heard yet what the federation has decided".to_owned();
+                let verdict = verdict
+                    .or_else(|| is_blind.then(blind))
+                    .or_else(|| shut_reason(&federation, me, &listed))
+                    .or_else(|| read_lock(&out));
                 if verdict.is_none() && !opened {
                     opened = true;
                     if memory == Memory::Lost {
@@ -574,10 +598,11 @@ impl Node {
     }
 
     fn topology(&self) -> Topology {
-        let members = self
-            .config
-            .members
-            .iter()
+        let known = self.homes.federation();
+        let is_meant = |region| known.knows(region) && !known.left.contains(&region);
+        let members = self.config.members.iter();
+        let members = members
+            .filter(|member| is_meant(member.id) || member.id == self.config.region)
             .map(|member| meridian_client::Member {
                 id: member.id,
                 name: member.name.clone(),

@@ -1,6 +1,6 @@
 //! What a node is made of before it runs: what its configuration, its files and its log say.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -116,6 +116,22 @@ pub(super) fn check(config: &NodeConfig) -> Result<&MemberConfig, StartError> {
     own.ok_or_else(|| StartError::Config(format!("region {} is not a member", config.region)))
 }
 
+/// The regions that `config` lists, with their names.
+pub(super) fn listed(config: &NodeConfig) -> BTreeMap<RegionId, String> {
+    let members = config.members.iter();
+    members
+        .map(|member| (member.id, member.name.clone()))
+        .collect()
+}
+
+/// Every region that `known` says ever was a member, or is becoming one, must be in `config`.
+pub(super) fn check_listed(config: &NodeConfig, known: &Federation) -> Result<(), StartError> {
+    match known.lacking(&listed(config)) {
+        Some(lacking) => Err(StartError::Config(lacking.reason)),
+        None => Ok(()),
+    }
+}
+
 pub(super) fn load_certificates(
     config: &NodeConfig,
     own: &MemberConfig,
@@ -193,7 +209,7 @@ pub(super) fn strand(
 ) -> Result<(Federation, Stranded), StartError> {
     let known = crate::control::known(&**disk).map_err(StartError::Control)?;
     let mut stranded = Stranded::default();
-    let me_out = known.out.contains_key(&me);
+    let me_out = known.out.contains_key(&me) && !known.left.contains(&me);
     let noted = must_replay(&**disk).map_err(StartError::Disk)?;
     if me_out && !noted {
         note_replay(&**disk).map_err(StartError::Disk)?;
@@ -265,7 +281,9 @@ pub(super) fn report(recovery: &Recovery, memory: Memory) {
         );
     }
     if memory == Memory::Lost {
-        warn!("the data folder is empty although it may once have held a log; peers are asked");
+        warn!(
+            "the data folder is empty: either it once held a log, or this region is new; peers are asked"
+        );
     }
 }
 
@@ -295,11 +313,8 @@ pub(super) fn links_config(
 }
 
 pub(super) fn foundation(config: &NodeConfig) -> Foundation {
-    let members = config.members.iter();
     Foundation {
-        members: members
-            .map(|member| (member.id, member.name.clone()))
-            .collect(),
+        members: listed(config),
         partitions: config.partitions,
         categories: config.categories.clone(),
     }

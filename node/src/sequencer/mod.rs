@@ -132,6 +132,11 @@ impl Sequencer {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
+    /// Whether no block is under way. One that begins from here on sees whatever is decided by now.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.marks.is_quiet()
+    }
+
     /// What can be promised of this log now; nothing while it may still be taken back from peers.
     pub(crate) fn promise(&self) -> Option<Promise> {
         // In this order: once the gate is open, only we write this log.

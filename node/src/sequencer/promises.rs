@@ -69,6 +69,11 @@ impl Marks {
         }
     }
 
+    /// Whether nothing is under way now.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.lock().under_way == 0
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -95,6 +95,8 @@ async fn every_path_of_the_contract_is_there() {
         "/v1/regions/{name}",
         "/v1/regions/{name}/drain",
         "/v1/regions/{name}/fence",
+        "/v1/regions/{name}/join",
+        "/v1/regions/{name}/leave",
         "/v1/regions/{name}/resume",
         "/v1/status",
         "/v1/streams/{stream}/events",

@@ -18,8 +18,9 @@ use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
 use meridian_node::session::{Seen, SessionSeal};
 use meridian_node::{
-    AtStake, ControlStatus, DigestEntry, FenceReport, MoveError, NodeStatus, OrderReason,
-    Projections, Readmission, RegionStanding, Standing, StreamHome, Watermarks, WhyError,
+    AtStake, ControlStatus, DigestEntry, FenceReport, MembershipReport, MoveError, NodeStatus,
+    OrderReason, Projections, Readmission, RegionStanding, Standing, StreamHome, Watermarks,
+    WhyError,
 };
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -418,6 +419,45 @@ impl Backend for Fake {
             standing,
             sealed_after: Some(Duration::from_millis(20)),
             opened_after: None,
+        })))
+    }
+
+    fn join(
+        &self,
+        name: String,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<MembershipReport, MoveError>> {
+        let report = self
+            .region_standing(&name)
+            .map(|standing| MembershipReport {
+                standing: RegionStanding {
+                    standing: Standing::Member,
+                    ..standing
+                },
+                done_after: Some(Duration::from_millis(30)),
+            });
+        Box::pin(std::future::ready(report))
+    }
+
+    fn leave(
+        &self,
+        name: String,
+        force: bool,
+        _: Duration,
+    ) -> BoxFuture<'_, Result<MembershipReport, MoveError>> {
+        let said = "as the test wants it".to_owned();
+        let standing = match name == "busy" && !force {
+            true => Err(MoveError::Conflict(said)),
+            false => self.region_standing(&name),
+        };
+        Box::pin(std::future::ready(standing.map(|standing| {
+            MembershipReport {
+                standing: RegionStanding {
+                    standing: Standing::Leaving,
+                    ..standing
+                },
+                done_after: None,
+            }
         })))
     }
 

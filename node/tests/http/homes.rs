@@ -125,3 +125,22 @@ async fn a_region_is_fenced_and_shown_or_the_answer_says_why_not() {
     let wrong = fence("eu-west", r#"{"forced": true}"#).await.unwrap();
     problem(wrong, 400, "invalid").await;
 }
+
+#[tokio::test]
+async fn a_region_joins_and_leaves_or_the_answer_says_why_not() {
+    let served = Served::new().await;
+    let ask = |region: &str, what: &str, body: &str| {
+        let path = format!("/v1/regions/{region}/{what}");
+        served.post(&path, body.to_owned()).send()
+    };
+    let joined = json(ask("eu-west", "join", "{}").await.unwrap()).await;
+    assert_eq!(joined["standing"], "member");
+    assert_eq!(joined["done_after_ms"], 30);
+    let leaving = json(ask("eu-west", "leave", r#"{"force": true}"#).await.unwrap()).await;
+    assert_eq!(leaving["standing"], "leaving");
+    assert_eq!(leaving["done_after_ms"], Value::Null);
+    problem(ask("busy", "leave", "{}").await.unwrap(), 409, "conflict").await;
+    problem(ask("nowhere", "join", "{}").await.unwrap(), 400, "invalid").await;
+    let wrong = ask("eu-west", "join", r#"{"force": true}"#).await.unwrap();
+    problem(wrong, 400, "invalid").await;
+}

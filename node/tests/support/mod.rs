@@ -97,6 +97,28 @@ impl Federation {
         }
     }
 
+    /// Adds one more region, and starts nothing: its index, if it could be, and what was said.
+    pub fn try_add(&mut self, name: &str) -> (Option<usize>, String) {
+        let dir = self.folder.path().join("fed");
+        let added = meridian(&["init", "--dir", path(&dir), "--add", name, "--json"]);
+        let said = text(&added.stdout) + &text(&added.stderr);
+        if !added.status.success() {
+            return (None, said);
+        }
+        let added: Value = serde_json::from_slice(&added.stdout).expect("JSON");
+        let of = |key: &str| added[key].as_str().expect("a string").to_owned();
+        self.regions.push(Region {
+            name: of("region"),
+            config: PathBuf::from(of("config")),
+            data: dir.join(name).join("data"),
+            http: of("http"),
+            quic: of("quic"),
+            log: self.folder.path().join(format!("{name}.log")),
+            child: None,
+        });
+        (Some(self.regions.len() - 1), said)
+    }
+
     /// Makes one and starts all its regions.
     pub fn running(names: &[&str]) -> Self {
         let mut federation = Self::new(names);

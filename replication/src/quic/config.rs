@@ -113,6 +113,8 @@ pub struct LinksConfig {
     pub partitions: u16,
     /// All members, our own region among them.
     pub members: Vec<Member>,
+    /// Those that are gone for good: their logs stay, and nobody dials them.
+    pub left: BTreeSet<RegionId>,
     /// How far another clock may be from ours.
     pub max_offset: Duration,
     /// Intervals and time-outs.
@@ -157,6 +159,7 @@ impl LinksConfig {
             incarnation,
             partitions,
             members,
+            left: BTreeSet::new(),
             max_offset: Duration::from_millis(500),
             timings: Timings::default(),
             live_window_bytes: 16 << 20,

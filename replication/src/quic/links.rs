@@ -45,7 +45,7 @@ impl Drop for Links {
 }
 
 impl Links {
-    /// Begins to dial every member but ourselves. Must be called on a tokio runtime.
+    /// Begins to dial every member but ourselves and those that are gone. Must be called on a tokio runtime.
     ///
     /// `promises` is asked at each heartbeat what we promise of our own logs. `rng_seed` seeds the
     /// jitter of redialling and names this start of the node, so it must be another one each time.
@@ -60,7 +60,8 @@ impl Links {
         let shared = Shared::new(config, store, hlc, endpoint, promises, rng_seed);
         let shared = Arc::new(shared);
         for member in &shared.config.members {
-            if member.id != shared.config.region {
+            let is_gone = shared.config.left.contains(&member.id);
+            if member.id != shared.config.region && !is_gone {
                 let dialling = dial::run(Arc::clone(&shared), member.clone());
                 shared.tracker.spawn(dialling);
             }
