@@ -373,7 +373,7 @@ impl Appends {
                 wanted -= 1;
             }
             // A fence keeps what a majority holds, and nothing else surely.
-            if is_fenced && !planted(Bug::AcknowledgeAlone) {
+            if is_fenced {
                 wanted = wanted.max(self.majority());
             }
             let others = held
@@ -447,7 +447,7 @@ impl Appends {
             of_log.position = of_log.position.max(dot.position);
         }
         let mut held = self.held.clone();
-        while !planted(Bug::AcknowledgeAlone) {
+        loop {
             let members = self.homes.federation().members();
             let others = held
                 .borrow_and_update()
@@ -461,7 +461,8 @@ impl Appends {
             reached("what a fenced home tells waited for a majority");
             if !matches!(timeout_at(deadline, held.changed()).await, Ok(Ok(()))) {
                 return Err(format!(
-                    "category {} is fenced, and the last events of {stream} are not held by a majority                      of the regions yet",
+                    "category {} is fenced, and the last events of {stream} are not held by a majority \
+                     of the regions yet",
                     stream.category()
                 ));
             }

@@ -77,17 +77,40 @@ pub(crate) fn membership(
     let by_surprise = federation
         .fence_of(me)
         .is_some_and(|fence| is_out && !stranded.contains(&fence.change));
+    let stopped = match by_surprise {
+        true => Some("this region was fenced by the others"),
+        // Who was out when another region was fenced may hold more of it than those who remained.
+        false if holds_beyond(federation, store, stranded) => {
+            Some("this node holds what does not count any more")
+        }
+        false => None,
+    };
     Membership {
         version: federation.membership,
         counted: Some(counted),
         generations: logs.map(|log| (log, federation.generations(log))).collect(),
-        stopped: by_surprise.then(|| "this region was fenced by the others".to_owned()),
+        stopped: stopped.map(ToOwned::to_owned),
     }
 }
 
 fn holds(store: &Store, fence: &Fence, region: RegionId) -> bool {
     let mut cuts = fence.cut_logs().filter(|(log, _)| log.origin == region);
     cuts.all(|(log, cut)| store.head(log).position >= cut)
+}
+
+// Whether `store` holds what a fence cut off that is open, and was not when the node started.
+fn holds_beyond(federation: &Federation, store: &Store, stranded: &BTreeSet<u64>) -> bool {
+    let is_beyond = |(log, (generation, cut)): (&LogId, &(u32, Position))| {
+        let head = store.head(*log);
+        // What was written after the region had come back counts.
+        head.position > *cut && head.epoch.major <= *generation
+    };
+    let opened = federation.fences.iter().filter(|fence| fence.opened);
+    let ends = to_strand(federation);
+    let mut new = opened
+        .zip(&ends)
+        .filter(|(fence, _)| !stranded.contains(&fence.change));
+    new.any(|(_, cuts)| cuts.iter().any(is_beyond))
 }
 
 /// What a node must strand before it opens its log: by fence that is open, in their order, the logs that it
@@ -445,19 +468,12 @@ impl Fencing {
 
     // Whether something is held here that does not count any more, or this region was put out while it ran.
     fn must_strand(&self, federation: &Federation) -> bool {
-        let new = |fence: &&Fence| fence.opened && !self.stranded.contains(&fence.change);
+        let mut opened = federation.fences.iter().filter(|fence| fence.opened);
         let is_us = |fence: &Fence| {
             fence.regions.contains_key(&self.region) && !federation.left.contains(&self.region)
         };
-        let ends = to_strand(federation);
-        let is_beyond = |(log, (generation, cut)): (&LogId, &(u32, Position))| {
-            let head = self.store.head(*log);
-            // What was written after the region had come back counts.
-            head.position > *cut && head.epoch.major <= *generation
-        };
-        let opened = federation.fences.iter().filter(|fence| fence.opened);
-        let mut opened = opened.zip(&ends).filter(|(fence, _)| new(fence));
-        opened.any(|(fence, cuts)| is_us(fence) || cuts.iter().any(is_beyond))
+        opened.any(|fence| is_us(fence) && !self.stranded.contains(&fence.change))
+            || holds_beyond(federation, &self.store, &self.stranded)
     }
 
     // Tells the others whom this region does not hear any more.

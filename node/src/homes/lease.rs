@@ -22,7 +22,7 @@ use futures_util::stream::FuturesUnordered;
 use meridian_clock::RegionId;
 use meridian_conflict::Isolation;
 use meridian_event::StreamId;
-use meridian_points::{Bug, planted, reached};
+use meridian_points::reached;
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -207,9 +207,6 @@ impl Homes {
         fence: &Fence,
         change: u64,
     ) -> bool {
-        if planted(Bug::LeaseWithoutMargin) {
-            return true;
-        }
         // What this region says to have opened, it had waited for.
         let mut rules = federation.rules.iter();
         let has_opened =

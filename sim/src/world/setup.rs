@@ -78,6 +78,7 @@ pub(super) fn node_config(
         certificates: certificates.of_region(&plan.regions[index].name),
         session_key: Some(certificates.session_key()),
         categories: BTreeMap::from([(SHARED.to_owned(), shared)]),
+        isolations: BTreeMap::new(),
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),
         max_offset: Duration::from_millis(500),
