@@ -2,7 +2,7 @@
 //!
 //! Drawn apart from a plan's other faults, and after them: a seed's other faults stay what they are.
 //! Most fences follow a fault that makes a region look lost; some plans have a whole story instead
-//! ([`Story`]), which chance alone hardly ever tells.
+//! (`Story`), which chance alone hardly ever tells.
 
 use crate::plan::{Fault, FaultKind, Plan};
 use crate::rng::Rng;
