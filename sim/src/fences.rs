@@ -175,6 +175,13 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
             }
         }
         Story::KnowsMore => {
+            // There must be something that only the two of them have, also of streams with a home.
+            let load = &mut plan.load;
+            load.regions_percent = load.regions_percent.max(40);
+            load.streams = load.streams.max(20);
+            load.writers = load.writers.max(3);
+            load.pause_ms = load.pause_ms.min(100);
+            load.shared_percent = load.shared_percent.min(20);
             acts = Vec::new();
             for other in others {
                 for (lost, for_ms) in [(region, 7_000), (second, soon + 2_500)] {

@@ -13,7 +13,23 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         let Outcome::Written(appended) = &call.outcome else {
             continue;
         };
+        let held_by = match call.durability {
+            Durability::All => usize::MAX,
+            level => level.regions(0),
+        };
         for (id, dot) in call.ids.iter().zip(&appended.dots) {
+            // A fence may cut off what nobody held who remained, and nothing else.
+            let may_be_stranded = evidence.may_be_stranded(dot.origin, held_by);
+            let stranded = evidence.stranded.get(id);
+            if stranded.is_some_and(|it| it.dots.contains(dot)) && !may_be_stranded {
+                broken.push(format!(
+                    "call {number} on {}, answered at {:?}, was acknowledged at {} as {dot:?}, and {id} was \
+                     stranded",
+                    call.stream,
+                    call.returned.unwrap_or_default(),
+                    call.durability
+                ));
+            }
             if found.contains_key(id) {
                 continue;
             }
@@ -23,17 +39,11 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
                 && evidence.forgiven.iter().any(|lost| {
                     lost.log == log && dot.position > lost.after && call.invoked < lost.before
                 });
-            // A fence may cut off what nobody held who remained; it is set aside then, unless its disk was
-            // lost before.
-            let held_by = match call.durability {
-                Durability::All => usize::MAX,
-                level => level.regions(0),
-            };
+            // It is set aside then, unless its disk was lost before.
             let is_kept = evidence.in_conflict.contains_key(id)
-                || (call.durability == Durability::Region
-                    && evidence.stranded.get(id).is_some_and(|it| !it.kept));
-            let may_be_stranded = is_kept && evidence.may_be_stranded(dot.origin, held_by);
-            if !may_be_lost && !may_be_stranded {
+                || (call.durability == Durability::Region && stranded.is_some_and(|it| !it.kept));
+            let is_set_aside = is_kept && may_be_stranded;
+            if !may_be_lost && !is_set_aside {
                 broken.push(format!(
                     "call {number} on {}, answered at {:?}, was acknowledged at {} (asked for {}) as \
                      {dot:?}, and {id} is gone",
