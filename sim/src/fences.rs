@@ -1,8 +1,8 @@
 //! Regions that are put out: what operators do about those that are lost, or look it.
 //!
-//! Drawn apart from a plan's other faults, and after them: a seed's other faults stay what they are.
-//! Most fences follow a fault that makes a region look lost; some plans have a whole story instead
-//! (`Story`), which chance alone hardly ever tells.
+//! Drawn apart from a plan's other faults, and after them: most fences follow a fault that makes a region
+//! look lost, and change nothing else. Some plans have a whole story instead (`Story`), which chance alone
+//! hardly ever tells; in most of them nothing else goes wrong.
 
 use crate::plan::{Fault, FaultKind, Plan};
 use crate::rng::Rng;
@@ -125,6 +125,10 @@ enum Story {
 }
 
 fn tell(plan: &mut Plan, rng: &mut Rng) {
+    // Other faults often keep a story from coming to its point.
+    if rng.percent(60) {
+        plan.faults.clear();
+    }
     let has_wipe = plan
         .faults
         .iter()
@@ -184,7 +188,7 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
             load.shared_percent = load.shared_percent.min(20);
             acts = Vec::new();
             for other in others {
-                for (lost, for_ms) in [(region, 7_000), (second, soon + 2_500)] {
+                for (lost, for_ms) in [(region, 7_000), (second, soon + 4_000)] {
                     let cut = FaultKind::Cut {
                         a: lost,
                         b: other,
