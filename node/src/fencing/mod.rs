@@ -66,6 +66,11 @@ pub(crate) fn membership(
         fence.is_some_and(|fence| !holds(store, fence, **region))
     });
     counted.extend(lacking);
+    // Before a region comes back, members say how far they have shown the order. Nobody asks one that is out,
+    // so it shows no more of it than it would if all were to come back now.
+    if federation.out.contains_key(&me) {
+        counted.extend(federation.out.keys());
+    }
     let fenced = federation.fences.iter().flat_map(|it| it.regions.keys());
     let fenced: BTreeSet<RegionId> = fenced.copied().collect();
     let logs = fenced.iter().flat_map(|region| {
