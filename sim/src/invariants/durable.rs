@@ -21,7 +21,12 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             // A fence may cut off what nobody held who remained, and nothing else.
             let may_be_stranded = evidence.may_be_stranded(dot.origin, held_by);
             let stranded = evidence.stranded.get(id);
-            if stranded.is_some_and(|it| it.dots.contains(dot)) && !may_be_stranded {
+            // One that came home may be where it was, in the next generation.
+            let is_there = found
+                .get(id)
+                .is_some_and(|it| it.iter().any(|it| it.dot == *dot));
+            let was_stranded = stranded.is_some_and(|it| it.dots.contains(dot)) && !is_there;
+            if was_stranded && !may_be_stranded {
                 broken.push(format!(
                     "call {number} on {}, answered at {:?}, was acknowledged at {} as {dot:?}, and {id} was \
                      stranded",

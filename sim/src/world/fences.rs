@@ -11,6 +11,7 @@ use meridian_store::{Disk, SimDisk};
 
 use super::{LOOK_EVERY, World, region_id};
 use crate::invariants::Unaware;
+use crate::load::SHARED;
 
 /// One fence.
 #[derive(Clone, Debug, Default)]
@@ -114,9 +115,13 @@ impl World {
             }
         }
         let left = node.conflicts().readmission().left;
-        if left > 0 {
+        let others = match left {
+            0 => 0,
+            _ => self.left_to_others(node),
+        };
+        if left > others {
             why.push(format!(
-                "{name} has yet to bring {left} stranded events home"
+                "{name} has yet to bring {left} stranded events home, {others} of them others'"
             ));
         }
         let (recording, _) =
@@ -134,6 +139,20 @@ impl World {
             why.push(format!("{name} waits to be started anew"));
         }
         why
+    }
+}
+
+impl World {
+    // How many events `node` holds that another region brings home: that one alone writes again what it wrote
+    // to streams that every region writes.
+    fn left_to_others(&self, node: &Node) -> u64 {
+        let me = node.config().region;
+        let machine = self.machines.iter().find(|it| region_id(it.index) == me);
+        let stranded = machine.map(|it| stranded_on(&it.disk()));
+        let stranded = stranded.unwrap_or_default().into_iter();
+        let of_another =
+            stranded.filter(|it| it.dot.origin != me && it.stream.category() == SHARED);
+        of_another.count() as u64
     }
 }
 
