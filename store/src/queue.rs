@@ -255,6 +255,9 @@ impl Queue {
     }
 
     fn check_generation(&self, header: &BlockHeader) -> Result<(), SubmitError> {
+        if planted(Bug::EpochUnchecked) {
+            return Ok(());
+        }
         let never_fenced = Generations::default();
         let log = header.log;
         let generations = self.generations.get(&log).unwrap_or(&never_fenced);

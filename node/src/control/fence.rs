@@ -310,7 +310,7 @@ impl Federation {
             return Outcome::Unchanged;
         }
         fence.sealed.insert(by, held.clone());
-        if fence.sealed.len() == fence.remaining.len() {
+        if fence.sealed.len() == fence.remaining.len() || fence.is_decided_early() {
             fence.decide_cuts();
         }
         self.changed()
@@ -463,6 +463,12 @@ impl Fence {
 
     fn is_at(&self, change: u64, round: u32) -> bool {
         self.change == change && self.round == round && !self.opened
+    }
+
+    fn is_decided_early(&self) -> bool {
+        meridian_points::planted(meridian_points::Bug::SealByMajority)
+            && self.cuts.is_empty()
+            && self.sealed.len() > self.of / 2
     }
 
     // The longest prefix that anyone who remains holds.

@@ -170,7 +170,7 @@ impl Watermarks {
         for (stable, under) in said {
             // Nobody tells us how far we are. And who has learnt more than we have may not wait for a
             // region that we still wait for.
-            if stable.region == me || *under > ours {
+            if stable.region == me || (*under > ours && !planted(Bug::UntaggedWords)) {
                 continue;
             }
             let Some(partition) = self.partition_mut(stable.partition) else {

@@ -200,9 +200,11 @@ async fn take(
     for block in blocks.blocks {
         received_bytes += block.bytes().len() as u64;
         let header = block.header();
-        generations
-            .admits(header.epoch, header.first_position, header.last_position())
-            .map_err(|reason| Failure::Fenced(subscription.log, reason))?;
+        let admitted =
+            generations.admits(header.epoch, header.first_position, header.last_position());
+        if !planted(Bug::EpochUnchecked) {
+            admitted.map_err(|reason| Failure::Fenced(subscription.log, reason))?;
+        }
         match inbound.handle_block(&block)? {
             Verdict::Persist => {
                 let header = block.header();

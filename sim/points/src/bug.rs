@@ -66,8 +66,12 @@ bugs! {
     ReadBehind, "read-behind", "A read with a session's token is answered whether or not the region has caught up.";
     OpenEarly, "open-early", "A stream's new home takes writes before it holds what the old one wrote.";
     KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";
+    SealByMajority, "seal-by-majority", "A fence decides its cut when a majority has sealed, not all who remain.";
     OpenBeforeBackfill, "open-before-backfill", "A fence opens, and its homes with it, before those who remain hold all up to the cut.";
+    UntaggedWords, "untagged-words", "What a region settled counts for those who wait for more regions than it did.";
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
+    EpochUnchecked, "epoch-unchecked",
+        "Blocks of a fenced epoch are taken beyond its cut too, by the link and by the store.";
     ReadmitTwice, "readmit-twice", "Stranded events are written again with new ids.";
 }
 
