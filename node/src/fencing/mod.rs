@@ -3,7 +3,7 @@
 //! The control plane decides ([`crate::control::fence`]); this acts: it seals the fenced logs in the store and
 //! on the links, says how far they are held, says when all up to the cuts is, and tells the watermarks
 //! whom to wait for. If it is this region that was put out, it stops showing settled order, has the node
-//! started anew to strand what does not count any more ([`strand`]), joins again, and begins a new
+//! started anew to strand what does not count any more ([`meridian_store::strand`]), joins again, and begins a new
 //! generation of its logs.
 //!
 //! A region that was admitted comes in as one that comes back; one that leaves goes as one that is put out, at the
