@@ -90,8 +90,6 @@ pub(super) struct Cells {
     floor: Option<Rank>,
     // Below it, things were collected that an operation without it might have been about.
     collected: Seen,
-    // Whether a deleted field was collected whole.
-    forgot_fields: bool,
     // Writes that have seen some that are still to come, so that what they replaced may still change.
     #[serde(skip)]
     incomplete: BTreeSet<(Name, Rank)>,
@@ -148,20 +146,17 @@ impl Cells {
             context,
             clock,
         } = arrival;
-        let is_known = self.cells.contains_key(name);
         let bytes = &mut self.bytes;
         let cell = self.cells.entry(name.clone()).or_insert_with(|| {
             *bytes += CELL_BYTES + name.len();
             Cell::default()
         });
         let over = cell.greatest_within(context);
-        let is_exact = rank_is_above(rank, self.floor)
-            && (context_covers(context, &self.collected)
-                || match over {
-                    Some(over) => cell.is_top(over) || !cell.kept.contains(&over),
-                    None => is_known || !self.forgot_fields,
-                });
-
+        // Below the floor, and out of sight of an operation that had not seen what was collected, there may have been
+        // writes that it says something about, or that say something about it.
+        let is_exact = self.floor.is_none_or(|floor| {
+            rank > floor && self.collected.iter().all(|dot| context.contains(dot))
+        });
         let mut write = Write {
             id,
             seen: context.to_seen(),
@@ -256,7 +251,6 @@ impl Cells {
             let cell = self.cells.remove(&name).expect("it was just looked at");
             let writes: usize = cell.writes.values().map(Write::bytes).sum();
             self.bytes -= CELL_BYTES + name.len() + writes;
-            self.forgot_fields = true;
         }
     }
 
@@ -409,21 +403,7 @@ impl Cells {
     }
 }
 
-fn rank_is_above(rank: Rank, floor: Option<Rank>) -> bool {
-    floor.is_none_or(|floor| rank > floor)
-}
-
-fn context_covers(context: Context<'_>, seen: &Seen) -> bool {
-    seen.iter().all(|dot| context.contains(dot))
-}
-
 impl Cell {
-    fn is_top(&self, rank: Rank) -> bool {
-        self.writes
-            .last_key_value()
-            .is_some_and(|(top, _)| *top == rank)
-    }
-
     /// The greatest write that `context` includes.
     fn greatest_within(&self, context: Context<'_>) -> Option<Rank> {
         let mut down = self.writes.keys().rev();
