@@ -90,3 +90,46 @@ fn operations_per_second() {
         );
     }
 }
+
+/// Two regions write while they are cut off from each other, and then take in all that the other wrote.
+#[test]
+#[ignore = "it only measures, in release builds"]
+fn operations_per_second_after_a_cut() {
+    println!("{:16} {:>16}", "kind", "apply /s, healed");
+    for kind in Kind::ALL {
+        let mut sides = [0, 1].map(|region| (Actor::new(RegionId(region), 0), State::new(kind)));
+        let written = sides.each_mut().map(|(actor, state)| {
+            let numbers = 1..=OPERATIONS / 2;
+            let write = |number| {
+                let dot = state.next_dot(*actor);
+                let applied = Applied {
+                    dot,
+                    seen: state.seen().clone(),
+                    marker: Marker {
+                        timestamp: Timestamp(number),
+                        region: actor.region,
+                        position: Position(number),
+                    },
+                    id: id(dot),
+                    operation: Operation::parse(kind, data(kind, number).as_bytes())
+                        .expect("an operation"),
+                };
+                assert_eq!(state.apply(&applied), Outcome::Fresh);
+                applied
+            };
+            numbers.map(write).collect::<Vec<_>>()
+        });
+        let began = now();
+        for (at, (_, state)) in sides.iter_mut().enumerate() {
+            for applied in &written[1 - at] {
+                assert_eq!(state.apply(applied), Outcome::Fresh);
+            }
+        }
+        println!("{:16} {:>16.0}", kind.name(), per_second(began));
+        assert_eq!(sides[0].1.digest(), sides[1].1.digest());
+        assert_eq!(
+            sides[0].1.superseded().count(),
+            sides[1].1.superseded().count()
+        );
+    }
+}

@@ -25,7 +25,7 @@ use super::element::Element;
 
 const BYTES: usize = 128;
 const CELL_BYTES: usize = 128;
-const WRITE_BYTES: usize = 200;
+const WRITE_BYTES: usize = 240;
 const SEEN_BYTES: usize = 16;
 
 type Name = Arc<str>;
@@ -106,6 +106,10 @@ struct Cell {
     // Those whose value is kept.
     #[serde(skip)]
     kept: BTreeSet<Rank>,
+    // Of each actor, by counter, the writes that are greater than all that it wrote before. Its clock rises, so these are
+    // all it wrote, and the greatest that someone had seen is found without a walk over what they had not.
+    #[serde(skip)]
+    rising: BTreeMap<Actor, Vec<Rank>>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -151,7 +155,7 @@ impl Cells {
             *bytes += CELL_BYTES + name.len();
             Cell::default()
         });
-        let over = cell.greatest_within(context);
+        let over = cell.greatest_within(|actor| context.get(actor));
         // Below the floor, and out of sight of an operation that had not seen what was collected, there may have been
         // writes that it says something about, or that say something about it.
         let is_exact = self.floor.is_none_or(|floor| {
@@ -183,6 +187,7 @@ impl Cells {
         self.bytes += write.bytes();
         cell.writes.insert(rank, write);
         cell.kept.insert(rank);
+        cell.rise(rank);
         self.incomplete.insert((name.clone(), rank));
         self.list(name, touched);
         if context.is_within(clock) {
@@ -217,7 +222,7 @@ impl Cells {
         let mut deleted = Vec::new();
         self.collected.merge(last);
         for (name, cell) in &mut self.cells {
-            let Some(top) = cell.greatest_of(last) else {
+            let Some(top) = cell.greatest_within(|actor| last.get(actor)) else {
                 continue;
             };
             let is_needed = cell.kept.range(..top).next().is_some();
@@ -227,6 +232,7 @@ impl Cells {
                     && (*rank < top || (*rank == top && !is_needed))
                     && !self.incomplete.contains(&(name.clone(), *rank))
             };
+            let before = cell.writes.len();
             let bytes = &mut self.bytes;
             let floor = &mut self.floor;
             cell.writes.retain(|rank, write| {
@@ -237,6 +243,9 @@ impl Cells {
                 }
                 !is_garbage
             });
+            if cell.writes.len() < before {
+                cell.count_anew();
+            }
             let is_deleted = cell
                 .writes
                 .get(&top)
@@ -306,6 +315,7 @@ impl Cells {
                 return None;
             }
             cells.bytes += CELL_BYTES + name.len();
+            cell.count_anew();
             for (rank, write) in &cell.writes {
                 cells.bytes += write.bytes();
                 if write.value != Kept::Gone {
@@ -404,15 +414,29 @@ impl Cells {
 }
 
 impl Cell {
-    /// The greatest write that `context` includes.
-    fn greatest_within(&self, context: Context<'_>) -> Option<Rank> {
-        let mut down = self.writes.keys().rev();
-        down.find(|rank| context.contains(rank.dot)).copied()
+    /// The greatest write among the first so many of each actor.
+    fn greatest_within(&self, seen: impl Fn(Actor) -> u64) -> Option<Rank> {
+        let greatest = self.rising.iter().filter_map(|(actor, rising)| {
+            let seen = seen(*actor);
+            let count = rising.partition_point(|rank| rank.dot.counter <= seen);
+            rising[..count].last().copied()
+        });
+        greatest.max()
     }
 
-    fn greatest_of(&self, seen: &Seen) -> Option<Rank> {
-        let mut down = self.writes.keys().rev();
-        down.find(|rank| seen.contains(rank.dot)).copied()
+    /// Counts a write among its actor's; each comes after those with lower counters.
+    fn rise(&mut self, rank: Rank) {
+        let rising = self.rising.entry(rank.dot.actor).or_default();
+        if rising.last() < Some(&rank) {
+            rising.push(rank);
+        }
+    }
+
+    fn count_anew(&mut self) {
+        let mut ranks: Vec<Rank> = self.writes.keys().copied().collect();
+        ranks.sort_unstable_by_key(|rank| rank.dot);
+        self.rising.clear();
+        ranks.into_iter().for_each(|rank| self.rise(rank));
     }
 
     /// The greatest write above `rank` that had not seen it.
