@@ -125,6 +125,19 @@ impl Policies {
         self
     }
 
+    /// The same policies, but for this one of `category`.
+    #[must_use]
+    pub fn with(mut self, category: &str, policy: CategoryPolicy, isolation: Isolation) -> Self {
+        self.categories.insert(category.to_owned(), policy);
+        self.isolations.insert(category.to_owned(), isolation);
+        self
+    }
+
+    /// The policies that are set, by category.
+    pub fn categories(&self) -> &BTreeMap<String, CategoryPolicy> {
+        &self.categories
+    }
+
     /// What the homes of `category`'s streams do while they are cut off. Where every region may write there is
     /// no home to fence.
     pub fn isolation(&self, category: &str) -> Isolation {

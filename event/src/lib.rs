@@ -17,7 +17,9 @@ mod recorded;
 pub use block::{
     Block, BlockBuilder, BlockError, BlockHeader, Chain, Codec, EventPlace, EventRef, OpenBlock,
 };
-pub use names::{Category, EventId, EventType, NameError, Revision, StreamId, partition_of};
+pub use names::{
+    Category, EventId, EventType, NameError, Revision, StreamId, category_of, partition_of,
+};
 pub use recorded::{NewEvent, RecordedEvent};
 
 /// The crc32c (Castagnoli, as in iSCSI) of `parts` one after the other.

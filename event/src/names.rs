@@ -132,12 +132,17 @@ name! {
     EventType, "event type", 128
 }
 
+/// The category of the stream called `stream`: the part before the first `-`, or the whole name.
+pub fn category_of(stream: &str) -> &str {
+    stream
+        .split_once('-')
+        .map_or(stream, |(category, _)| category)
+}
+
 impl StreamId {
     /// The category part: before the first `-`, or the whole name.
     pub fn category(&self) -> &str {
-        self.0
-            .split_once('-')
-            .map_or(&*self.0, |(category, _)| category)
+        category_of(&self.0)
     }
 
     /// Whether the name is reserved for the server's own streams (`$…`).

@@ -21,7 +21,7 @@ use uuid::Uuid;
 
 use crate::config::MemberConfig;
 use crate::control::Federation;
-use crate::homes::{Homes, Place, majority};
+use crate::homes::{Homes, Place, being_set, majority};
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
 use crate::odd;
@@ -172,6 +172,10 @@ impl Appends {
                     }
                 }
                 Place::Coming { from } => coming(&request.stream, from),
+                Place::Undecided => AppendError::Unavailable {
+                    reason: being_set(&request.stream),
+                    retry_after_ms: 1000,
+                },
                 Place::Elsewhere { home, epoch } => {
                     let not_home = AppendError::NotHome {
                         stream: request.stream.clone(),

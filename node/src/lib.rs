@@ -14,6 +14,7 @@ mod append;
 mod at_stake;
 mod awaiting;
 mod blame;
+mod categories;
 pub mod certificates;
 pub mod config;
 mod conflicts;
@@ -48,6 +49,7 @@ mod why;
 
 pub use at_stake::AtStake;
 pub use blame::{HeldBack, HeldReason, HeldTier};
+pub use categories::CategoryReport;
 pub use conflicts::{
     Conflict, ConflictAction, ConflictError, ConflictId, ConflictResolution, ConflictStatus,
     Conflicts, LostBranch, LostEvents,

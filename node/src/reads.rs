@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cursor::LiveCursor;
 use crate::feed::Page;
-use crate::homes::Place;
+use crate::homes::{Place, being_set};
 use crate::{Node, live};
 
 /// The largest page of events that is read at once.
@@ -107,10 +107,16 @@ impl Node {
                     };
                 }
                 Place::Elsewhere { home, .. } => return Err(ReadError::NotHome { home }),
-                Place::Coming { from } => {
+                place @ (Place::Coming { .. } | Place::Undecided) => {
                     if Instant::now() + COMING_AGAIN >= deadline {
+                        let reason = match place {
+                            Place::Coming { from } => {
+                                format!("the stream is being moved here from region {from}")
+                            }
+                            _ => being_set(&read.stream),
+                        };
                         return Err(ReadError::Unavailable {
-                            reason: format!("the stream is being moved here from region {from}"),
+                            reason,
                             retry_after_ms: 1000,
                         });
                     }

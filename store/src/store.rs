@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle, ThreadId};
 
 use meridian_clock::{LogId, OrderKey, Position, RegionId};
-use meridian_event::{Block, EventId, RecordedEvent, StreamId};
+use meridian_event::{Block, EventId, RecordedEvent, Revision, StreamId};
 use tokio::sync::watch;
 
 use crate::commit::Lane;
@@ -17,9 +17,9 @@ use crate::housekeeping::Step;
 use crate::queue::{Group, Stop, Taken};
 use crate::recovery::{UNCERTAIN_PATH, recover};
 use crate::{
-    CommitError, DamagedRange, Disk, Found, Generations, Health, Lanes, LogHead, LogOffset,
-    OpenError, OrderedReader, ReadError, Recovery, RepairError, ScanPage, ScrubCursor, ScrubStep,
-    SmallState, StoreOptions, StoreStats, StreamRange, SubmitError, small,
+    CommitError, DamagedRange, Direction, Disk, Found, Generations, Health, Lanes, LogHead,
+    LogOffset, OpenError, OrderedReader, ReadError, Recovery, RepairError, ScanPage, ScrubCursor,
+    ScrubStep, SmallState, StoreOptions, StoreStats, StreamRange, SubmitError, small,
 };
 
 /// The file whose lock says that a node has the folder open.
@@ -209,7 +209,31 @@ impl Store {
         stream: &StreamId,
         range: StreamRange,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
-        self.core.read_stream(stream, range)
+        self.core.read_stream(stream, range, None)
+    }
+
+    /// Committed events of `stream` that were first written in region `origin`, in the order of their revisions,
+    /// from `from` on: at most `limit` of them, and `bytes_max` of data and metadata, but at least one. Nothing is
+    /// given that stands behind one that is not here.
+    ///
+    /// # Errors
+    /// When the first of them is damaged, or the disk fails.
+    pub fn read_stream_of(
+        &self,
+        stream: &StreamId,
+        origin: RegionId,
+        from: Revision,
+        limit: usize,
+        bytes_max: usize,
+    ) -> Result<Vec<RecordedEvent>, ReadError> {
+        let range = StreamRange {
+            from,
+            direction: Direction::Forwards,
+            limit,
+            bytes_max,
+            in_turn: true,
+        };
+        self.core.read_stream(stream, range, Some(origin))
     }
 
     /// What is known to be damaged.

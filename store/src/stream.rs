@@ -127,14 +127,17 @@ impl Core {
         Ok(of_stream.map(found))
     }
 
+    // Of all that wrote it, or of one `origin` only.
     pub(crate) fn read_stream(
         &self,
         stream: &StreamId,
         range: StreamRange,
+        origin: Option<RegionId>,
     ) -> Result<Vec<RecordedEvent>, ReadError> {
         let hash = stream_hash(stream.as_str());
         let segments = self.segments();
-        let shape = self.shape(&segments, hash)?;
+        let mut shape = self.shape(&segments, hash)?;
+        shape.retain(|region, _| origin.is_none_or(|it| it == *region));
         let by_revision = range.in_turn || is_by_revision(&shape);
         let forwards = range.direction == Direction::Forwards;
         let mut skip = 0;

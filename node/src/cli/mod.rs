@@ -3,6 +3,7 @@
 mod append;
 mod authority;
 mod bench;
+mod category;
 mod certificate;
 mod conflict;
 mod consumer;
@@ -80,6 +81,9 @@ enum Command {
     /// Consumer groups: events given out to programs, one stream to one of them at a time, until acknowledged
     #[command(subcommand)]
     Consumer(consumer::Command),
+    /// Categories: how writes to their streams are settled, and setting that
+    #[command(subcommand)]
+    Category(category::Command),
     /// Homes of streams: which region orders one, and moving that to another
     #[command(subcommand)]
     Home(home::Command),
@@ -190,6 +194,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Status(args) => status::run(args, output).await,
         Command::Projection(command) => projection::run(command, output).await,
         Command::Consumer(command) => consumer::run(command, output).await,
+        Command::Category(command) => category::run(command, output).await,
         Command::Home(command) => home::run(command, output).await,
         Command::Conflict(command) => conflict::run(command, output).await,
         Command::Region(command) => region::run(command, output).await,

@@ -8,6 +8,7 @@ use meridian_conflict::CategoryPolicy;
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
+use super::category::Set;
 use super::federation::Federation;
 use super::fence::Prefixes;
 
@@ -127,6 +128,24 @@ pub(crate) enum Command {
         /// Whom it does not hear.
         silent: BTreeSet<RegionId>,
     },
+    /// Sets a category's policy, if no region holds an event of it.
+    SetCategory {
+        /// Its name.
+        category: String,
+        /// What is to count.
+        set: Set,
+    },
+    /// Region `by` takes no writes to a category that is being set.
+    AboutCategory {
+        /// Its name.
+        category: String,
+        /// The change that sets it.
+        change: u64,
+        /// Who says so.
+        by: RegionId,
+        /// Whether it holds no event of it.
+        is_free: bool,
+    },
 }
 
 impl fmt::Display for Command {
@@ -160,6 +179,16 @@ impl fmt::Display for Command {
             }
             Self::Suspect { by, silent } => {
                 write!(out, "region {by} does not hear {} regions", silent.len())
+            }
+            Self::SetCategory { category, .. } => write!(out, "set category {category}"),
+            Self::AboutCategory {
+                category,
+                by,
+                is_free,
+                ..
+            } => {
+                let holds = if *is_free { "no events" } else { "events" };
+                write!(out, "region {by} holds {holds} of category {category}")
             }
         }
     }
@@ -340,6 +369,15 @@ pub(crate) enum Refusal {
     /// There is nothing to evict anyone from.
     #[error("no fence is under way; fence the region instead")]
     NoFence,
+    /// One at a time.
+    #[error(
+        "another policy is being set for category {category}; that waits for every region to say that it \
+         holds no events of it. Start those that are down, or fence them, then try again"
+    )]
+    BeingSet {
+        /// The category.
+        category: String,
+    },
     /// Something that was acknowledged by a majority might be lost.
     #[error(
         "only {remain} of {of} members would remain, which is no majority: what the others \

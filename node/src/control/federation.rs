@@ -11,6 +11,7 @@ use meridian_conflict::{Policies, Route};
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
+use super::category::Setting;
 use super::command::{Command, Foundation, MOVES_MAX, Outcome, Refusal};
 use super::fence::{Fence, Out, Returned};
 
@@ -142,6 +143,10 @@ pub(crate) struct Federation {
     pub(crate) leaving: BTreeMap<RegionId, bool>,
     /// The regions that have left for good, which are out as well.
     pub(crate) left: BTreeSet<RegionId>,
+    /// The categories whose policies were set since it began.
+    pub(crate) categories: BTreeMap<String, Setting>,
+    /// The number of the last change by which one of those came to count.
+    pub(crate) categories_settled: u64,
 }
 
 impl Federation {
@@ -183,7 +188,15 @@ impl Federation {
                 above,
             } => Ok(self.welcome(*region, *change, *by, *above)),
             Command::Suspect { by, silent } => Ok(self.suspect(*by, silent)),
+            Command::SetCategory { category, set } => self.set_category(category, set),
+            Command::AboutCategory {
+                category,
+                change,
+                by,
+                is_free,
+            } => Ok(self.answer_about(category, *change, *by, *is_free)),
         };
+        self.settle_categories();
         done.unwrap_or_else(Outcome::Refused)
     }
 
@@ -212,7 +225,8 @@ impl Federation {
         let foundation = self.foundation.as_ref().ok_or(Refusal::NotFounded)?;
         let members = foundation.members.keys().copied().collect();
         let policies = Policies::new(members, foundation.categories.clone());
-        Ok((foundation, policies.map_err(|_| Refusal::NotFounded)?))
+        let policies = policies.map_err(|_| Refusal::NotFounded)?;
+        Ok((foundation, self.over(&policies)))
     }
 
     pub(super) fn member(&self, region: RegionId) -> Result<(), Refusal> {

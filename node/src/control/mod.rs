@@ -9,13 +9,14 @@
 //! that is decided already goes on.
 //!
 //! [`fence`] is the part of it that puts lost regions out and takes them back, [`membership`] the part by which
-//! regions come in and leave for good.
+//! regions come in and leave for good, [`category`] the part that sets policies of categories.
 //!
 //! Not here: what a move of a home means for writes (`homes`). Start reading at [`federation`].
 //!
 //! Always true: a decision is durable in more than half of the regions before anyone acts on it, and
 //! durable here before this node does.
 
+pub(crate) mod category;
 pub(crate) mod command;
 pub(crate) mod federation;
 pub(crate) mod fence;

@@ -218,7 +218,7 @@ fn refused(refusal: &Refusal, names: &BTreeMap<RegionId, String>) -> MoveError {
                 name(region)
             ))
         }
-        Refusal::NoFence | Refusal::MinorityRemains { .. } => {
+        Refusal::NoFence | Refusal::MinorityRemains { .. } | Refusal::BeingSet { .. } => {
             MoveError::Conflict(refusal.to_string())
         }
         Refusal::LastRegion { region } => MoveError::Conflict(format!(

@@ -136,12 +136,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Homes {
     /// What the home of `stream` does while it is cut off.
     pub(crate) fn isolation(&self, stream: &StreamId) -> Isolation {
-        self.policies.isolation(stream.category())
+        self.policies().isolation(stream.category())
     }
 
     /// How this region's lease stands; `None` when no category needs one.
     pub(crate) fn lease(&self) -> Option<Hold> {
-        match self.policies.strictest_isolation() {
+        match self.policies().strictest_isolation() {
             Isolation::Available => None,
             Isolation::Fenced => {
                 let members = self.federation().members();
@@ -228,8 +228,13 @@ pub(crate) async fn keep_lease(
     consensus: Arc<dyn Consensus>,
     cancel: CancellationToken,
 ) {
-    if homes.lease().is_none() {
-        return;
+    let mut decided = homes.watch();
+    while homes.lease().is_none() {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => return,
+            changed = decided.changed() => if changed.is_err() { return },
+        }
     }
     let mut ticks = interval(RENEW_EVERY);
     let mut unanswered = BTreeSet::new();

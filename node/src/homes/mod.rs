@@ -85,6 +85,17 @@ pub(crate) enum Place {
         /// Since when.
         epoch: Epoch,
     },
+    /// Nobody writes it while its category's policy is being set.
+    Undecided,
+}
+
+/// Why nobody writes `stream` for now.
+pub(crate) fn being_set(stream: &StreamId) -> String {
+    let category = stream.category();
+    format!(
+        "the policy of category {category} is being set, which waits for every region; \
+         `meridian category show {category}` says for which"
+    )
 }
 
 /// How far what another region gave up has come.
@@ -106,8 +117,9 @@ pub(crate) struct Homes {
     logs: Vec<Vec<LogId>>,
     // As configured.
     policies: Arc<Policies>,
-    // Over the members that are decided, with how many those are: none is ever taken from them.
-    decided: Mutex<Option<(usize, Arc<Policies>)>>,
+    // Over the members that are decided, and with the policies that were set since, by how many those are
+    // (none is ever taken from them) and the last change of these.
+    decided: Mutex<Option<(usize, u64, Arc<Policies>)>>,
     store: Arc<Store>,
     federation: watch::Receiver<Arc<Federation>>,
     hlc: Arc<Hlc>,
@@ -177,6 +189,11 @@ impl Homes {
         }
     }
 
+    /// The policies that count now.
+    pub(crate) fn policies(&self) -> Arc<Policies> {
+        self.policies_in(&self.federation())
+    }
+
     // The policies over the members that `federation` knows: configurations may list a region that is none yet,
     // and every region must come to the same home.
     fn policies_in(&self, federation: &Federation) -> Arc<Policies> {
@@ -184,9 +201,10 @@ impl Homes {
             return Arc::clone(&self.policies);
         };
         let count = foundation.members.len();
+        let settled = federation.categories_settled;
         let mut decided = self.decided.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, policies)) = &*decided
-            && *of == count
+        if let Some((of, by, policies)) = &*decided
+            && (*of, *by) == (count, settled)
         {
             return Arc::clone(policies);
         }
@@ -196,8 +214,11 @@ impl Homes {
             .policies
             .over(members())
             .or_else(|_| Policies::new(members(), foundation.categories.clone()));
-        let policies = policies.map_or_else(|_| Arc::clone(&self.policies), Arc::new);
-        *decided = Some((count, Arc::clone(&policies)));
+        let policies = match policies {
+            Ok(policies) => Arc::new(federation.over(&policies)),
+            Err(_) => Arc::clone(&self.policies),
+        };
+        *decided = Some((count, settled, Arc::clone(&policies)));
         policies
     }
 
@@ -210,6 +231,9 @@ impl Homes {
         federation: &Federation,
         stream: &StreamId,
     ) -> Result<Place, ReadError> {
+        if federation.is_being_set(stream.category()) {
+            return Ok(Place::Undecided);
+        }
         let Some(seat) = self.seat_in(federation, stream) else {
             return Ok(Place::Anywhere);
         };

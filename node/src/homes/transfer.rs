@@ -97,7 +97,7 @@ async fn write(
     lost: GiveUp,
 ) -> Result<(), String> {
     // It may be a `fenced` stream's: its next home does not ask whose lease came before ours.
-    let strictest = homes.policies.strictest_isolation();
+    let strictest = homes.policies_in(federation).strictest_isolation();
     let may = homes.all_complete(federation, &lost.before, partition, strictest);
     if !may.map_err(|error| error.to_string())? {
         reached("a home was to be given up before it had opened");
@@ -151,7 +151,7 @@ async fn say_opened(homes: &Homes, consensus: &dyn Consensus, federation: &Feder
         let mut is_complete = true;
         let mut declined = BTreeSet::new();
         for ((from, of), partition) in gain.needs {
-            let strictest = homes.policies.strictest_isolation();
+            let strictest = homes.policies_in(federation).strictest_isolation();
             let arrival = homes.arrival(federation, from, of, partition, strictest);
             let arrival = arrival.unwrap_or_else(|error| {
                 warn!(change, %error, "whether a home may open cannot be read");

@@ -21,8 +21,8 @@ use crate::reads::unreadable;
 use crate::seams::BoxFuture;
 use crate::session::Seen;
 use crate::{
-    Conflicts, Consumers, DigestEntry, FenceReport, MembershipReport, MoveError, Node, NodeStatus,
-    OrderReason, RegionStanding, StreamHome, WhyError,
+    CategoryReport, Conflicts, Consumers, DigestEntry, FenceReport, MembershipReport, MoveError,
+    Node, NodeStatus, OrderReason, RegionStanding, StreamHome, WhyError,
 };
 
 /// How settled the events are that a reader sees.
@@ -201,8 +201,17 @@ pub trait Backend: Send + Sync + 'static {
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
 
-    /// What the homes of `category`'s streams do while they are cut off.
-    fn isolation(&self, category: &str) -> Isolation;
+    /// How `category` stands.
+    fn category(&self, category: &str) -> CategoryReport;
+
+    /// Sets the policy of `category`, as [`Node::set_category`] does.
+    fn set_category(
+        &self,
+        category: String,
+        policy: CategoryPolicy,
+        isolation: Isolation,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<CategoryReport, MoveError>>;
 
     /// The largest requests that are taken.
     fn limits(&self) -> Limits;
@@ -387,11 +396,21 @@ impl Backend for Node {
     }
 
     fn categories(&self) -> BTreeMap<String, CategoryPolicy> {
-        self.config().categories.clone()
+        self.policies().categories().clone()
     }
 
-    fn isolation(&self, category: &str) -> Isolation {
-        self.policies().isolation(category)
+    fn category(&self, category: &str) -> CategoryReport {
+        Self::category(self, category)
+    }
+
+    fn set_category(
+        &self,
+        category: String,
+        policy: CategoryPolicy,
+        isolation: Isolation,
+        wait: Duration,
+    ) -> BoxFuture<'_, Result<CategoryReport, MoveError>> {
+        Box::pin(async move { Self::set_category(self, &category, policy, isolation, wait).await })
     }
 
     fn limits(&self) -> Limits {

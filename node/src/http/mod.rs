@@ -63,6 +63,7 @@ use meridian_clock::RegionId;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use self::problem::Problem;
 pub use backend::{Backend, Changes, Events, EventsRead, Tier};
 pub use openapi::openapi;
 pub use server::{ServeOptions, serve};
@@ -93,6 +94,18 @@ impl Door {
             scrape: Arc::default(),
             options,
         }
+    }
+
+    // The region of this name.
+    fn region_id(&self, name: &str) -> Result<RegionId, Problem> {
+        let found = self.regions.iter().find(|(_, known)| *known == name);
+        found.map(|(region, _)| *region).ok_or_else(|| {
+            let known: Vec<&str> = self.regions.values().map(String::as_str).collect();
+            Problem::invalid(format!(
+                "there is no region {name:?}; the regions are {}",
+                known.join(", ")
+            ))
+        })
     }
 
     /// The name of `region`, or something that says its number when it is no member.

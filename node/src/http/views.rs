@@ -2,13 +2,14 @@
 
 use meridian_client::{Appended, Awaited, SessionToken};
 use meridian_clock::{Dot, Epoch};
-use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
+use meridian_conflict::{HomeRule, Isolation, Mode};
 use meridian_event::RecordedEvent;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::Door;
+use crate::CategoryReport;
 use crate::shown::rfc3339;
 
 /// An event as it was written.
@@ -230,7 +231,7 @@ pub(super) struct HomeView {
 }
 
 /// How writes to a category's streams are settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[schema(as = Mode)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum ModeView {
@@ -252,8 +253,18 @@ impl From<Mode> for ModeView {
     }
 }
 
+impl From<ModeView> for Mode {
+    fn from(mode: ModeView) -> Self {
+        match mode {
+            ModeView::Home => Self::Home,
+            ModeView::Lww => Self::Lww,
+            ModeView::Crdt => Self::Crdt,
+        }
+    }
+}
+
 /// Which region is home to a category's streams.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[schema(as = HomeRule)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum HomeRuleView {
@@ -264,7 +275,7 @@ pub(super) enum HomeRuleView {
 }
 
 /// What a home does that cannot reach a majority of the regions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 #[schema(as = Isolation)]
 pub(super) enum IsolationView {
@@ -286,10 +297,14 @@ pub(super) struct CategoryView {
     home: Option<HomeRuleView>,
     /// What a home does that cannot reach a majority of the regions; null when every region may write them.
     isolation: Option<IsolationView>,
+    /// While another policy is being set: the regions that have not said yet that they hold no events of the
+    /// category. Nobody writes it meanwhile.
+    waits_for: Vec<String>,
 }
 
 impl CategoryView {
-    pub(super) fn new(category: &str, policy: &CategoryPolicy, door: &Door) -> Self {
+    pub(super) fn new(category: &str, report: CategoryReport, door: &Door) -> Self {
+        let policy = &report.policy;
         let home = match (policy.mode, &policy.home) {
             (Mode::Lww | Mode::Crdt, _) => None,
             (Mode::Home, HomeRule::Hash) => Some(HomeRuleView::Hash),
@@ -297,7 +312,7 @@ impl CategoryView {
                 Some(HomeRuleView::Fixed(door.region_name(*region)))
             }
         };
-        let isolation = match (policy.mode, door.backend.isolation(category)) {
+        let isolation = match (policy.mode, report.isolation) {
             (Mode::Lww | Mode::Crdt, _) => None,
             (Mode::Home, Isolation::Available) => Some(IsolationView::Available),
             (Mode::Home, Isolation::Fenced) => Some(IsolationView::Fenced),
@@ -307,6 +322,7 @@ impl CategoryView {
             mode: policy.mode.into(),
             home,
             isolation,
+            waits_for: report.waits_for,
         }
     }
 }

@@ -63,7 +63,6 @@ const DRAIN_FOR: Duration = Duration::from_secs(10);
 pub struct Node {
     config: NodeConfig,
     names: Arc<Names>,
-    policies: Arc<Policies>,
     homes: Arc<Homes>,
     consensus: Arc<dyn Consensus>,
     random: Arc<dyn Random>,
@@ -293,6 +292,15 @@ impl Node {
             tasks.clone(),
         );
         tracker.spawn(hand_over.instrument(info_span!("hand over")));
+        let about = crate::categories::answer(
+            config.region,
+            Arc::clone(&homes),
+            Arc::clone(&store),
+            sequencers.clone(),
+            Arc::clone(&consensus),
+            tasks.clone(),
+        );
+        tracker.spawn(about.instrument(info_span!("categories")));
         let lease = keep_lease(Arc::clone(&homes), Arc::clone(&consensus), tasks.clone());
         tracker.spawn(lease.instrument(info_span!("lease")));
 
@@ -385,7 +393,6 @@ impl Node {
         });
         let node = Arc::new(Self {
             names,
-            policies,
             homes,
             consensus,
             random: Arc::clone(&seams.random),
@@ -612,7 +619,7 @@ impl Node {
         Topology {
             partitions: self.config.partitions,
             members: members.collect(),
-            categories: self.config.categories.clone(),
+            categories: self.homes.policies().categories().clone(),
         }
     }
 
@@ -747,8 +754,8 @@ impl Node {
     }
 
     /// The category policies in force.
-    pub fn policies(&self) -> &Policies {
-        &self.policies
+    pub fn policies(&self) -> Arc<Policies> {
+        self.homes.policies()
     }
 
     /// The names of all regions by their number.

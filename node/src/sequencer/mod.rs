@@ -28,7 +28,7 @@ use self::promises::Marks;
 use self::recall::{Recall, Repeat};
 use crate::control::Federation;
 use crate::fencing::out_reason;
-use crate::homes::{Homes, Place};
+use crate::homes::{Homes, Place, being_set};
 use crate::identity::FirstWrite;
 use crate::metrics::Metrics;
 use crate::node::read_lock;
@@ -349,6 +349,7 @@ impl Task {
                 });
             }
             Place::Coming { from } => return Err(coming(&request.stream, from)),
+            Place::Undecided => return Err(unavailable(being_set(&request.stream))),
             Place::Here { .. } => {
                 let lease = self.tools.homes.check_lease(&request.stream);
                 lease.map_err(unavailable)?;

@@ -18,9 +18,9 @@ use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
 use meridian_node::session::{Seen, SessionSeal};
 use meridian_node::{
-    AtStake, ControlStatus, DigestEntry, FenceReport, MembershipReport, MoveError, NodeStatus,
-    OrderReason, Projections, Readmission, RegionStanding, Standing, StreamHome, Watermarks,
-    WhyError,
+    AtStake, CategoryReport, ControlStatus, DigestEntry, FenceReport, MembershipReport, MoveError,
+    NodeStatus, OrderReason, Projections, Readmission, RegionStanding, Standing, StreamHome,
+    Watermarks, WhyError,
 };
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -469,11 +469,36 @@ impl Backend for Fake {
         ])
     }
 
-    fn isolation(&self, category: &str) -> Isolation {
-        match category {
-            "ledger" => Isolation::Fenced,
-            _ => Isolation::Available,
+    fn category(&self, category: &str) -> CategoryReport {
+        let policy = self.categories().remove(category);
+        CategoryReport {
+            policy: policy.unwrap_or_default(),
+            isolation: match category {
+                "ledger" => Isolation::Fenced,
+                _ => Isolation::Available,
+            },
+            waits_for: Vec::new(),
         }
+    }
+
+    fn set_category(
+        &self,
+        category: String,
+        policy: CategoryPolicy,
+        isolation: Isolation,
+        _wait: Duration,
+    ) -> BoxFuture<'_, Result<CategoryReport, MoveError>> {
+        let result = match category.as_str() {
+            "ledger" => Err(MoveError::Conflict(
+                "region eu holds events of category ledger".to_owned(),
+            )),
+            _ => Ok(CategoryReport {
+                policy,
+                isolation,
+                waits_for: vec!["eu".to_owned()],
+            }),
+        };
+        Box::pin(async move { result })
     }
 
     fn limits(&self) -> Limits {

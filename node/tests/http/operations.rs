@@ -8,8 +8,8 @@ use crate::fake::{Served, json, problem};
 async fn policies_are_listed_and_the_default_is_home_by_hash() {
     let served = Served::new().await;
     let read = async |path: &str| json(served.get(path).send().await.unwrap()).await;
-    let cart = json!({"category": "cart", "mode": "crdt", "home": null, "isolation": null});
-    let ledger = json!({"category": "ledger", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced"});
+    let cart = json!({"category": "cart", "mode": "crdt", "home": null, "isolation": null, "waits_for": []});
+    let ledger = json!({"category": "ledger", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced", "waits_for": []});
     assert_eq!(
         read("/v1/categories").await,
         json!({"categories": [&cart, &ledger]})
@@ -17,10 +17,25 @@ async fn policies_are_listed_and_the_default_is_home_by_hash() {
     assert_eq!(read("/v1/categories/ledger").await, ledger);
     assert_eq!(
         read("/v1/categories/order").await,
-        json!({"category": "order", "mode": "home", "home": "hash", "isolation": "available"})
+        json!({"category": "order", "mode": "home", "home": "hash", "isolation": "available", "waits_for": []})
     );
     let never = served.get("/v1/categories/order-1").send().await.unwrap();
     problem(never, 400, "invalid").await;
+}
+
+#[tokio::test]
+async fn a_policy_is_set_and_the_answer_says_for_whom_it_waits() {
+    let served = Served::new().await;
+    let url = format!("http://{}/v1/categories/stock", served.addr);
+    let body = json!({"mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced"});
+    let put = served.client.put(&url).json(&body).send().await.unwrap();
+    assert_eq!(
+        json(put).await,
+        json!({"category": "stock", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced",
+            "waits_for": ["eu"]})
+    );
+    let removed = json(served.client.delete(&url).send().await.unwrap()).await;
+    assert_eq!(removed["home"], json!("hash"));
 }
 
 #[tokio::test]

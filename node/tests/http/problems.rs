@@ -132,16 +132,48 @@ async fn an_unknown_path_and_a_wrong_method_are_problems_too() {
 }
 
 #[tokio::test]
-async fn policies_cannot_be_set_yet_and_the_answer_says_where_they_can() {
+async fn a_policy_that_cannot_be_set_is_refused_in_words() {
     let served = Served::new().await;
-    let url = format!("http://{}/v1/categories/order", served.addr);
-    for request in [
-        served.client.put(&url).body("{}"),
-        served.client.delete(&url),
+    let url = |category: &str| format!("http://{}/v1/categories/{category}", served.addr);
+    for (category, body, status, code, says) in [
+        ("order", "{}", 400, "invalid", "mode"),
+        (
+            "order-1",
+            r#"{"mode":"lww"}"#,
+            400,
+            "invalid",
+            "before the first `-`",
+        ),
+        ("order", r#"{"mode":"last"}"#, 400, "invalid", "crdt"),
+        (
+            "order",
+            r#"{"mode":"home","home":{"fixed":"mars"}}"#,
+            400,
+            "invalid",
+            "the regions are",
+        ),
+        (
+            "order",
+            r#"{"mode":"lww","home":5}"#,
+            400,
+            "invalid",
+            "home",
+        ),
+        (
+            "ledger",
+            r#"{"mode":"lww"}"#,
+            409,
+            "conflict",
+            "holds events",
+        ),
     ] {
-        let found = problem(request.send().await.unwrap(), 501, "not_implemented").await;
-        assert!(found["detail"].as_str().unwrap().contains("configuration"));
+        let sent = served.client.put(url(category)).body(body).send();
+        let found = problem(sent.await.unwrap(), status, code).await;
+        let detail = found["detail"].as_str().unwrap();
+        assert!(detail.contains(says), "{body}: {detail}");
     }
+    let removed = served.client.delete(url("ledger")).send().await.unwrap();
+    problem(removed, 409, "conflict").await;
 }
 
 #[tokio::test]

@@ -99,7 +99,16 @@ fn a_stream_that_several_regions_write_is_read_in_the_total_order() {
         let last = store
             .stream_last(&stream("cart-1"), Some(RegionId(origin)), false)
             .expect("readable");
+        let of_origin: Vec<_> = of_origin.cloned().collect();
         assert_eq!(last.map(|it| it.dot), of_origin.last().map(|it| it.dot));
+        let read = |from| {
+            let (stream, from) = (stream("cart-1"), Revision(from));
+            let read = store.read_stream_of(&stream, RegionId(origin), from, 30, 1 << 20);
+            read.expect("readable")
+        };
+        assert_eq!(read(0), of_origin[..30]);
+        assert_eq!(read(17), of_origin[17..47]);
+        assert_eq!(read(of_origin.len() as u64), []);
     }
 }
 
