@@ -129,8 +129,10 @@ impl Attempt {
                     Next::Done(Err(self.indeterminate(&error.to_string())))
                 }
             }
-            AppendError::Invalid { .. } | AppendError::TooLarge { .. } => {
-                // Another node, with other limits, may have taken it.
+            AppendError::Invalid { .. }
+            | AppendError::TooLarge { .. }
+            | AppendError::Conflict { .. } => {
+                // Another node, with other limits or at another time, may have taken it.
                 if self.doubt.is_none() {
                     Next::Done(Err(error))
                 } else {

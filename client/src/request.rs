@@ -180,6 +180,13 @@ pub enum AppendError {
         /// What the request has.
         actual: u64,
     },
+    /// As things stand in the region that was asked, the request cannot be done: it would remove what is not there,
+    /// or take more than there is. Nothing was written. Read the stream's state, then decide again.
+    #[error("{reason}; nothing was written")]
+    Conflict {
+        /// What is in the way.
+        reason: String,
+    },
 }
 
 struct Actual(Option<Revision>);
@@ -203,6 +210,7 @@ impl AppendError {
             Self::Indeterminate { .. } => "indeterminate",
             Self::Invalid { .. } => "invalid",
             Self::TooLarge { .. } => "too_large",
+            Self::Conflict { .. } => "conflict",
         }
     }
 }

@@ -6,6 +6,8 @@ use meridian_clock::RegionId;
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
+use crate::Kind;
+
 /// How writes to a category's streams are settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -85,6 +87,7 @@ pub struct Policies {
     members: Vec<RegionId>,
     categories: BTreeMap<String, CategoryPolicy>,
     isolations: BTreeMap<String, Isolation>,
+    kinds: BTreeMap<String, Kind>,
 }
 
 impl Policies {
@@ -115,6 +118,7 @@ impl Policies {
             members,
             categories,
             isolations: BTreeMap::new(),
+            kinds: BTreeMap::new(),
         })
     }
 
@@ -125,11 +129,37 @@ impl Policies {
         self
     }
 
+    /// The same policies, with what streams that every region may write are; those of a category that is not named
+    /// are kept as they come, unmerged.
+    #[must_use]
+    pub fn with_kinds(mut self, kinds: BTreeMap<String, Kind>) -> Self {
+        self.kinds = kinds;
+        self
+    }
+
+    /// What the streams of `category` are, if every region may write them and they are merged.
+    pub fn kind(&self, category: &str) -> Option<Kind> {
+        match self.of(category).mode {
+            Mode::Home => None,
+            Mode::Lww | Mode::Crdt => self.kinds.get(category).copied(),
+        }
+    }
+
     /// The same policies, but for this one of `category`.
     #[must_use]
-    pub fn with(mut self, category: &str, policy: CategoryPolicy, isolation: Isolation) -> Self {
+    pub fn with(
+        mut self,
+        category: &str,
+        policy: CategoryPolicy,
+        isolation: Isolation,
+        kind: Option<Kind>,
+    ) -> Self {
         self.categories.insert(category.to_owned(), policy);
         self.isolations.insert(category.to_owned(), isolation);
+        match kind {
+            Some(kind) => self.kinds.insert(category.to_owned(), kind),
+            None => self.kinds.remove(category),
+        };
         self
     }
 
@@ -162,7 +192,8 @@ impl Policies {
     /// As [`Policies::new`].
     pub fn over(&self, members: Vec<RegionId>) -> Result<Self, PolicyError> {
         let over = Self::new(members, self.categories.clone())?;
-        Ok(over.with_isolations(self.isolations.clone()))
+        let over = over.with_isolations(self.isolations.clone());
+        Ok(over.with_kinds(self.kinds.clone()))
     }
 
     /// The policy of `category`.

@@ -11,9 +11,10 @@ use meridian_client::{
 };
 use meridian_clock::{Dot, LogId, Position, RegionId, VersionVector};
 use meridian_conflict::Isolation;
-use meridian_event::{Revision, StreamId};
+use meridian_event::{NewEvent, Revision, StreamId};
 use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{Direction, ReadError, Store, StreamRange};
+use serde::de::IgnoredAny;
 use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, warn};
@@ -22,6 +23,7 @@ use uuid::Uuid;
 use crate::config::MemberConfig;
 use crate::control::Federation;
 use crate::homes::{Homes, Place, being_set, majority};
+use crate::merging::Merging;
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
 use crate::odd;
@@ -47,12 +49,43 @@ const EVENTS_SINCE_BYTES_MAX: usize = 256 << 10;
 /// Which regions hold what, as they acknowledged it.
 pub(crate) type Held = watch::Receiver<Arc<BTreeMap<RegionId, VersionVector>>>;
 
+/// Who asks for an append.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    /// A client, through so many other nodes.
+    Client { hops: u8 },
+    /// This node itself.
+    Server,
+}
+
+impl By {
+    fn hops(self) -> u8 {
+        match self {
+            Self::Client { hops } => hops,
+            Self::Server => 0,
+        }
+    }
+}
+
+/// A key of an event's metadata that only the server gives.
+fn reserved_key(event: &NewEvent) -> Option<String> {
+    // Most metadata has no such byte, be it as itself or escaped.
+    let metadata = &event.metadata;
+    let may = metadata.contains(&b'$') || metadata.windows(6).any(|it| it == br"\u0024");
+    if !may {
+        return None;
+    }
+    let keys: BTreeMap<String, IgnoredAny> = serde_json::from_slice(metadata).ok()?;
+    keys.into_keys().find(|key| key.starts_with('$'))
+}
+
 /// Everything that an append passes through.
 pub(crate) struct Appends {
     pub(crate) region: RegionId,
     pub(crate) members: usize,
     pub(crate) partitions: u16,
     pub(crate) homes: Arc<Homes>,
+    pub(crate) merging: Arc<Merging>,
     pub(crate) limits: Limits,
     pub(crate) timeout: Duration,
     pub(crate) store: Arc<Store>,
@@ -89,21 +122,31 @@ impl Appends {
         } else {
             &Limits::WIDEST
         };
-        self.append_any(request, hops, deadline, began, limits)
-            .await
+        if hops == 0
+            && let Some(key) = request.events.iter().find_map(reserved_key)
+        {
+            return Err(AppendError::Invalid {
+                reason: format!(
+                    "metadata has the key {key:?}, and keys that begin with $ are the server's own; rename it"
+                ),
+            });
+        }
+        let by = By::Client { hops };
+        self.append_any(request, by, deadline, began, limits).await
     }
 
     /// Appends to a stream of the server's own, or what is the server's own to any.
     pub(crate) async fn append_own(&self, request: AppendRequest) -> Result<Appended, AppendError> {
         let began = Instant::now();
-        self.append_any(request, 0, began + self.timeout, began, &Limits::WIDEST)
+        let deadline = began + self.timeout;
+        self.append_any(request, By::Server, deadline, began, &Limits::WIDEST)
             .await
     }
 
     async fn append_any(
         &self,
         request: AppendRequest,
-        hops: u8,
+        by: By,
         deadline: Instant,
         began: Instant,
         limits: &Limits,
@@ -114,7 +157,7 @@ impl Appends {
             .iter()
             .map(|event| event.weight_bytes())
             .sum();
-        let result = self.route(request, hops, deadline, limits).await;
+        let result = self.route(request, by, deadline, limits).await;
         if let Ok(appended) = &result
             && appended.home == self.region
         {
@@ -131,14 +174,14 @@ impl Appends {
     async fn route(
         &self,
         request: AppendRequest,
-        hops: u8,
+        by: By,
         deadline: Instant,
         limits: &Limits,
     ) -> Result<Appended, AppendError> {
         self.check(&request, limits)?;
         // Why an attempt that was not answered may have written it.
         let mut may_be_written = None;
-        let routing = self.route_until(request, hops, deadline, &mut may_be_written);
+        let routing = self.route_until(request, by, deadline, &mut may_be_written);
         match (routing.await, may_be_written) {
             // Whatever came of later attempts, that one may still be on its way.
             (Err(error), Some(reason)) if !settles(&error) => {
@@ -151,7 +194,7 @@ impl Appends {
     async fn route_until(
         &self,
         mut request: AppendRequest,
-        hops: u8,
+        by: By,
         deadline: Instant,
         may_be_written: &mut Option<String>,
     ) -> Result<Appended, AppendError> {
@@ -161,7 +204,7 @@ impl Appends {
             let place = self.homes.place(&federation, &request.stream);
             let refused = match place.map_err(|error| unreadable(&error))? {
                 Place::Anywhere | Place::Here { .. } => {
-                    match self.append_here(request, deadline).await {
+                    match self.append_here(request, by, deadline).await {
                         Ok(appended) => return Ok(appended),
                         Err(NotAppended::Refused(error)) => return Err(error),
                         // It has just been moved: where to is looked up anew.
@@ -182,10 +225,10 @@ impl Appends {
                         home,
                         epoch,
                     };
-                    let Some(way) = self.ways.get(&home).filter(|_| hops < HOPS_MAX) else {
+                    let Some(way) = self.ways.get(&home).filter(|_| by.hops() < HOPS_MAX) else {
                         return Err(not_home);
                     };
-                    let forward = self.forward(way, &request, hops, deadline, may_be_written);
+                    let forward = self.forward(way, &request, by, deadline, may_be_written);
                     let answer = tokio::select! {
                         biased;
                         answer = forward => Some(answer),
@@ -225,7 +268,7 @@ impl Appends {
         &self,
         way: &Home,
         request: &AppendRequest,
-        hops: u8,
+        by: By,
         deadline: Instant,
         may_be_written: &mut Option<String>,
     ) -> Result<Appended, AppendError> {
@@ -236,11 +279,11 @@ impl Appends {
         reached("an append was forwarded to its home");
         odd::pause("an append is forwarded late").await;
         let answer = way
-            .append(request.clone(), hops + 1, deadline, may_be_written)
+            .append(request.clone(), by.hops() + 1, deadline, may_be_written)
             .await;
         match answer {
             Err(error @ AppendError::Unavailable { .. }) if planted(Bug::SecondHome) => {
-                let here = self.append_here(request.clone(), deadline).await;
+                let here = self.append_here(request.clone(), by, deadline).await;
                 here.map_err(|failed| match failed {
                     NotAppended::Refused(error) => error,
                     NotAppended::Moved(_) => error,
@@ -253,8 +296,15 @@ impl Appends {
     async fn append_here(
         &self,
         request: AppendRequest,
+        by: By,
         deadline: Instant,
     ) -> Result<Appended, NotAppended> {
+        // What it comes to is folded outside of the sequencer, where nobody waits for it.
+        let warm = timeout_at(deadline, self.merging.warm(&request.stream)).await;
+        match warm {
+            Ok(warm) => warm.map_err(NotAppended::Refused)?,
+            Err(_) => return Err(unavailable("the stream's state takes long to fold")),
+        }
         let (expected, durability) = (request.expected, request.durability);
         let stream = request.stream.clone();
         let partition = stream.partition(self.partitions);
@@ -270,7 +320,7 @@ impl Appends {
         let enter = async {
             // Held until the answer is known: it bounds what appends may keep in memory.
             let room = self.room.acquire_many(weight).await.ok();
-            (room, sequencer.enqueue(request).await)
+            (room, sequencer.enqueue(request, by == By::Server).await)
         };
         let Ok((_room, queued)) = timeout_at(deadline, enter).await else {
             return Err(unavailable("more appends wait than are being written"));
@@ -567,6 +617,7 @@ fn outcome_of(result: &Result<Appended, AppendError>) -> AppendOutcome {
         Err(AppendError::Indeterminate { .. }) => AppendOutcome::indeterminate,
         Err(AppendError::Invalid { .. }) => AppendOutcome::invalid,
         Err(AppendError::TooLarge { .. }) => AppendOutcome::too_large,
+        Err(AppendError::Conflict { .. }) => AppendOutcome::conflict,
     }
 }
 
@@ -757,7 +808,8 @@ fn settles(error: &AppendError) -> bool {
         AppendError::Invalid { .. } | AppendError::TooLarge { .. } => true,
         AppendError::NotHome { .. }
         | AppendError::Unavailable { .. }
-        | AppendError::Indeterminate { .. } => false,
+        | AppendError::Indeterminate { .. }
+        | AppendError::Conflict { .. } => false,
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_clock::{LogId, Position, RegionId};
-use meridian_conflict::{CategoryPolicy, HomeRule, Isolation};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind, Mode};
 use meridian_event::BlockError;
 use meridian_points::reached;
 use meridian_store::{ReadError, Store};
@@ -35,6 +35,8 @@ pub struct CategoryReport {
     pub policy: CategoryPolicy,
     /// What a home does that is cut off.
     pub isolation: Isolation,
+    /// What its streams are, if every region may write them and they are merged.
+    pub kind: Option<Kind>,
     /// While another policy is being set: the regions that have not said yet that they hold no events of the
     /// category. Nobody writes it meanwhile.
     pub waits_for: Vec<String>,
@@ -55,6 +57,7 @@ impl Node {
         CategoryReport {
             policy: policies.of(category),
             isolation: policies.isolation(category),
+            kind: policies.kind(category),
             waits_for,
         }
     }
@@ -69,6 +72,7 @@ impl Node {
         category: &str,
         policy: CategoryPolicy,
         isolation: Isolation,
+        kind: Option<Kind>,
         wait: Duration,
     ) -> Result<CategoryReport, MoveError> {
         let began = Instant::now();
@@ -77,10 +81,18 @@ impl Node {
                 "category {category} is the server's own; name one that does not begin with $"
             )));
         }
-        if let Some(reason) = contradiction(&policy, isolation) {
-            return Err(MoveError::Invalid(reason.to_owned()));
+        let kind = match policy.mode {
+            Mode::Lww => kind.or(Some(Kind::Document)),
+            Mode::Home | Mode::Crdt => kind,
+        };
+        if let Some(reason) = contradiction(&policy, isolation, kind) {
+            return Err(MoveError::Invalid(reason));
         }
-        let set = Set { policy, isolation };
+        let set = Set {
+            policy,
+            isolation,
+            kind,
+        };
         let before = self.homes().federation().version;
         self.decide(Command::SetCategory {
             category: category.to_owned(),
@@ -113,19 +125,37 @@ impl Node {
 }
 
 /// Why these cannot go together.
-fn contradiction(policy: &CategoryPolicy, isolation: Isolation) -> Option<&'static str> {
-    let has_home = policy.mode == meridian_conflict::Mode::Home;
-    if !has_home && policy.home != HomeRule::Hash {
-        return Some(
-            "`home` has no effect in this mode, which every region may write; leave it out",
-        );
-    }
-    if !has_home && isolation == Isolation::Fenced {
-        return Some(
-            "`isolation` has no effect in this mode, which every region may write; leave it out",
-        );
-    }
-    None
+fn contradiction(
+    policy: &CategoryPolicy,
+    isolation: Isolation,
+    kind: Option<Kind>,
+) -> Option<String> {
+    let has_home = policy.mode == Mode::Home;
+    let of_mode = || Kind::of_mode(policy.mode).map(Kind::name);
+    let of_mode = || of_mode().collect::<Vec<_>>().join(", ");
+    let said = match kind {
+        _ if !has_home && policy.home != HomeRule::Hash => {
+            "`home` has no effect in this mode, which every region may write; leave it out".to_owned()
+        }
+        _ if !has_home && isolation == Isolation::Fenced => {
+            "`isolation` has no effect in this mode, which every region may write; leave it out"
+                .to_owned()
+        }
+        Some(_) if has_home => {
+            "`type` has no effect in mode home, in which one region orders each stream; leave it out"
+                .to_owned()
+        }
+        Some(kind) if kind.mode() != policy.mode => format!(
+            "`type` is {kind}, which is not of this mode; name one of {}",
+            of_mode()
+        ),
+        None if policy.mode == Mode::Crdt => format!(
+            "`type` is missing: say what the category's streams are, one of {}",
+            of_mode()
+        ),
+        _ => return None,
+    };
+    Some(said)
 }
 
 /// Says of each category that is being set whether this region holds events of it, until `cancel`.

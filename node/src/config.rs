@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use meridian_client::Limits;
 use meridian_clock::RegionId;
-use meridian_conflict::{CategoryPolicy, Isolation, Policies};
+use meridian_conflict::{CategoryPolicy, Isolation, Kind, Policies};
 use uuid::Uuid;
 
 mod error;
@@ -72,6 +72,8 @@ pub struct NodeConfig {
     pub categories: BTreeMap<String, CategoryPolicy>,
     /// What homes do that are cut off, for categories where that is not [`Isolation::Available`].
     pub isolations: BTreeMap<String, Isolation>,
+    /// What the streams are of categories that every region may write; those without are not merged.
+    pub kinds: BTreeMap<String, Kind>,
     /// The largest requests that are taken.
     pub limits: Limits,
     /// How long an append may wait for its durability before it is indeterminate.
@@ -98,6 +100,7 @@ impl NodeConfig {
     pub fn policies(&self) -> Result<Policies, meridian_conflict::PolicyError> {
         let members = self.members.iter().map(|member| member.id).collect();
         let policies = Policies::new(members, self.categories.clone())?;
-        Ok(policies.with_isolations(self.isolations.clone()))
+        let policies = policies.with_isolations(self.isolations.clone());
+        Ok(policies.with_kinds(self.kinds.clone()))
     }
 }

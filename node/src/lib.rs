@@ -30,6 +30,7 @@ mod homes;
 pub mod http;
 mod identity;
 mod live;
+mod merging;
 pub mod metrics;
 mod node;
 mod odd;
@@ -61,6 +62,7 @@ pub use consumers::{
 pub use fencing::{FenceReport, FenceStanding, MembershipReport, RegionStanding, Standing};
 pub use homes::{MoveError, StreamHome};
 pub use identity::{Identity, IdentityError};
+pub use merging::{StateReport, StateTier};
 pub use node::{Node, StartError};
 pub use projections::{ModelStatus, ProjectionError, ProjectionStatus, Projections};
 pub use readmission::Readmission;

@@ -44,6 +44,8 @@ pub enum AppendOutcome {
     invalid,
     /// The request was larger than the limits.
     too_large,
+    /// As things stood here, it could not be done.
+    conflict,
 }
 
 /// Label: how an append ended.

@@ -125,7 +125,11 @@ impl Surely {
                     }
                     "an earlier attempt may still be written".to_owned()
                 }
-                Err(error @ (AppendError::Invalid { .. } | AppendError::TooLarge { .. })) => {
+                Err(
+                    error @ (AppendError::Invalid { .. }
+                    | AppendError::TooLarge { .. }
+                    | AppendError::Conflict { .. }),
+                ) => {
                     return Ok(Sure::Refused(error.to_string()));
                 }
                 Err(AppendError::Indeterminate { reason }) => {

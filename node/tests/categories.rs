@@ -49,18 +49,14 @@ fn a_category_that_is_set_is_written_by_it_in_every_region() {
         "stock",
         &json!({"mode": "home", "home": {"fixed": "c"}}),
     );
-    for index in 0..NAMES.len() {
+    for (index, name) in NAMES.into_iter().enumerate() {
         until("the policies count here, too", || {
             policy(&federation, index, "note")["mode"] == "lww"
                 && policy(&federation, index, "stock")["home"] == json!({"fixed": "c"})
         });
         let door = federation.url(index, "");
         let (status, note) = append(&door, "note-1");
-        assert_eq!(
-            (status, &note["home"]),
-            (200, &json!(NAMES[index])),
-            "{note}"
-        );
+        assert_eq!((status, &note["home"]), (200, &json!(name)), "{note}");
         let (status, stock) = append(&door, "stock-1");
         assert_eq!((status, &stock["home"]), (200, &json!("c")), "{stock}");
     }
@@ -70,7 +66,12 @@ fn a_category_that_is_set_is_written_by_it_in_every_region() {
     federation.until_ready(0);
     assert_eq!(policy(&federation, 0, "note")["mode"], "lww");
     until("it is home by hash again", || {
-        let (status, answer) = set(&federation, 0, "toy", &json!({"mode": "crdt"}));
+        let (status, answer) = set(
+            &federation,
+            0,
+            "toy",
+            &json!({"mode": "crdt", "type": "or-set"}),
+        );
         status == 200 && answer["waits_for"] == json!([])
     });
 }
@@ -99,8 +100,11 @@ fn a_category_with_events_keeps_its_policy_and_the_answer_says_where_they_are() 
 fn while_it_is_being_set_writers_wait_and_no_two_regions_go_by_different_policies() {
     let federation = Federation::running(&NAMES);
     until("the federation is founded", || {
-        let (_, status) = get(&federation.url(0, "/v1/status")).unwrap();
-        status["control"]["leader"].is_string()
+        (0..NAMES.len()).all(|index| {
+            let (_, status) = get(&federation.url(index, "/v1/status")).unwrap();
+            let control = &status["control"];
+            control["leader"].is_string() && control["decisions"].as_u64() >= Some(1)
+        })
     });
     let over = AtomicBool::new(false);
     let doors: Vec<String> = (0..NAMES.len()).map(|it| federation.url(it, "")).collect();
@@ -126,8 +130,8 @@ fn while_it_is_being_set_writers_wait_and_no_two_regions_go_by_different_policie
             .collect();
         // Whoever is first: this policy, or an event by the one before.
         let (status, answer) = set(&federation, 2, "cart", &json!({"mode": "lww"}));
-        assert!(status == 200 || status == 409, "{answer}");
         over.store(true, Ordering::Relaxed);
+        assert!(status == 200 || status == 409, "{status}: {answer}");
         let homes: Vec<_> = writers.into_iter().map(|it| it.join().unwrap()).collect();
         homes
     });

@@ -145,7 +145,8 @@ fn init_adds_a_region_and_keeps_what_the_others_say() {
     let eu = fs::read_to_string(of("eu")).expect("it can be read");
     for region in ["eu", "us"] {
         let text = fs::read_to_string(of(region)).expect("it can be read");
-        let with = text + "\n# A comment of ours.\n[categories.cart]\nmode = \"crdt\"\n";
+        let with = text
+            + "\n# A comment of ours.\n[categories.cart]\nmode = \"crdt\"\ntype = \"or-set\"\n";
         fs::write(of(region), with).expect("it can be written");
     }
     let add = |name: &str, more: &[&str]| {

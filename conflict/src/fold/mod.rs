@@ -26,7 +26,7 @@ mod set;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_clock::RegionId;
+use meridian_clock::{Position, RegionId, Timestamp};
 use meridian_event::EventId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -283,6 +283,62 @@ impl State {
                 }
             }
             _ => Err(self.other_kind()),
+        }
+    }
+
+    /// Whether a sequencer may record all of `operations` for `by`, one after the other: each is judged with those
+    /// before it.
+    ///
+    /// # Errors
+    /// As [`State::check`], with the place of the first that it may not.
+    pub fn check_all(
+        &self,
+        operations: &[&Operation],
+        by: Actor,
+    ) -> Result<(), (usize, CheckError)> {
+        let checks = || operations.iter().enumerate();
+        let alone =
+            checks().map(|(at, operation)| self.check(operation, by).map_err(|it| (at, it)));
+        // Whatever adds or sets can be done after anything, so it needs no state to be tried on.
+        let is_free = |operation: &&Operation| {
+            matches!(
+                operation,
+                Operation::Flat(_, Change::Add(_) | Change::Set(_))
+                    | Operation::Document(_)
+                    | Operation::Fields(_)
+            )
+        };
+        if operations.len() < 2 || operations.iter().all(is_free) {
+            return alone.collect();
+        }
+        let copy = Self::decode(&self.encode());
+        let mut trial = copy.expect("what was encoded just now can be read");
+        for (at, operation) in checks() {
+            trial.check(operation, by).map_err(|error| (at, error))?;
+            let tried = Applied {
+                dot: trial.next_dot(by),
+                seen: trial.seen.clone(),
+                marker: Marker {
+                    timestamp: Timestamp::ZERO,
+                    region: by.region,
+                    position: Position::ZERO,
+                },
+                id: EventId::from_random([0; 16]),
+                operation: (*operation).clone(),
+            };
+            let _ = trial.apply(&tried);
+        }
+        Ok(())
+    }
+
+    /// What the actor of `dot` wrote before it, and is not applied yet, never comes: it was set aside when a fence cut
+    /// it off. To be said in every region alike, of an actor whose operations come in the order of their dots.
+    pub fn skip_to(&mut self, dot: OpDot) {
+        let before = dot.actor.dot(dot.counter.saturating_sub(1));
+        if self.seen.advance(before)
+            && let Body::OrSet(set) = &mut self.body
+        {
+            set.pass(before);
         }
     }
 

@@ -48,6 +48,10 @@ pub(crate) struct Set {
     /// What a home does that cannot reach a majority of the regions, in mode home
     #[arg(long, value_enum)]
     isolation: Option<Isolation>,
+    /// What its streams are, when every region may write them: in mode crdt g-counter, pn-counter, bounded-counter,
+    /// g-set, or-set, mv-register or or-map; in mode lww document (unless given) or fields
+    #[arg(long = "type", value_name = "TYPE")]
+    kind: Option<String>,
     /// How long to wait until it counts, in milliseconds
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u64).range(..=60_000))]
     wait_ms: u64,
@@ -97,6 +101,9 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
             }
             if let Some(isolation) = set.isolation {
                 body["isolation"] = json!(name_of(isolation));
+            }
+            if let Some(kind) = &set.kind {
+                body["type"] = json!(kind);
             }
             let path = ["v1", "categories", &set.category];
             let category = ask(&set.target, Method::PUT, &path, Some(body)).await?;
@@ -163,13 +170,14 @@ fn show(categories: Vec<Value>, output: Output) -> anyhow::Result<Outcome> {
         vec![
             text("category"),
             text("mode"),
+            text("type"),
             home,
             text("isolation"),
             state,
         ]
     });
     output.table(
-        &["category", "mode", "home", "isolation", ""],
+        &["category", "mode", "type", "home", "isolation", ""],
         rows.collect(),
     )?;
     Ok(Outcome::Done)

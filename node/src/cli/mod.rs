@@ -22,6 +22,7 @@ mod region;
 mod serve;
 mod settled;
 mod settling;
+mod state;
 mod status;
 mod tail;
 #[cfg(test)]
@@ -71,6 +72,8 @@ enum Command {
     Await(settled::Args),
     /// Read one stream
     Read(read::Args),
+    /// Show what a stream comes to that every region writes
+    State(state::Args),
     /// Print all events: as they arrive in a region, or in the one order that is the same in every region
     Tail(tail::Args),
     /// Show the regions, their links, how far each holds what the others wrote, and how far the order is settled
@@ -190,6 +193,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Append(args) => append::run(args, output).await,
         Command::Await(args) => settled::run(args, output).await,
         Command::Read(args) => read::run(args, output).await,
+        Command::State(args) => state::run(args, output).await,
         Command::Tail(args) => tail::run(args, output).await,
         Command::Status(args) => status::run(args, output).await,
         Command::Projection(command) => projection::run(command, output).await,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use meridian_client::Limits;
 use meridian_clock::RegionId;
-use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind, Mode};
 use meridian_event::Category;
 use meridian_event::block::{BLOCK_BYTES_MAX, BLOCK_RAW_BYTES_MAX};
 use serde::Deserialize;
@@ -100,6 +100,7 @@ struct CategoryTable {
     mode: Mode,
     home: Option<Spanned<String>>,
     isolation: Option<Spanned<String>>,
+    r#type: Option<Spanned<String>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -218,6 +219,7 @@ impl Reader<'_> {
         let region = self.region("region", &file.region, file.region.get_ref(), &members)?;
         let categories = self.categories(&file.categories, &members)?;
         let isolations = self.isolations(&file.categories)?;
+        let kinds = self.kinds(&file.categories)?;
         let (limits, segment_bytes) = self.limits(&file.limits, &file.store)?;
         let append_timeout_ms = match &file.limits.append_timeout_ms {
             Some(value) => self.within("limits.append_timeout_ms", value, 100, 600_000)?,
@@ -250,6 +252,7 @@ impl Reader<'_> {
             session_key: file.session_key.as_deref().map(|key| self.relative(key)),
             categories,
             isolations,
+            kinds,
             limits,
             append_timeout: Duration::from_millis(append_timeout_ms),
             max_offset: Duration::from_millis(max_offset_ms),
@@ -478,6 +481,44 @@ impl Reader<'_> {
         Ok(settled)
     }
 
+    fn kinds(
+        &self,
+        tables: &BTreeMap<Spanned<String>, CategoryTable>,
+    ) -> Result<BTreeMap<String, Kind>, ConfigError> {
+        let mut settled = BTreeMap::new();
+        for (name, table) in tables {
+            let key = format!("categories.{}.type", name.get_ref());
+            let of_mode = Kind::of_mode(table.mode).map(Kind::name);
+            let of_mode = of_mode.collect::<Vec<_>>().join("\", \"");
+            let kind = match &table.r#type {
+                None if table.mode == Mode::Home => continue,
+                None if table.mode == Mode::Lww => Kind::Document,
+                None => {
+                    let reason = format!(
+                        "is missing: say what the category's streams are, with one of \"{of_mode}\""
+                    );
+                    return Err(self.invalid(&key, name, reason));
+                }
+                Some(kind) if table.mode == Mode::Home => {
+                    let reason = "has no effect in this mode, in which one region orders each stream; remove it, or set mode = \"crdt\" or \"lww\"";
+                    return Err(self.invalid(&key, kind, reason));
+                }
+                Some(kind) => match Kind::parse(kind.get_ref()) {
+                    Ok(known) if known.mode() == table.mode => known,
+                    _ => {
+                        let reason = format!(
+                            "is {:?}; in this mode, write one of \"{of_mode}\"",
+                            kind.get_ref()
+                        );
+                        return Err(self.invalid(&key, kind, reason));
+                    }
+                },
+            };
+            settled.insert(name.get_ref().clone(), kind);
+        }
+        Ok(settled)
+    }
+
     /// The request limits, and the segment size that has to hold them.
     fn limits(
         &self,
@@ -538,6 +579,7 @@ quic = "localhost:7111"
 http = "127.0.0.1:7110"
 [categories.cart]
 mode = "crdt"
+type = "or-set"
 [categories.ledger]
 home = "fixed:eu-west"
 "#;

@@ -51,7 +51,7 @@ pub(super) const TABLES: &[Table] = &[
     },
     Table {
         name: "categories.*",
-        keys: &["mode", "home", "isolation"],
+        keys: &["mode", "home", "isolation", "type"],
     },
     Table {
         name: "limits",

@@ -129,6 +129,10 @@ key = "certificates/region.key"
 #         goes on taking writes, which are set aside if the others go on without it; "fenced" refuses
 #         them, and acknowledges only what a majority of the regions holds. Two regions have no
 #         majority without each other
+#   type  what a stream is that every region may write. In mode "lww": "document" (unless given), of which the
+#         last write counts, or "fields", of which each field's last write counts. In mode "crdt", where
+#         operations merge: "g-counter", "pn-counter", "bounded-counter", "g-set", "or-set", "mv-register"
+#         or "or-map"
 # [categories.ledger]
 # mode = "home"
 # home = "fixed:"#,
@@ -137,6 +141,9 @@ key = "certificates/region.key"
         text.push_str(
             r#""
 # isolation = "available"
+# [categories.cart]
+# mode = "crdt"
+# type = "or-set"
 
 # What is taken from clients. A request beyond a limit is refused, and nothing of it is written.
 [limits]

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_clock::RegionId;
-use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Policies};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind, Policies};
 use serde::{Deserialize, Serialize};
 
 use super::command::{Outcome, Refusal};
@@ -23,6 +23,8 @@ pub(crate) struct Set {
     pub(crate) policy: CategoryPolicy,
     /// What a home does that is cut off.
     pub(crate) isolation: Isolation,
+    /// What streams are that every region may write.
+    pub(crate) kind: Option<Kind>,
 }
 
 /// A policy that does not count yet.
@@ -53,7 +55,7 @@ impl Federation {
         let mut policies = began_with.clone();
         for (category, setting) in &self.categories {
             if let Some(set) = &setting.counts {
-                policies = policies.with(category, set.policy.clone(), set.isolation);
+                policies = policies.with(category, set.policy.clone(), set.isolation, set.kind);
             }
         }
         policies
@@ -90,8 +92,9 @@ impl Federation {
         let now = Set {
             policy: policies.of(category),
             isolation: policies.isolation(category),
+            kind: policies.kind(category),
         };
-        // The foundation does not say how a category that it names is isolated.
+        // The foundation does not say how a category that it names is isolated, or what its streams are.
         let mut is_known = !foundation.categories.contains_key(category);
         if let Some(setting) = self.categories.get(category) {
             is_known |= setting.counts.is_some();
@@ -184,6 +187,7 @@ mod tests {
                 home: HomeRule::Hash,
             },
             isolation: Isolation::Available,
+            kind: Some(Kind::Fields),
         }
     }
 

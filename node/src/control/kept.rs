@@ -511,8 +511,11 @@ mod tests {
     use meridian_store::SimDisk;
     use openraft::{CommittedLeaderId, Membership};
 
+    use meridian_conflict::Kind;
+
     use super::*;
     use crate::control::Foundation;
+    use crate::control::category::Set;
 
     fn id(term: u64, index: u64) -> LogId<u64> {
         LogId::new(CommittedLeaderId::new(term, 1 << 48), index)
@@ -640,6 +643,19 @@ mod tests {
                 region: home,
                 force: true,
             },
+            Command::SetCategory {
+                category: "cart".to_owned(),
+                set: Set {
+                    kind: Some(Kind::OrSet),
+                    ..Set::default()
+                },
+            },
+            Command::AboutCategory {
+                category: "cart".to_owned(),
+                change: 23,
+                by: other,
+                is_free: false,
+            },
         ]
     }
 
@@ -699,7 +715,7 @@ mod tests {
         assert_eq!(both, GOLDEN);
         let (log, read): (Log, State) = postcard::from_bytes(GOLDEN).expect("they decode");
         assert_eq!(read, state());
-        assert_eq!(log.entries.len(), 26);
+        assert_eq!(log.entries.len(), 28);
     }
 
     #[tokio::test]

@@ -129,7 +129,10 @@ async fn write(
         .ok_or("there is no such partition")?;
     // Whatever becomes of it, it is asked for again under the same id.
     let append = async {
-        let answered = sequencer.enqueue(request).await.ok_or("the node stops")?;
+        let answered = sequencer
+            .enqueue(request, true)
+            .await
+            .ok_or("the node stops")?;
         answered.await.map_err(|_| "the node stops")
     };
     match timeout(STEP_WITHIN, append).await {

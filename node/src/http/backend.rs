@@ -9,7 +9,7 @@ use meridian_client::{
     ReadError, SessionToken, SettledTier, StreamPage, StreamRead,
 };
 use meridian_clock::{OrderKey, RegionId, Timestamp};
-use meridian_conflict::{CategoryPolicy, Isolation};
+use meridian_conflict::{CategoryPolicy, Isolation, Kind};
 use meridian_event::{EventId, RecordedEvent, StreamId};
 use meridian_replication::link::Marks;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ use crate::seams::BoxFuture;
 use crate::session::Seen;
 use crate::{
     CategoryReport, Conflicts, Consumers, DigestEntry, FenceReport, MembershipReport, MoveError,
-    Node, NodeStatus, OrderReason, RegionStanding, StreamHome, WhyError,
+    Node, NodeStatus, OrderReason, RegionStanding, StateReport, StateTier, StreamHome, WhyError,
 };
 
 /// How settled the events are that a reader sees.
@@ -201,6 +201,13 @@ pub trait Backend: Send + Sync + 'static {
     /// The policies that were set, by category.
     fn categories(&self) -> BTreeMap<String, CategoryPolicy>;
 
+    /// What `stream` comes to.
+    fn read_state(
+        &self,
+        stream: StreamId,
+        tier: StateTier,
+    ) -> BoxFuture<'_, Result<StateReport, ReadError>>;
+
     /// How `category` stands.
     fn category(&self, category: &str) -> CategoryReport;
 
@@ -210,6 +217,7 @@ pub trait Backend: Send + Sync + 'static {
         category: String,
         policy: CategoryPolicy,
         isolation: Isolation,
+        kind: Option<Kind>,
         wait: Duration,
     ) -> BoxFuture<'_, Result<CategoryReport, MoveError>>;
 
@@ -399,6 +407,14 @@ impl Backend for Node {
         self.policies().categories().clone()
     }
 
+    fn read_state(
+        &self,
+        stream: StreamId,
+        tier: StateTier,
+    ) -> BoxFuture<'_, Result<StateReport, ReadError>> {
+        Box::pin(async move { Self::read_state(self, &stream, tier).await })
+    }
+
     fn category(&self, category: &str) -> CategoryReport {
         Self::category(self, category)
     }
@@ -408,9 +424,12 @@ impl Backend for Node {
         category: String,
         policy: CategoryPolicy,
         isolation: Isolation,
+        kind: Option<Kind>,
         wait: Duration,
     ) -> BoxFuture<'_, Result<CategoryReport, MoveError>> {
-        Box::pin(async move { Self::set_category(self, &category, policy, isolation, wait).await })
+        Box::pin(
+            async move { Self::set_category(self, &category, policy, isolation, kind, wait).await },
+        )
     }
 
     fn limits(&self) -> Limits {

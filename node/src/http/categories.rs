@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use meridian_conflict::{CategoryPolicy, HomeRule, Isolation};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind};
 use meridian_event::Category;
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -71,6 +71,10 @@ pub(super) struct SetCategory {
     /// What a home does that cannot reach a majority of the regions, in mode `home`; `available` unless given.
     #[serde(default)]
     isolation: Option<IsolationView>,
+    /// What its streams are. In mode `crdt` one of `g-counter`, `pn-counter`, `bounded-counter`, `g-set`, `or-set`,
+    /// `mv-register`, `or-map`; in mode `lww` `document` (unless given) or `fields`.
+    #[serde(default)]
+    r#type: Option<String>,
     /// How long to wait until it counts, in milliseconds; 5 s unless given.
     #[serde(default)]
     wait_ms: Option<u64>,
@@ -117,7 +121,9 @@ pub(super) async fn set(
         None | Some(IsolationView::Available) => Isolation::Available,
         Some(IsolationView::Fenced) => Isolation::Fenced,
     };
-    put(&door, &category, policy, isolation, wait).await
+    let kind = asked.r#type.as_deref().map(Kind::parse).transpose();
+    let kind = kind.map_err(|error| Problem::invalid(error.to_string()))?;
+    put(&door, &category, policy, isolation, kind, wait).await
 }
 
 /// Removes a category's policy
@@ -144,7 +150,7 @@ pub(super) async fn unset(
 ) -> Result<Json<CategoryView>, Problem> {
     let category = check(&name)?;
     let (policy, isolation) = (CategoryPolicy::default(), Isolation::Available);
-    put(&door, &category, policy, isolation, wait(None)?).await
+    put(&door, &category, policy, isolation, None, wait(None)?).await
 }
 
 async fn put(
@@ -152,12 +158,13 @@ async fn put(
     category: &Category,
     policy: CategoryPolicy,
     isolation: Isolation,
+    kind: Option<Kind>,
     wait: Duration,
 ) -> Result<Json<CategoryView>, Problem> {
     let name = category.as_str();
     let set = door
         .backend
-        .set_category(name.to_owned(), policy, isolation, wait);
+        .set_category(name.to_owned(), policy, isolation, kind, wait);
     let report = set.await.map_err(|error| Problem::of_move(&error))?;
     Ok(Json(CategoryView::new(name, report, door)))
 }

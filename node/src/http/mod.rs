@@ -48,6 +48,11 @@ mod sse;
     unused_qualifications,
     reason = "the macro that describes parameters writes them"
 )]
+mod state;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
 mod stream;
 mod views;
 #[expect(

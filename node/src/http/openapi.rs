@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 
 use super::{
     append, categories, conflicts, consumers, events, homes, operations, projections, regions,
-    settling, stream, why,
+    settling, state, stream, why,
 };
 
 #[derive(OpenApi)]
@@ -22,6 +22,7 @@ use super::{
     paths(
         append::append,
         stream::read,
+        state::read,
         events::read,
         settling::await_settled,
         operations::status,

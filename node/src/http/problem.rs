@@ -271,6 +271,7 @@ impl Problem {
             }
             AppendError::Indeterminate { .. } => Self::new(Code::Indeterminate, detail),
             AppendError::Invalid { .. } => Self::invalid(detail),
+            AppendError::Conflict { .. } => Self::new(Code::Conflict, detail),
             AppendError::TooLarge { limit, .. } => Self::new(Code::TooLarge, detail).and(More {
                 limit: Some(limit),
                 ..More::default()

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::problem::Problem;
 use super::{
     Door, append, categories, conflicts, consumers, events, homes, openapi, operations,
-    projections, regions, settling, stream, why,
+    projections, regions, settling, state, stream, why,
 };
 use crate::metrics::{HttpRequest, HttpRoute};
 
@@ -27,6 +27,7 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
             "/v1/streams/{stream}/events",
             post(append::append).get(stream::read),
         ),
+        ("/v1/streams/{stream}/state", get(state::read)),
         ("/v1/events", get(events::read)),
         ("/v1/await", get(settling::await_settled)),
         ("/v1/status", get(operations::status)),

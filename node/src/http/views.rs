@@ -2,7 +2,7 @@
 
 use meridian_client::{Appended, Awaited, SessionToken};
 use meridian_clock::{Dot, Epoch};
-use meridian_conflict::{HomeRule, Isolation, Mode};
+use meridian_conflict::{HomeRule, Isolation, Kind, Mode};
 use meridian_event::RecordedEvent;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -297,6 +297,8 @@ pub(super) struct CategoryView {
     home: Option<HomeRuleView>,
     /// What a home does that cannot reach a majority of the regions; null when every region may write them.
     isolation: Option<IsolationView>,
+    /// What its streams are; null when one region orders each, or they are kept as they come, unmerged.
+    r#type: Option<&'static str>,
     /// While another policy is being set: the regions that have not said yet that they hold no events of the
     /// category. Nobody writes it meanwhile.
     waits_for: Vec<String>,
@@ -322,6 +324,7 @@ impl CategoryView {
             mode: policy.mode.into(),
             home,
             isolation,
+            r#type: report.kind.map(Kind::name),
             waits_for: report.waits_for,
         }
     }

@@ -40,6 +40,7 @@ use crate::fencing::{Fencing, come_home, membership, shut_reason};
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
+use crate::merging::Merging;
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
 use crate::seams::{Random, Seams};
@@ -64,6 +65,7 @@ pub struct Node {
     config: NodeConfig,
     names: Arc<Names>,
     homes: Arc<Homes>,
+    merging: Arc<Merging>,
     consensus: Arc<dyn Consensus>,
     random: Arc<dyn Random>,
     cursors: CursorSeal,
@@ -223,6 +225,15 @@ impl Node {
             plane.federation(),
         ));
 
+        let names_of = |member: &crate::config::MemberConfig| (member.name.clone(), member.id);
+        let merging = Arc::new(Merging::new(
+            config.region,
+            known.log_epoch(config.region).major,
+            config.partitions,
+            config.members.iter().map(names_of).collect(),
+            Arc::clone(&store),
+            Arc::clone(&homes),
+        ));
         let first_write = Arc::new(FirstWrite::new(Arc::clone(&disk), identity.clone()));
         let mut sequencers = Vec::new();
         for partition in 0..config.partitions {
@@ -233,6 +244,7 @@ impl Node {
                 store: Arc::clone(&store),
                 time: Arc::clone(&time),
                 homes: Arc::clone(&homes),
+                merging: Arc::clone(&merging),
                 shut: Arc::clone(&shut),
                 first_write: Arc::clone(&first_write),
                 members: config.members.len(),
@@ -339,6 +351,7 @@ impl Node {
             region: config.region,
             members: config.members.len(),
             partitions: config.partitions,
+            merging: Arc::clone(&merging),
             homes: Arc::clone(&homes),
             limits: config.limits,
             timeout: config.append_timeout,
@@ -394,6 +407,7 @@ impl Node {
         let node = Arc::new(Self {
             names,
             homes,
+            merging,
             consensus,
             random: Arc::clone(&seams.random),
             cursors: CursorSeal::new(&own.name, &stable),
@@ -743,6 +757,10 @@ impl Node {
 
     pub(crate) fn homes(&self) -> &Homes {
         &self.homes
+    }
+
+    pub(crate) fn merging(&self) -> &Merging {
+        &self.merging
     }
 
     pub(crate) fn consensus_of(&self) -> Arc<dyn Consensus> {

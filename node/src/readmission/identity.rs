@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use data_encoding::BASE64;
+use meridian_clock::{Position, Timestamp};
 use meridian_event::RecordedEvent;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// The key.
@@ -73,6 +74,43 @@ pub(crate) fn keep(event: &RecordedEvent, first: &First) -> Bytes {
     format!("{{\"{KEY}\":{}}}", encode(&stranded)).into()
 }
 
+/// Where an event was first written that was brought home.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FirstPlace {
+    /// The region's name.
+    pub(crate) origin: String,
+    /// Its position there.
+    pub(crate) position: Position,
+    /// When.
+    pub(crate) timestamp: Timestamp,
+}
+
+/// Where the event with this metadata was first written, if it was brought home.
+pub(crate) fn first_place(metadata: &[u8]) -> Option<FirstPlace> {
+    #[derive(Deserialize)]
+    struct Keys {
+        #[serde(rename = "$stranded")]
+        stranded: Place,
+    }
+    #[derive(Deserialize)]
+    struct Place {
+        origin: String,
+        position: u64,
+        timestamp: String,
+    }
+    // Hardly any event was ever stranded, and all that are folded are asked.
+    let key = KEY.as_bytes();
+    if !metadata.windows(key.len()).any(|it| it == key) {
+        return None;
+    }
+    let keys: Keys = serde_json::from_slice(metadata).ok()?;
+    Some(FirstPlace {
+        origin: keys.stranded.origin,
+        position: Position(keys.stranded.position),
+        timestamp: Timestamp(keys.stranded.timestamp.parse().ok()?),
+    })
+}
+
 fn encode(stranded: &Stranded<'_>) -> String {
     serde_json::to_string(stranded).expect("numbers and texts always encode")
 }
@@ -94,6 +132,19 @@ mod tests {
         let mut event = event("order-1", 7, 4, 90);
         event.metadata = metadata.to_vec().into();
         String::from_utf8(keep(&event, &first).to_vec()).expect("it is text")
+    }
+
+    #[test]
+    fn where_an_event_was_first_can_be_read_again() {
+        let place = first_place(kept(br#"{"a":1}"#).as_bytes());
+        let first = FirstPlace {
+            origin: "us".to_owned(),
+            position: Position(7),
+            timestamp: Timestamp(90),
+        };
+        assert_eq!(place, Some(first));
+        assert_eq!(first_place(b""), None);
+        assert_eq!(first_place(br#"{"$stranded":5}"#), None);
     }
 
     const IS: &str = r#""$stranded":{"origin":"us","partition":3,"generation":2,"position":7,"revision":4,"timestamp":"90""#;

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 use utoipa::ToSchema;
 
-pub(crate) use self::identity::{First, keep};
+pub(crate) use self::identity::{First, first_place, keep};
 use self::plan::{Branch, plan};
 use crate::Node;
 use crate::conflicts::{ConflictId, Conflicts, Lost, branch_of, is_begun, set_aside};

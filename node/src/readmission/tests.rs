@@ -54,6 +54,7 @@ fn config(folder: &TempDir) -> NodeConfig {
             },
         )]),
         isolations: std::collections::BTreeMap::new(),
+        kinds: std::collections::BTreeMap::new(),
         limits: Limits {
             event_bytes_max: 1 << 16,
             batch_bytes_max: 1 << 17,

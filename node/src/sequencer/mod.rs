@@ -16,7 +16,7 @@ use std::sync::{Arc, RwLock};
 
 use meridian_client::{AppendError, AppendRequest, Appended, Durability, Expected};
 use meridian_clock::{Epoch, Incarnation, LogId, Position, Promise, RegionId, Timestamp};
-use meridian_event::{BlockBuilder, Revision, StreamId};
+use meridian_event::{BlockBuilder, NewEvent, Revision, StreamId};
 use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{CommitError, Store, SubmitError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -30,6 +30,7 @@ use crate::control::Federation;
 use crate::fencing::out_reason;
 use crate::homes::{Homes, Place, being_set};
 use crate::identity::FirstWrite;
+use crate::merging::Merging;
 use crate::metrics::Metrics;
 use crate::node::read_lock;
 use crate::odd;
@@ -59,6 +60,8 @@ pub(crate) enum Outcome {
 
 struct Command {
     request: AppendRequest,
+    // Whether the server itself asks, so that its own keys of metadata are kept.
+    is_own: bool,
     answer: oneshot::Sender<Outcome>,
 }
 
@@ -81,6 +84,7 @@ pub(crate) struct Tools {
     pub(crate) store: Arc<Store>,
     pub(crate) time: Arc<TimeKeeper>,
     pub(crate) homes: Arc<Homes>,
+    pub(crate) merging: Arc<Merging>,
     /// Why no position may be given out now, if so.
     pub(crate) shut: Arc<RwLock<Option<String>>>,
     pub(crate) first_write: Arc<FirstWrite>,
@@ -117,13 +121,19 @@ impl Sequencer {
     }
 
     /// Queues `request`, waiting for a place if need be; what becomes of it comes out of the
-    /// receiver. `None` when the node is stopping.
+    /// receiver. `is_own` when the server itself asks. `None` when the node is stopping.
     pub(crate) async fn enqueue(
         &self,
         request: AppendRequest,
+        is_own: bool,
     ) -> Option<oneshot::Receiver<Outcome>> {
         let (answer, answered) = oneshot::channel();
-        self.queue.send(Command { request, answer }).await.ok()?;
+        let command = Command {
+            request,
+            is_own,
+            answer,
+        };
+        self.queue.send(command).await.ok()?;
         Some(answered)
     }
 
@@ -212,6 +222,7 @@ impl Task {
         let committed = self.committed_blocks.load(Ordering::Acquire);
         if head.position != self.expected_next {
             self.recall.forget();
+            self.tools.merging.forget(self.tools.log.partition);
             self.expected_next = head.position;
         }
         self.recall.committed(committed);
@@ -227,20 +238,26 @@ impl Task {
         // One for the whole block, but for what stands behind a transfer: by then its decision counts.
         let mut federation = self.tools.homes.federation();
         let shut = shut.or_else(|| out_reason(&federation, log.origin));
-        while let Some(Command { request, answer }) = next {
+        while let Some(Command {
+            request,
+            is_own,
+            answer,
+        }) = next
+        {
             if request.stream.is_internal() {
                 federation = self.tools.homes.federation();
             }
             let at = head.position.plus(1 + u64::from(block.count()));
             let outcome = match &shut {
                 Some(reason) => Outcome::Refused(unavailable(reason.clone())),
-                None => match self.decide(&federation, &request, at, stamped, number) {
+                None => match self.decide(&federation, &request, is_own, at, stamped, number) {
                     Ok(Decision::Answer(outcome)) => outcome,
                     Ok(Decision::Write {
                         appended,
                         timestamp,
+                        merged,
                     }) => {
-                        let events = &request.events;
+                        let events = merged.as_ref().unwrap_or(&request.events);
                         block.push_batch(
                             timestamp,
                             &request.stream,
@@ -299,6 +316,7 @@ impl Task {
             reached("a block of our own was refused by the log");
             // At once, not by the log's end having moved: an empty log's has not.
             self.recall.forget();
+            self.tools.merging.forget(log.partition);
             self.expected_next = Position::ZERO;
             waiting.refuse(&refused(&error));
         }
@@ -309,6 +327,7 @@ impl Task {
         &mut self,
         federation: &Federation,
         request: &AppendRequest,
+        is_own: bool,
         at: Position,
         stamped: Timestamp,
         number: u64,
@@ -372,12 +391,19 @@ impl Task {
         if !request.expected.matches(actual) && !planted(Bug::IgnoreExpected) {
             return Ok(Decision::Answer(Outcome::WrongRevision { actual }));
         }
+        let first_revision = actual.map_or(Revision(0), Revision::next);
+        let merging = &self.tools.merging;
+        let prepared = match shared {
+            true => merging.prepare(request, first_revision, is_own)?,
+            false => None,
+        };
         let timestamp = self
             .tools
             .time
             .stamp_above(stamped)
             .map_err(|error| stamp_error(&error))?;
-        let first_revision = actual.map_or(Revision(0), Revision::next);
+        let merged = prepared.map(|prepared| merging.record(prepared, request, at, timestamp));
+        let merged = merged.transpose()?;
         let count = request.events.len() as u64;
         let last_revision = Revision(first_revision.0 + count - 1);
         let appended = Appended {
@@ -396,6 +422,7 @@ impl Task {
         Ok(Decision::Write {
             appended,
             timestamp,
+            merged,
         })
     }
 
@@ -421,6 +448,8 @@ enum Decision {
     Write {
         appended: Appended,
         timestamp: Timestamp,
+        // The events as they are recorded, where the server adds something.
+        merged: Option<Vec<NewEvent>>,
     },
 }
 

@@ -100,6 +100,7 @@ async fn every_path_of_the_contract_is_there() {
         "/v1/regions/{name}/resume",
         "/v1/status",
         "/v1/streams/{stream}/events",
+        "/v1/streams/{stream}/state",
         "/v1/why/order",
     ];
     assert_eq!(paths, contract);
@@ -170,6 +171,7 @@ async fn answers_have_the_described_fields() {
         ("Home", get("/v1/homes/order-1").await),
         ("Homes", get("/v1/homes?limit=2").await),
         ("ConflictsPage", get("/v1/conflicts").await),
+        ("State", get("/v1/streams/cart-1/state").await),
         ("Category", get("/v1/categories/order").await),
         ("Categories", get("/v1/categories").await),
         ("Awaited", get("/v1/await?dot=us-east/3/1").await),

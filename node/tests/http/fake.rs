@@ -10,8 +10,8 @@ use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, Direction, Durability, Limits,
     ReadError, SessionToken, StreamPage, StreamRead,
 };
-use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
-use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
+use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind, Mode};
 use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
 use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
@@ -19,8 +19,8 @@ use meridian_node::seams::{BoxFuture, HostNetwork, Network};
 use meridian_node::session::{Seen, SessionSeal};
 use meridian_node::{
     AtStake, CategoryReport, ControlStatus, DigestEntry, FenceReport, MembershipReport, MoveError,
-    NodeStatus, OrderReason, Projections, Readmission, RegionStanding, Standing, StreamHome,
-    Watermarks, WhyError,
+    NodeStatus, OrderReason, Projections, Readmission, RegionStanding, Standing, StateReport,
+    StateTier, StreamHome, Watermarks, WhyError,
 };
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -469,6 +469,27 @@ impl Backend for Fake {
         ])
     }
 
+    fn read_state(
+        &self,
+        stream: StreamId,
+        tier: StateTier,
+    ) -> BoxFuture<'_, Result<StateReport, ReadError>> {
+        let result = match stream.category() {
+            "cart" => Ok(StateReport {
+                kind: Kind::BoundedCounter,
+                value: serde_json::json!({"stock": 5, "rights": {"0": 2, "1": 3}}),
+                order_key: OrderKey::ZERO,
+                digest: [0xab; 32],
+                superseded: Vec::new(),
+                skipped: u64::from(tier == StateTier::Stable),
+            }),
+            _ => Err(ReadError::Invalid {
+                reason: format!("stream {stream} has no state"),
+            }),
+        };
+        Box::pin(async move { result })
+    }
+
     fn category(&self, category: &str) -> CategoryReport {
         let policy = self.categories().remove(category);
         CategoryReport {
@@ -477,6 +498,7 @@ impl Backend for Fake {
                 "ledger" => Isolation::Fenced,
                 _ => Isolation::Available,
             },
+            kind: (category == "cart").then_some(Kind::OrSet),
             waits_for: Vec::new(),
         }
     }
@@ -486,6 +508,7 @@ impl Backend for Fake {
         category: String,
         policy: CategoryPolicy,
         isolation: Isolation,
+        kind: Option<Kind>,
         _wait: Duration,
     ) -> BoxFuture<'_, Result<CategoryReport, MoveError>> {
         let result = match category.as_str() {
@@ -495,6 +518,7 @@ impl Backend for Fake {
             _ => Ok(CategoryReport {
                 policy,
                 isolation,
+                kind,
                 waits_for: vec!["eu".to_owned()],
             }),
         };

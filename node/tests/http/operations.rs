@@ -8,8 +8,8 @@ use crate::fake::{Served, json, problem};
 async fn policies_are_listed_and_the_default_is_home_by_hash() {
     let served = Served::new().await;
     let read = async |path: &str| json(served.get(path).send().await.unwrap()).await;
-    let cart = json!({"category": "cart", "mode": "crdt", "home": null, "isolation": null, "waits_for": []});
-    let ledger = json!({"category": "ledger", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced", "waits_for": []});
+    let cart = json!({"category": "cart", "mode": "crdt", "home": null, "isolation": null, "type": "or-set", "waits_for": []});
+    let ledger = json!({"category": "ledger", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced", "type": null, "waits_for": []});
     assert_eq!(
         read("/v1/categories").await,
         json!({"categories": [&cart, &ledger]})
@@ -17,7 +17,7 @@ async fn policies_are_listed_and_the_default_is_home_by_hash() {
     assert_eq!(read("/v1/categories/ledger").await, ledger);
     assert_eq!(
         read("/v1/categories/order").await,
-        json!({"category": "order", "mode": "home", "home": "hash", "isolation": "available", "waits_for": []})
+        json!({"category": "order", "mode": "home", "home": "hash", "isolation": "available", "type": null, "waits_for": []})
     );
     let never = served.get("/v1/categories/order-1").send().await.unwrap();
     problem(never, 400, "invalid").await;
@@ -32,10 +32,33 @@ async fn a_policy_is_set_and_the_answer_says_for_whom_it_waits() {
     assert_eq!(
         json(put).await,
         json!({"category": "stock", "mode": "home", "home": {"fixed": "eu-west"}, "isolation": "fenced",
-            "waits_for": ["eu"]})
+            "type": null, "waits_for": ["eu"]})
     );
     let removed = json(served.client.delete(&url).send().await.unwrap()).await;
     assert_eq!(removed["home"], json!("hash"));
+}
+
+#[tokio::test]
+async fn a_state_is_shown_with_the_regions_names() {
+    let served = Served::new().await;
+    let read = async |path: &str| json(served.get(path).send().await.unwrap()).await;
+    let state = read("/v1/streams/cart-1/state?tier=stable").await;
+    assert_eq!(state["kind"], "bounded-counter");
+    let rights = state["value"]["rights"].as_object().unwrap();
+    assert!(
+        rights.keys().all(|name| name.parse::<u16>().is_err()),
+        "{state}"
+    );
+    assert_eq!(
+        (&state["value"]["stock"], &state["skipped"]),
+        (&json!(5), &json!(1))
+    );
+    let none = served
+        .get("/v1/streams/order-1/state")
+        .send()
+        .await
+        .unwrap();
+    problem(none, 400, "invalid").await;
 }
 
 #[tokio::test]

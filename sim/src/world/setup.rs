@@ -79,6 +79,7 @@ pub(super) fn node_config(
         session_key: Some(certificates.session_key()),
         categories: BTreeMap::from([(SHARED.to_owned(), shared)]),
         isolations: BTreeMap::new(),
+        kinds: BTreeMap::new(),
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),
         max_offset: Duration::from_millis(500),

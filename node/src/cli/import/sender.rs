@@ -231,9 +231,9 @@ impl QuicSender {
                     reason: error.to_string(),
                     after: RETRY_AFTER,
                 },
-                AppendError::Invalid { .. } | AppendError::TooLarge { .. } => {
-                    Failure::Refused(error.to_string())
-                }
+                AppendError::Invalid { .. }
+                | AppendError::TooLarge { .. }
+                | AppendError::Conflict { .. } => Failure::Refused(error.to_string()),
                 AppendError::WrongExpectedRevision { .. } => {
                     Failure::Stop(anyhow::Error::new(error))
                 }

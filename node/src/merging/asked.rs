@@ -1,0 +1,128 @@
+//! What readers ask for: what a stream comes to.
+
+use std::time::Duration;
+
+use meridian_client::{ReadError, SettledTier};
+use meridian_clock::OrderKey;
+use meridian_conflict::{Kind, Superseded};
+use meridian_event::StreamId;
+use serde_json::Value;
+use tokio::time::{Instant, timeout_at};
+
+use super::Merging;
+use super::folded::Folded;
+use crate::Node;
+use crate::reads::unreadable;
+
+/// How long a reader waits until what it would be shown is durable.
+const DURABLE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How much of what was written a state is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateTier {
+    /// All that is held here.
+    Live,
+    /// What is settled: the same in every region that has come as far.
+    Stable,
+}
+
+/// What a stream comes to.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateReport {
+    /// What it is.
+    pub kind: Kind,
+    /// What it shows.
+    pub value: Value,
+    /// The last event of it that counts, in the one order; zero if none does.
+    pub order_key: OrderKey,
+    /// Hash of what it means, the same in all regions that fold the same operations.
+    pub digest: [u8; 32],
+    /// The writes that lost to one that had not seen them.
+    pub superseded: Vec<Superseded>,
+    /// How many events of it are no operations on it, and do not count.
+    pub skipped: u64,
+}
+
+impl StateReport {
+    fn of(folded: &Folded) -> Self {
+        Self {
+            kind: folded.state.kind(),
+            value: folded.state.value(),
+            order_key: folded.last,
+            digest: folded.state.digest(),
+            superseded: folded.state.superseded().collect(),
+            skipped: folded.skipped,
+        }
+    }
+}
+
+impl Node {
+    /// What `stream` comes to here.
+    ///
+    /// # Errors
+    /// When what regions write to it is not merged, or the log cannot be read.
+    pub async fn read_state(
+        &self,
+        stream: &StreamId,
+        tier: StateTier,
+    ) -> Result<StateReport, ReadError> {
+        let merging = self.merging();
+        let Some(kind) = merging.kind(stream) else {
+            return Err(ReadError::Invalid {
+                reason: format!(
+                    "stream {stream} has no state: its category's mode is neither crdt nor lww, or it has no \
+                     type; read its events, or name a stream of another category"
+                ),
+            });
+        };
+        let until = match tier {
+            StateTier::Live => None,
+            StateTier::Stable => Some(self.watermark(SettledTier::Stable)),
+        };
+        let folding = merging.fold(tier, kind, stream, until);
+        folding.await.map_err(unreadable)?;
+        let (report, own_upto) = merging.report(tier, kind, stream, until)?;
+        // What a reader was shown must not be gone after a crash.
+        let log = merging.own_log(stream);
+        let mut committed = self.store().committed();
+        let deadline = Instant::now() + DURABLE_WITHIN;
+        loop {
+            committed.borrow_and_update();
+            if tier == StateTier::Stable || self.store().head(log).position >= own_upto {
+                return Ok(report);
+            }
+            if !matches!(timeout_at(deadline, committed.changed()).await, Ok(Ok(()))) {
+                return Err(ReadError::Unavailable {
+                    reason: format!("what was written to stream {stream} last is not durable yet"),
+                    retry_after_ms: 1000,
+                });
+            }
+        }
+    }
+}
+
+impl Merging {
+    fn report(
+        &self,
+        tier: StateTier,
+        kind: Kind,
+        stream: &StreamId,
+        until: Option<meridian_clock::Timestamp>,
+    ) -> Result<(StateReport, meridian_clock::Position), ReadError> {
+        let mut hot = self.hot(self.partition(stream));
+        let folded = hot.of(tier).entry(stream.clone());
+        let folded = folded.or_insert_with(|| Folded::new(kind));
+        if !folded.is(kind) {
+            *folded = Folded::new(kind);
+        }
+        // It is nearly there already.
+        while !folded
+            .follow(self, stream, until, false, super::STEPS_AT_ONCE)
+            .map_err(unreadable)?
+        {}
+        let report = StateReport::of(folded);
+        let own_upto = folded.own_upto;
+        hot.touch(tier, stream, self.bytes_max);
+        Ok((report, own_upto))
+    }
+}

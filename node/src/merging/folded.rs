@@ -1,0 +1,173 @@
+//! One stream's state, and how far it has followed the logs.
+
+use std::collections::BTreeMap;
+
+use meridian_clock::{OrderKey, Position, RegionId, Timestamp};
+use meridian_conflict::{Applied, Kind, Marker, OpMeta, Operation, Outcome, State};
+use meridian_event::{RecordedEvent, Revision, StreamId};
+use meridian_points::reached;
+use meridian_store::ReadError;
+use tracing::warn;
+
+use super::Merging;
+
+/// How many pages of a log are read before others may have the processor.
+pub(super) const STEPS_AT_ONCE: usize = 1;
+const PAGE_EVENTS: usize = 4096;
+const PAGE_BYTES: usize = 4 << 20;
+
+/// How far one region's log is followed.
+#[derive(Clone, Copy, Default)]
+struct Followed {
+    // The next of its revisions.
+    next: Revision,
+    // How far the log went when all of it was folded.
+    head: Position,
+    // What comes next is stamped later than this.
+    settled: Option<Timestamp>,
+}
+
+/// A stream's state.
+pub(super) struct Folded {
+    pub(super) state: State,
+    followed: BTreeMap<RegionId, Followed>,
+    /// The place of the last event in the one order.
+    pub(super) last: OrderKey,
+    /// Events that are no operations: of an earlier policy, or unreadable.
+    pub(super) skipped: u64,
+    /// What was recorded here up to this position is folded, durable or not.
+    pub(super) own_upto: Position,
+    /// When it was last used, in uses.
+    pub(super) used: u64,
+    /// What it was last counted with.
+    pub(super) counted_bytes: usize,
+}
+
+impl Folded {
+    pub(super) fn new(kind: Kind) -> Self {
+        Self {
+            state: State::new(kind),
+            followed: BTreeMap::new(),
+            last: OrderKey::ZERO,
+            skipped: 0,
+            own_upto: Position::ZERO,
+            used: 0,
+            counted_bytes: 0,
+        }
+    }
+
+    pub(super) fn is(&self, kind: Kind) -> bool {
+        self.state.kind() == kind
+    }
+
+    /// The next revision of `region` to be folded.
+    pub(super) fn next(&self, region: RegionId) -> Revision {
+        let followed = self.followed.get(&region);
+        followed.map_or(Revision(0), |it| it.next)
+    }
+
+    /// The next revision of `region` is folded.
+    pub(super) fn passed(&mut self, region: RegionId) {
+        let followed = self.followed.entry(region).or_default();
+        followed.next = followed.next.next();
+    }
+
+    /// Folds what is held here of `stream`, and stamped no later than `until`, in at most `steps` pages. Whether
+    /// that is all. What this region wrote is folded when it is recorded, so a sequencer, `recording`, need not
+    /// look for it again.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub(super) fn follow(
+        &mut self,
+        merging: &Merging,
+        stream: &StreamId,
+        until: Option<Timestamp>,
+        recording: bool,
+        steps: usize,
+    ) -> Result<bool, ReadError> {
+        let partition = merging.partition(stream);
+        let mut steps = 0..steps;
+        for log in merging.homes.logs(partition) {
+            let region = log.origin;
+            if recording && region == merging.region && self.followed.contains_key(&region) {
+                continue;
+            }
+            loop {
+                let head = merging.store.head(*log).position;
+                let followed = *self.followed.entry(region).or_default();
+                if followed.head == head || (until.is_some() && followed.settled == until) {
+                    break;
+                }
+                if steps.next().is_none() {
+                    return Ok(false);
+                }
+                let store = &merging.store;
+                let page =
+                    store.read_stream_of(stream, region, followed.next, PAGE_EVENTS, PAGE_BYTES)?;
+                let bytes: usize = page
+                    .iter()
+                    .map(|it| it.data.len() + it.metadata.len())
+                    .sum();
+                let is_last = page.len() < PAGE_EVENTS && bytes < PAGE_BYTES / 2;
+                let settled = page
+                    .iter()
+                    .position(|it| until.is_some_and(|until| it.timestamp > until));
+                for event in &page[..settled.unwrap_or(page.len())] {
+                    self.take(merging, event);
+                    self.passed(region);
+                }
+                let followed = self.followed.entry(region).or_default();
+                if settled.is_some() {
+                    followed.settled = until;
+                } else if is_last {
+                    followed.head = head;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn take(&mut self, merging: &Merging, event: &RecordedEvent) {
+        self.last = self.last.max(event.order_key());
+        match self.operation(merging, event) {
+            Ok(applied) => self.apply(&applied),
+            Err(reason) => {
+                reached("an event of a merged stream was no operation");
+                self.skipped += 1;
+                if self.skipped == 1 {
+                    warn!(stream = %event.stream, id = %event.id.0, reason, "an event of a stream that is merged is no operation on it; it is kept and not counted");
+                }
+            }
+        }
+    }
+
+    fn operation(&self, merging: &Merging, event: &RecordedEvent) -> Result<Applied, String> {
+        let meta = OpMeta::parse(&event.metadata).map_err(|error| error.to_string())?;
+        let operation = Operation::parse(self.state.kind(), &event.data);
+        let here = Marker {
+            timestamp: event.timestamp,
+            region: event.dot.origin,
+            position: event.dot.position,
+        };
+        Ok(Applied {
+            dot: meta.dot,
+            seen: meta.seen,
+            marker: merging.first_marker(&event.metadata).unwrap_or(here),
+            id: event.id,
+            operation: operation.map_err(|error| error.to_string())?,
+        })
+    }
+
+    /// Applies the next operation of its actor's log.
+    pub(super) fn apply(&mut self, applied: &Applied) {
+        // What is missing before it was set aside, and never comes: logs are followed in their own order.
+        self.state.skip_to(applied.dot);
+        match self.state.apply(applied) {
+            Outcome::Fresh | Outcome::Repeated | Outcome::Waiting => {}
+            Outcome::Inexact => {
+                warn!(dot = %applied.dot, "an operation had not seen what was collected; the state may differ from other regions' until it is folded anew");
+            }
+        }
+    }
+}

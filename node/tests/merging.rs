@@ -1,0 +1,332 @@
+//! Streams that every region writes, between real nodes: whatever is written where, all regions come to the
+//! same, and to what was written.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Value, json};
+use support::{Federation, get, post, put, until};
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const KINDS: [&str; 7] = [
+    "g-counter",
+    "pn-counter",
+    "g-set",
+    "or-set",
+    "mv-register",
+    "or-map",
+    "bounded-counter",
+];
+
+fn set_up(federation: &Federation) {
+    let categories = KINDS.map(|kind| (kind.replace('-', ""), "crdt", kind));
+    let lww = [("document", "lww", "document"), ("fields", "lww", "fields")];
+    let lww = lww.map(|(name, mode, kind)| (name.to_owned(), mode, kind));
+    for (name, mode, kind) in categories.into_iter().chain(lww) {
+        let url = federation.url(0, &format!("/v1/categories/{name}"));
+        let body = json!({"mode": mode, "type": kind}).to_string();
+        until("the category is set", || {
+            put(&url, &body)
+                .is_some_and(|(status, answer)| status == 200 && answer["waits_for"] == json!([]))
+        });
+    }
+    for index in 0..NAMES.len() {
+        until("the categories count here", || {
+            let (_, last) = get(&federation.url(index, "/v1/categories/fields")).unwrap();
+            last["type"] == "fields"
+        });
+    }
+}
+
+fn write(federation: &Federation, index: usize, stream: &str, data: &Value) -> (u16, Value) {
+    let body = json!({"events": [{"type": "T", "data": data}]});
+    let url = federation.url(index, &format!("/v1/streams/{stream}/events"));
+    post(&url, &body.to_string()).unwrap()
+}
+
+fn written(federation: &Federation, index: usize, stream: &str, data: &Value) {
+    let (status, answer) = write(federation, index, stream, data);
+    assert_eq!(status, 200, "{data}: {answer}");
+    assert_eq!(answer["home"], NAMES[index]);
+}
+
+fn refused(federation: &Federation, index: usize, stream: &str, data: &Value, code: &str) {
+    let before = state(federation, index, stream, "live");
+    let (_, answer) = write(federation, index, stream, data);
+    assert_eq!(answer["code"], code, "{data}: {answer}");
+    assert_eq!(state(federation, index, stream, "live"), before);
+}
+
+fn state(federation: &Federation, index: usize, stream: &str, tier: &str) -> Value {
+    let url = federation.url(index, &format!("/v1/streams/{stream}/state?tier={tier}"));
+    let (status, state) = get(&url).unwrap();
+    assert_eq!(status, 200, "{state}");
+    state
+}
+
+// Waits until all regions come to the same in both tiers.
+fn agreed(federation: &Federation, stream: &str) -> Value {
+    let all = || {
+        let indexes = 0..NAMES.len();
+        let both = indexes.flat_map(|it| ["live", "stable"].map(|tier| (it, tier)));
+        both.map(|(it, tier)| state(federation, it, stream, tier))
+            .collect::<Vec<_>>()
+    };
+    until("all regions come to the same", || {
+        let all = all();
+        all.iter()
+            .all(|it| it["digest"] == all[0]["digest"] && it["value"] == all[0]["value"])
+            && all[0]["order_key"] == all[1]["order_key"]
+    });
+    all().swap_remove(0)["value"].clone()
+}
+
+#[test]
+fn what_all_regions_write_merges_and_survives_restarts() {
+    let mut federation = Federation::running(&NAMES);
+    set_up(&federation);
+    let mut total = 0;
+    for round in 0..5 {
+        for index in 0..NAMES.len() {
+            let by = round * 3 + index + 1;
+            total += by;
+            written(
+                &federation,
+                index,
+                "gcounter-1",
+                &json!({"op": "add", "by": by}),
+            );
+            written(
+                &federation,
+                index,
+                "pncounter-1",
+                &json!({"op": "subtract", "by": by}),
+            );
+            let value = json!({"op": "add", "value": {"n": by}});
+            written(&federation, index, "gset-1", &value);
+            written(&federation, index, "orset-1", &value);
+            written(
+                &federation,
+                index,
+                "orset-1",
+                &json!({"op": "add", "value": "x"}),
+            );
+            let change = json!({"op": "update", "key": "hits", "type": "pn-counter", "change": {"op": "add", "by": by}});
+            written(&federation, index, "ormap-1", &change);
+            let field = json!({format!("f{index}"): by});
+            written(&federation, index, "fields-1", &field);
+        }
+    }
+    assert_eq!(agreed(&federation, "gcounter-1"), json!(total));
+    assert_eq!(
+        agreed(&federation, "pncounter-1"),
+        json!(-(i64::try_from(total).unwrap()))
+    );
+    let elements: BTreeSet<u64> = (1..=15).collect();
+    let held = |value: Value| -> BTreeSet<u64> {
+        let elements = value.as_array().unwrap().iter();
+        elements.filter_map(|it| it["n"].as_u64()).collect()
+    };
+    assert_eq!(held(agreed(&federation, "gset-1")), elements);
+    assert_eq!(held(agreed(&federation, "orset-1")), elements);
+    assert_eq!(
+        agreed(&federation, "ormap-1"),
+        json!({"hits": {"pn-counter": total}})
+    );
+    assert_eq!(
+        agreed(&federation, "fields-1"),
+        json!({"f0": 13, "f1": 14, "f2": 15})
+    );
+    // A removal takes what its region has seen.
+    written(
+        &federation,
+        1,
+        "orset-1",
+        &json!({"op": "remove", "value": {"n": 3}}),
+    );
+    written(
+        &federation,
+        2,
+        "ormap-1",
+        &json!({"op": "remove", "key": "hits"}),
+    );
+    for index in 0..NAMES.len() {
+        federation.kill(index);
+        federation.start(index);
+    }
+    for index in 0..NAMES.len() {
+        federation.until_ready(index);
+    }
+    assert!(!held(agreed(&federation, "orset-1")).contains(&3));
+    assert_eq!(agreed(&federation, "ormap-1"), json!({}));
+    written(&federation, 0, "gcounter-1", &json!({"op": "add"}));
+    assert_eq!(agreed(&federation, "gcounter-1"), json!(total + 1));
+}
+
+#[test]
+fn what_makes_no_sense_is_refused_and_nothing_is_written() {
+    let federation = Federation::running(&NAMES);
+    set_up(&federation);
+    let largest = json!({"op": "add", "by": u64::MAX});
+    written(&federation, 0, "gcounter-1", &json!({"op": "add"}));
+    for (stream, data, code) in [
+        ("gcounter-1", json!({"op": "remove", "value": 1}), "invalid"),
+        ("gcounter-1", json!({"op": "add", "by": -1}), "invalid"),
+        ("gcounter-1", json!({"op": "add", "by": 0}), "invalid"),
+        ("gcounter-1", json!({"op": "add", "of": 1}), "invalid"),
+        ("gcounter-1", json!("add"), "invalid"),
+        ("gcounter-1", largest, "conflict"),
+        (
+            "orset-1",
+            json!({"op": "remove", "value": "never"}),
+            "conflict",
+        ),
+        (
+            "orset-1",
+            json!({"op": "add", "value": "x".repeat(65 << 10)}),
+            "invalid",
+        ),
+        (
+            "ormap-1",
+            json!({"op": "remove", "key": "never"}),
+            "conflict",
+        ),
+        ("fields-1", json!([1]), "invalid"),
+        (
+            "boundedcounter-1",
+            json!({"op": "take", "by": 1}),
+            "conflict",
+        ),
+    ] {
+        refused(&federation, 0, stream, &data, code);
+    }
+    // A batch is one transaction, and each event of it is judged with those before.
+    let body = json!({"events": [
+        {"type": "T", "data": {"op": "add", "value": "y"}},
+        {"type": "T", "data": {"op": "remove", "value": "y"}},
+        {"type": "T", "data": {"op": "remove", "value": "y"}},
+    ]});
+    let url = federation.url(0, "/v1/streams/orset-1/events");
+    let (status, answer) = post(&url, &body.to_string()).unwrap();
+    assert_eq!(status, 409, "{answer}");
+    assert!(
+        answer["detail"]
+            .as_str()
+            .unwrap()
+            .contains("event 2 of the batch"),
+        "{answer}"
+    );
+    let url = federation.url(0, "/v1/streams/orset-1/events");
+    let body = json!({"events": [{"type": "T", "data": {"op": "add", "value": 1}, "metadata": {"$op": 1}}]});
+    let (status, answer) = post(&url, &body.to_string()).unwrap();
+    assert_eq!(
+        (status, &answer["code"]),
+        (400, &json!("invalid")),
+        "{answer}"
+    );
+    assert_eq!(state(&federation, 0, "orset-1", "live")["value"], json!([]));
+    // A category with data keeps its type.
+    let url = federation.url(0, "/v1/categories/gcounter");
+    let other = json!({"mode": "crdt", "type": "g-set"}).to_string();
+    until("the other type is refused", || {
+        let (status, answer) = put(&url, &other).unwrap();
+        status == 409 && answer["detail"].as_str().unwrap().contains("holds events")
+    });
+}
+
+#[test]
+fn a_stock_is_taken_only_by_rights() {
+    let federation = Federation::running(&NAMES);
+    set_up(&federation);
+    let stream = "boundedcounter-1";
+    written(&federation, 0, stream, &json!({"op": "grant", "by": 10}));
+    written(
+        &federation,
+        0,
+        stream,
+        &json!({"op": "give", "by": 4, "to": 1}),
+    );
+    let shown = agreed(&federation, stream);
+    assert_eq!(shown, json!({"stock": 10, "rights": {"a": 6, "b": 4}}));
+    written(&federation, 1, stream, &json!({"op": "take", "by": 4}));
+    refused(
+        &federation,
+        1,
+        stream,
+        &json!({"op": "take", "by": 1}),
+        "conflict",
+    );
+    written(&federation, 0, stream, &json!({"op": "take", "by": 6}));
+    refused(
+        &federation,
+        0,
+        stream,
+        &json!({"op": "take", "by": 1}),
+        "conflict",
+    );
+    assert_eq!(agreed(&federation, stream)["stock"], json!(0));
+}
+
+#[test]
+fn two_writes_side_by_side_both_stay_in_a_register_and_one_is_listed_as_superseded_in_a_document() {
+    let mut federation = Federation::running(&NAMES);
+    set_up(&federation);
+    written(
+        &federation,
+        0,
+        "mvregister-1",
+        &json!({"op": "set", "value": 0}),
+    );
+    written(&federation, 0, "document-1", &json!({"v": 0}));
+    agreed(&federation, "mvregister-1");
+    agreed(&federation, "document-1");
+    // While c is down, a and b write; c comes back alone and writes without having seen it.
+    federation.kill(2);
+    for (index, value) in [(0, "a"), (0, "a2")] {
+        written(
+            &federation,
+            index,
+            "mvregister-1",
+            &json!({"op": "set", "value": value}),
+        );
+        written(&federation, index, "document-1", &json!({"v": value}));
+    }
+    federation.kill(0);
+    federation.kill(1);
+    federation.start(2);
+    federation.until_ready(2);
+    written(
+        &federation,
+        2,
+        "mvregister-1",
+        &json!({"op": "set", "value": "c"}),
+    );
+    written(&federation, 2, "document-1", &json!({"v": "c"}));
+    federation.start(0);
+    federation.start(1);
+    federation.until_ready(0);
+    federation.until_ready(1);
+    assert_eq!(agreed(&federation, "mvregister-1"), json!(["a2", "c"]));
+    assert_eq!(agreed(&federation, "document-1"), json!({"v": "c"}));
+    let listed: BTreeMap<usize, Value> = (0..NAMES.len())
+        .map(|it| {
+            (
+                it,
+                state(&federation, it, "document-1", "stable")["superseded"].clone(),
+            )
+        })
+        .collect();
+    let first = listed[&0].as_array().unwrap();
+    assert_eq!(first.len(), 1, "{listed:?}");
+    assert_eq!(
+        (&first[0]["value"], &first[0]["origin"]),
+        (&json!({"v": "a2"}), &json!("a"))
+    );
+    assert!(listed.values().all(|it| it == &listed[&0]), "{listed:?}");
+}
