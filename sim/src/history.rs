@@ -7,6 +7,8 @@ use meridian_client::{Appended, Durability, Expected};
 use meridian_clock::Dot;
 use meridian_event::{EventId, Revision, StreamId};
 
+use crate::load::FENCED;
+
 /// One append, from the first attempt to the last answer.
 #[derive(Clone, Debug)]
 pub struct Call {
@@ -26,6 +28,22 @@ pub struct Call {
     pub returned: Option<Duration>,
     /// With what.
     pub outcome: Outcome,
+}
+
+impl Call {
+    /// Whether its stream is of a fenced category.
+    pub fn is_fenced(&self) -> bool {
+        self.stream.category() == FENCED
+    }
+
+    /// How many regions must hold what it wrote once it is answered, of so many members.
+    pub fn level(&self, members: usize) -> usize {
+        let asked = self.durability.regions(members);
+        match self.is_fenced() {
+            true => asked.max(members / 2 + 1),
+            false => asked,
+        }
+    }
 }
 
 /// What a client knows about a call in the end.
@@ -183,5 +201,28 @@ impl History {
             .iter()
             .filter(|it| it.returned.is_none())
             .count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_fenced_home_answers_a_majority_holds_whatever_was_asked_for() {
+        let call = |stream: &str, durability| Call {
+            client: 0,
+            stream: StreamId::new(stream).expect("a sound name"),
+            expected: Expected::Any,
+            durability,
+            ids: Vec::new(),
+            invoked: Duration::ZERO,
+            returned: None,
+            outcome: Outcome::Unknown,
+        };
+        assert_eq!(call("order-1", Durability::Region).level(5), 1);
+        assert_eq!(call("ledger-1", Durability::Region).level(5), 3);
+        assert_eq!(call("ledger-1", Durability::Region).level(4), 3);
+        assert_eq!(call("ledger-1", Durability::All).level(5), 5);
     }
 }

@@ -32,6 +32,24 @@ use crate::world::trace::Trace;
 /// The category of streams that every region may write.
 pub const SHARED: &str = "note";
 const HOMED: &str = "order";
+/// The category of streams with a home that refuses while it is cut off.
+pub const FENCED: &str = "ledger";
+
+/// The name of one of the streams with a home.
+pub fn homed(plan: &LoadPlan, number: u64) -> String {
+    let is_fenced = number * 100 < plan.streams * u64::from(plan.fenced_percent);
+    let category = if is_fenced { FENCED } else { HOMED };
+    format!("{category}-{number}")
+}
+
+/// All streams of the fenced category.
+pub fn fenced(plan: &LoadPlan) -> Vec<StreamId> {
+    let names = (0..plan.streams).map(|number| homed(plan, number));
+    let streams = names.map(|name| StreamId::new(&name).expect("a sound name"));
+    streams
+        .filter(|stream| stream.category() == FENCED)
+        .collect()
+}
 
 /// One writer of one client.
 #[derive(Clone)]
@@ -75,7 +93,7 @@ impl Writer {
         let name = if shared {
             format!("{SHARED}-{}", rng.below(self.plan.shared_streams))
         } else {
-            format!("{HOMED}-{}", rng.below(self.plan.streams))
+            homed(&self.plan, rng.below(self.plan.streams))
         };
         let stream = StreamId::new(&name).expect("a sound name");
         let conditional = !shared && rng.percent(self.plan.conditional_percent);
@@ -297,7 +315,7 @@ impl Writer {
 
     async fn read_once(&mut self) {
         let number = self.rng.below(self.plan.streams);
-        let stream = StreamId::new(&format!("{HOMED}-{number}")).expect("a sound name");
+        let stream = StreamId::new(&homed(&self.plan, number)).expect("a sound name");
         if self.rng.percent(50) {
             return self.read_the_end(stream).await;
         }

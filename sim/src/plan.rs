@@ -122,6 +122,10 @@ pub struct LoadPlan {
     /// Whether regions are drained and resumed as well.
     #[serde(default)]
     pub drains: bool,
+    /// How many of the streams with a home, in a hundred, are of a fenced category: their home refuses
+    /// while it is cut off.
+    #[serde(default)]
+    pub fenced_percent: u32,
 }
 
 /// One thing that goes wrong.
@@ -436,6 +440,7 @@ impl Plan {
                 import_lanes: 0,
                 moves_ms: 0,
                 drains: false,
+                fenced_percent: 0,
             },
             faults: Vec::new(),
         }
@@ -596,6 +601,11 @@ impl Plan {
             // A window of a few blocks that are acknowledged late takes its time, and is right.
             plan.heal_ms *= 3;
         }
+        let mut rng = Rng::part(seed, "fenced categories");
+        plan.load.fenced_percent = match plan.has_fences() {
+            true => *rng.pick(&[0, 50, 100]),
+            false => *rng.pick(&[0, 0, 0, 50]),
+        };
         plan
     }
 

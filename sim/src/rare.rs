@@ -29,6 +29,9 @@ pub const REQUIRED: &[&str] = &[
 pub const OTHERS: &[&str] = &[
     "a block came that was already held",
     "a home was declined for its timestamps",
+    "a home without its lease refused",
+    "a successor waited for a lease to be over",
+    "what a fenced home tells waited for a majority",
     "a home was to be given up before it had opened",
     "a node that had forgotten decisions waited until it heard of them",
     "a request found that its stream had moved",

@@ -69,6 +69,8 @@ pub struct FenceStanding {
     pub change: u64,
     /// The regions that it puts out.
     pub regions: BTreeSet<RegionId>,
+    /// How many members there were when it began.
+    pub of: usize,
     /// Whether those who remain go on without them.
     pub opened: bool,
 }
@@ -91,6 +93,7 @@ impl Node {
         let stand = |fence: &Fence| FenceStanding {
             change: fence.change,
             regions: fence.regions.keys().copied().collect(),
+            of: fence.of,
             opened: fence.opened,
         };
         fences.map(stand).collect()

@@ -258,6 +258,26 @@ impl Homes {
         }
     }
 
+    /// Whether this region orders `stream` now: it has opened as its home and, for a `fenced` category, has its
+    /// lease. Only asks, unlike [`Homes::place`], by which a home opens.
+    pub(crate) fn orders(&self, stream: &StreamId) -> bool {
+        let federation = self.federation();
+        let seat = self.seat_in(&federation, stream);
+        let Some(seat) = seat.filter(|seat| seat.home == self.region) else {
+            return false;
+        };
+        let partition = stream.partition(self.partitions);
+        let is_fenced = self.isolation(stream) == Isolation::Fenced;
+        let has_opened = seat.needs.iter().all(|(from, change)| {
+            let fence = federation.fence_by(*from, *change);
+            let may_open = |fence| self.lease_is_over(&federation, fence, *change);
+            let complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);
+            complete.contains(&(*from, *change, partition))
+                && (!is_fenced || fence.is_none_or(may_open))
+        });
+        has_opened && (!is_fenced || !matches!(self.lease(), Some(Hold::Lapsed { .. })))
+    }
+
     /// How far what `from` gave up in `partition` by `change` has come, for streams of such categories.
     fn arrival(
         &self,

@@ -755,6 +755,11 @@ impl Node {
         self.homes.seat(stream).map(|seat| seat.home)
     }
 
+    /// Whether this region gives out `stream`'s revisions, or tells where it ends, if it is asked now.
+    pub fn orders(&self, stream: &StreamId) -> bool {
+        self.can_order().is_ok() && self.homes.orders(stream)
+    }
+
     pub(crate) fn homes(&self) -> &Homes {
         &self.homes
     }

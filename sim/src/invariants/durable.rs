@@ -1,4 +1,5 @@
-//! `durable`: what was acknowledged at a level survives every fault that level covers.
+//! `durable`: what was acknowledged at a level survives every fault that level covers. What a fenced category's
+//! home acknowledged, a majority held, at whatever level it was asked for.
 
 use meridian_client::Durability;
 use meridian_clock::LogId;
@@ -15,7 +16,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         };
         let held_by = match call.durability {
             Durability::All => usize::MAX,
-            level => level.regions(0),
+            _ => evidence.level(call),
         };
         for (id, dot) in call.ids.iter().zip(&appended.dots) {
             // A fence may cut off what nobody held who remained, and nothing else.
@@ -40,13 +41,13 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             }
             let log = LogId::new(dot.origin, dot.partition);
             // One region's disk is all that this level covers.
-            let may_be_lost = call.durability == Durability::Region
+            let may_be_lost = held_by < 2
                 && evidence.forgiven.iter().any(|lost| {
                     lost.log == log && dot.position > lost.after && call.invoked < lost.before
                 });
             // It is set aside then, unless its disk was lost before.
             let is_kept = evidence.in_conflict.contains_key(id)
-                || (call.durability == Durability::Region && stranded.is_some_and(|it| !it.kept));
+                || (held_by < 2 && stranded.is_some_and(|it| !it.kept));
             let is_set_aside = is_kept && may_be_stranded;
             if !may_be_lost && !is_set_aside {
                 broken.push(format!(

@@ -23,7 +23,7 @@ use todc_utils::specifications::Specification;
 
 use super::Evidence;
 use crate::history::Outcome;
-use crate::load::SHARED;
+use crate::load::{FENCED, SHARED};
 
 /// How many calls are searched for an order at once. Nearly all of them tell their place, so a window
 /// is there to bound what a red history costs.
@@ -131,9 +131,14 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let mut lost: BTreeSet<&StreamId> = BTreeSet::new();
     let forgiven: BTreeSet<LogId> = evidence.forgiven.iter().map(|it| it.log).collect();
     let mut at: BTreeMap<(&StreamId, Revision), EventId> = BTreeMap::new();
+    // A fenced category's home has its lease, and tells of nothing that could be taken back, whatever becomes of
+    // it; unless a fence kept fewer than a majority, or what the others held was lost with a disk as well.
+    let is_strict = |stream: &StreamId| evidence.left_majorities && stream.category() == FENCED;
     for event in found.values().flatten() {
         at.insert((&event.stream, event.revision), event.id);
-        if forgiven.contains(&LogId::new(event.dot.origin, event.dot.partition)) {
+        if !is_strict(&event.stream)
+            && forgiven.contains(&LogId::new(event.dot.origin, event.dot.partition))
+        {
             lost.insert(&event.stream);
         }
     }
@@ -147,7 +152,9 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         if call.stream.category() == SHARED {
             continue;
         }
-        if call.ids.iter().any(|id| evidence.stranded.contains_key(id)) {
+        let is_strict = is_strict(&call.stream);
+        let is_stranded = call.ids.iter().any(|id| evidence.stranded.contains_key(id));
+        if is_stranded && !(is_strict && forgiven.is_empty()) {
             lost.insert(&call.stream);
         }
         let count = call.ids.len() as u64;
@@ -159,7 +166,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         };
         let did = match &call.outcome {
             Outcome::Written(appended) => {
-                if there.is_none()
+                if !is_strict
+                    && there.is_none()
                     && let Some(dot) = appended.dots.first()
                     && forgiven.contains(&LogId::new(dot.origin, dot.partition))
                 {
@@ -172,7 +180,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
                 Some(events) => append(events[0].revision),
                 None => continue,
             },
-            Outcome::Refused { .. } if call.returned.is_some_and(stale) => continue,
+            Outcome::Refused { .. } if !is_strict && call.returned.is_some_and(stale) => continue,
             Outcome::Refused {
                 found: Some(actual),
                 ..
@@ -190,7 +198,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             returned: call.returned.filter(|_| answered),
         });
     }
-    let reads = evidence.reads.iter().filter(|it| !stale(it.returned));
+    let reads = evidence.reads.iter();
+    let reads = reads.filter(|it| is_strict(&it.stream) || !stale(it.returned));
     for read in reads.clone() {
         streams.entry(&read.stream).or_default().push(Step {
             did: Did::Read {

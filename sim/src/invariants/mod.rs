@@ -29,6 +29,7 @@ use meridian_store::Generations;
 
 use crate::history::{Call, Read, Repeated, Seen};
 use crate::settled::Settled;
+use crate::world::LOOK_EVERY;
 
 /// What one node holds in the end.
 pub struct Copy {
@@ -70,6 +71,30 @@ pub struct Unaware {
     pub until: Duration,
 }
 
+/// How many regions each node took for members, whenever that changed.
+#[derive(Clone, Debug, Default)]
+pub struct Members(BTreeMap<RegionId, Vec<(Duration, usize)>>);
+
+impl Members {
+    /// Takes note of how many the node of `by` counts on; of none before the federation is founded.
+    pub fn see(&mut self, at: Duration, by: RegionId, members: usize) {
+        let seen = self.0.entry(by).or_default();
+        if members > 0 && seen.last().is_none_or(|last| last.1 != members) {
+            seen.push((at, members));
+        }
+    }
+
+    /// The fewest that any node knew of in that time.
+    pub fn fewest(&self, from: Duration, until: Duration) -> Option<usize> {
+        let of_node = |seen: &Vec<(Duration, usize)>| {
+            let before = seen.iter().rev().find(|(at, _)| *at <= from);
+            let after = seen.iter().filter(|(at, _)| *at > from && *at <= until);
+            before.into_iter().chain(after).map(|it| it.1).min()
+        };
+        self.0.values().filter_map(of_node).min()
+    }
+}
+
 /// All that is known after a run.
 pub struct Evidence {
     /// What clients did and were told.
@@ -102,9 +127,24 @@ pub struct Evidence {
     pub fenced: Vec<BTreeSet<RegionId>>,
     /// When regions did not know of their fences.
     pub unaware: Vec<Unaware>,
+    /// Whether every fence left a majority of the members.
+    pub left_majorities: bool,
+    /// How many members there were.
+    pub members: Members,
+    /// How many regions there are.
+    pub regions: usize,
 }
 
 impl Evidence {
+    /// How many regions held what `call` wrote when it was answered.
+    pub fn level(&self, call: &Call) -> usize {
+        let answered = call.returned.unwrap_or(Duration::MAX);
+        // A home may have heard of a change that is seen at the next look.
+        let until = answered.saturating_add(LOOK_EVERY);
+        let members = self.members.fewest(call.invoked, until);
+        call.level(members.unwrap_or(self.regions))
+    }
+
     /// Whether an event that was answered at `written` may have been lost with its region's disk.
     /// Then it stays lost, and its place may be another event's by now.
     pub fn may_be_lost(&self, dot: Dot, written: Duration) -> bool {
@@ -166,4 +206,24 @@ pub fn check(evidence: &Evidence) -> Vec<String> {
             broken.map(move |what| format!("{name}: {what}"))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_fewest_members_in_a_time_are_those_that_any_node_knew_of() {
+        let (a, b) = (RegionId(1), RegionId(2));
+        let at = Duration::from_secs;
+        let mut members = Members::default();
+        assert_eq!(members.fewest(at(0), at(9)), None);
+        for (by, second, count) in [(a, 1, 3), (b, 1, 3), (a, 5, 2), (b, 6, 2), (a, 8, 3)] {
+            members.see(at(second), by, count);
+        }
+        assert_eq!(members.fewest(at(1), at(4)), Some(3));
+        assert_eq!(members.fewest(at(2), at(5)), Some(2));
+        // B has not learnt yet that there are three again.
+        assert_eq!(members.fewest(at(8), at(9)), Some(2));
+    }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::time::{sleep, timeout};
 
 use super::follow::{Event, Place, Seen, Source};
-use super::{HOMED, Writer};
+use super::{Writer, homed};
 use crate::history::{Call, Outcome};
 use crate::http::Connection;
 use crate::world::clock::elapsed;
@@ -260,7 +260,8 @@ impl HttpWriter {
     async fn read_stream(&mut self, connection: &mut Option<Connection>) {
         let number = self.writer.rng.below(self.writer.plan.streams);
         let from = self.writer.rng.below(20);
-        let path = format!("/v1/streams/{HOMED}-{number}/events?from={from}&limit=10");
+        let stream = homed(&self.writer.plan, number);
+        let path = format!("/v1/streams/{stream}/events?from={from}&limit=10");
         let Some((200, body)) = self.ask(connection, "GET", &path, "").await else {
             return;
         };

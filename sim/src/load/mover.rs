@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
-use super::HOMED;
 use super::follow::Source;
+use super::homed;
 use crate::http::Connection;
 use crate::plan::LoadPlan;
 use crate::rng::Rng;
@@ -47,7 +47,7 @@ impl Mover {
                 let number = self.rng.below(self.plan.streams);
                 let comma = if names.is_empty() { "" } else { "," };
                 // Writing to a string does not fail.
-                let _ = write!(names, "{comma}\"{HOMED}-{number}\"");
+                let _ = write!(names, "{comma}\"{}\"", homed(&self.plan, number));
             }
             let wait_ms = self.rng.below(2_000);
             let (path, body, what) = match self.plan.drains && self.rng.percent(15) {

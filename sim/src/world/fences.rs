@@ -19,6 +19,8 @@ struct Seen {
     opened_at: Option<Duration>,
     // Those put out that have not learnt yet that the others go on.
     unaware: BTreeMap<RegionId, Option<Duration>>,
+    // How many members there were when it began.
+    of: usize,
 }
 
 /// All fences that any node was seen to know of, by their numbers.
@@ -46,6 +48,7 @@ impl FencesSeen {
             let seen = self.fences.entry(fence.change).or_default();
             // It may have been so since the last look.
             seen.opened_at.get_or_insert(at.saturating_sub(LOOK_EVERY));
+            seen.of = fence.of;
             for region in fence.regions {
                 let learnt = seen.unaware.entry(region).or_default();
                 if region == me {
@@ -61,6 +64,12 @@ impl FencesSeen {
         fences
             .map(|it| it.unaware.keys().copied().collect())
             .collect()
+    }
+
+    /// Whether all of them left a majority, without which `fenced` categories are promised nothing.
+    pub(super) fn left_majorities(&self) -> bool {
+        let mut fences = self.fences.values();
+        fences.all(|it| it.of.saturating_sub(it.unaware.len()) > it.of / 2)
     }
 
     /// When regions went on as homes though others had taken over.
@@ -97,6 +106,30 @@ impl World {
         let now = self.sim.elapsed();
         self.fences.see(now, node);
         self.witness.see_members(now, node);
+    }
+
+    /// No two regions order a stream of a `fenced` category at once, however little one of them knows of the
+    /// other.
+    pub(super) fn judge_homes(&mut self) {
+        if self.plan.load.fenced_percent == 0 || !self.fences.left_majorities() {
+            return;
+        }
+        let nodes = self
+            .machines
+            .iter()
+            .filter_map(|it| Some((&it.name, it.node()?)));
+        let nodes: Vec<_> = nodes.collect();
+        for stream in &self.fenced_streams {
+            let homes = nodes.iter().filter(|(_, node)| node.orders(stream));
+            let homes: Vec<_> = homes.map(|(name, _)| name.as_str()).collect();
+            if homes.len() > 1 && self.two_homes.len() < 5 {
+                self.two_homes.push(format!(
+                    "one-home: at {:?} {stream} is ordered by {}",
+                    self.sim.elapsed(),
+                    homes.join(" and by ")
+                ));
+            }
+        }
     }
 
     /// What is not yet as it was before all fences.

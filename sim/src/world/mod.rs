@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use meridian_clock::{LogId, Position, RegionId};
-use meridian_event::RecordedEvent;
+use meridian_event::{RecordedEvent, StreamId};
 use meridian_node::config::MemberConfig;
 use meridian_points::{Bug, Installed, Setup};
 use serde::Serialize;
@@ -47,6 +47,7 @@ pub(crate) use self::witness::generation;
 use crate::history::{History, Outcome};
 use crate::invariants::Forgiven;
 use crate::invariants::exactly_once;
+use crate::load;
 use crate::load::fencer::Orders;
 use crate::load::follow::{Seen, Source};
 use crate::plan::Plan;
@@ -59,7 +60,7 @@ const FEDERATION: Uuid = Uuid::from_u128(0x5157_0000_0000_4000_8000_0000_0000_00
 // Within a tick every machine runs on its own, timers at their very times; between ticks messages pass.
 const TICK: Duration = Duration::from_millis(2);
 /// How often the one who watches looks.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// What came of a run.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -243,6 +244,9 @@ struct World {
     fences: FencesSeen,
     // Events that were stranded and then lost with the disk.
     stranded_lost: Vec<RecordedEvent>,
+    // The streams of fenced categories, and which of them two regions ordered at once.
+    fenced_streams: Vec<StreamId>,
+    two_homes: Vec<String>,
 }
 
 impl World {
@@ -391,6 +395,8 @@ impl World {
             orders,
             fences: FencesSeen::new(count),
             stranded_lost: Vec::new(),
+            fenced_streams: load::fenced(&plan.load),
+            two_homes: Vec::new(),
         };
         for fault in &plan.faults {
             world.later(fault.at_ms, Act::Begin(fault.kind.clone()));

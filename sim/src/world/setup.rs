@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use meridian_client::Limits;
-use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Mode};
 use meridian_node::config::{MemberConfig, NodeConfig};
 
 use super::certificates::Certificates;
@@ -15,7 +15,7 @@ use super::connections::Connections;
 use super::network::{Road, SimNetwork, Troubles};
 use super::trace::Trace;
 use super::{FEDERATION, HTTP_PORT, QUIC_PORT, client_ip, node_ip, region_id};
-use crate::load::SHARED;
+use crate::load::{FENCED, SHARED};
 use crate::plan::Plan;
 use crate::rng::Rng;
 
@@ -67,6 +67,8 @@ pub(super) fn node_config(
         mode: Mode::Lww,
         home: HomeRule::Hash,
     };
+    let fenced = (FENCED.to_owned(), Isolation::Fenced);
+    let has_fenced = plan.load.fenced_percent > 0;
     NodeConfig {
         federation: FEDERATION,
         region: region_id(index),
@@ -78,7 +80,7 @@ pub(super) fn node_config(
         certificates: certificates.of_region(&plan.regions[index].name),
         session_key: Some(certificates.session_key()),
         categories: BTreeMap::from([(SHARED.to_owned(), shared)]),
-        isolations: BTreeMap::new(),
+        isolations: has_fenced.then_some(fenced).into_iter().collect(),
         kinds: BTreeMap::new(),
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),

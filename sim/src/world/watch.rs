@@ -82,6 +82,7 @@ impl World {
                 (false, _) => self.failing_since[index] = None,
             }
         }
+        self.judge_homes();
         for machine in &self.machines {
             if let Some(node) = machine.node() {
                 self.witness.judge_beliefs(&machine.name, &node);
@@ -319,7 +320,11 @@ impl World {
             generations: self.generations(),
             fenced: self.fences.fenced(),
             unaware: self.fences.unaware(),
+            left_majorities: self.fences.left_majorities(),
+            members: self.witness.members().clone(),
+            regions: self.machines.len(),
         };
+        self.report.broken.append(&mut self.two_homes);
         self.report.broken.extend(self.witness.broken());
         for machine in &self.machines {
             let lost = machine.lost().into_iter();

@@ -7,12 +7,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meridian_client::Durability;
 use meridian_clock::{Epoch, LogId, Position};
 use meridian_node::Node;
 use meridian_store::{Generations, LogHead};
 
 use crate::history::{Call, Outcome};
+use crate::invariants::Members;
 
 /// How far a log is held, and in which of its generations.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,8 +61,7 @@ pub(super) struct Witness {
     committed: BTreeMap<(usize, LogId), BTreeMap<usize, Position>>,
     // The most that any node was seen to know of where generations ended.
     ended: BTreeMap<LogId, Generations>,
-    // How many regions some node took for members, whenever that changed.
-    members: Vec<(Duration, usize)>,
+    members: Members,
     broken: Vec<String>,
 }
 
@@ -82,11 +81,8 @@ impl Witness {
 
     /// Takes note of which regions `node` counts on, and of where logs ended.
     pub(super) fn see_members(&mut self, at: Duration, node: &Node) {
-        let members = node.members().len();
-        let is_new = self.members.last().is_none_or(|last| last.1 != members);
-        if members > 0 && is_new {
-            self.members.push((at, members));
-        }
+        self.members
+            .see(at, node.config().region, node.members().len());
         for head in node.store().heads() {
             let known = node.generations(head.log);
             let ended = self.ended.entry(head.log).or_default();
@@ -128,10 +124,8 @@ impl Witness {
             let Some(last) = appended.dots.last() else {
                 continue;
             };
-            let wanted = match call.durability {
-                Durability::All => self.fewest_members(call.invoked).unwrap_or(regions),
-                level => level.regions(regions),
-            };
+            let fewest = self.members.fewest(call.invoked, Duration::MAX);
+            let wanted = call.level(fewest.unwrap_or(regions));
             let log = LogId::new(last.origin, last.partition);
             let home = usize::from(last.origin.0).saturating_sub(1);
             // An answer does not say which generation of its home's log it is of.
@@ -156,13 +150,6 @@ impl Witness {
         }
     }
 
-    // The fewest members that any node knew of since a call was made.
-    fn fewest_members(&self, since: Duration) -> Option<usize> {
-        let before = self.members.iter().rev().find(|(at, _)| *at <= since);
-        let after = self.members.iter().filter(|(at, _)| *at > since);
-        before.into_iter().chain(after).map(|it| it.1).min()
-    }
-
     fn furthest(&self, index: usize, log: LogId) -> Position {
         let committed = self.committed.get(&(index, log)).into_iter().flatten();
         committed
@@ -184,6 +171,11 @@ impl Witness {
             mark.in_generation(generation, ended)
         });
         held.max().unwrap_or_default()
+    }
+
+    /// How many members each node was seen to count on.
+    pub(super) fn members(&self) -> &Members {
+        &self.members
     }
 
     /// What must never be, and was seen; the first of it.
