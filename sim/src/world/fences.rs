@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meridian_clock::RegionId;
-use meridian_event::RecordedEvent;
+use meridian_event::{RecordedEvent, StreamId};
 use meridian_node::{ConflictStatus, Node, Standing};
 use meridian_store::{Disk, SimDisk};
 
@@ -114,20 +114,25 @@ impl World {
         if self.plan.load.fenced_percent == 0 || !self.fences.left_majorities() {
             return;
         }
-        let nodes = self
+        let ordered: Vec<_> = self.machines.iter().map(|it| it.ordered()).collect();
+        // A node that does not run now said so earlier than the others.
+        let last = ordered.iter().map(|(at, _)| *at).max().unwrap_or_default();
+        let mut homes: BTreeMap<&StreamId, &str> = BTreeMap::new();
+        for (machine, (_, ordered)) in self
             .machines
             .iter()
-            .filter_map(|it| Some((&it.name, it.node()?)));
-        let nodes: Vec<_> = nodes.collect();
-        for stream in &self.fenced_streams {
-            let homes = nodes.iter().filter(|(_, node)| node.orders(stream));
-            let homes: Vec<_> = homes.map(|(name, _)| name.as_str()).collect();
-            if homes.len() > 1 && self.two_homes.len() < 5 {
-                self.two_homes.push(format!(
-                    "one-home: at {:?} {stream} is ordered by {}",
-                    self.sim.elapsed(),
-                    homes.join(" and by ")
-                ));
+            .zip(&ordered)
+            .filter(|(_, (at, _))| *at == last)
+        {
+            for stream in ordered {
+                if let Some(other) = homes.insert(stream, &machine.name)
+                    && self.two_homes.len() < 5
+                {
+                    let name = &machine.name;
+                    self.two_homes.push(format!(
+                        "one-home: at {last:?} {stream} was ordered by {other} and by {name}"
+                    ));
+                }
             }
         }
     }

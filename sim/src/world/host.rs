@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use meridian_clock::LogId;
+use meridian_event::StreamId;
 use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Network, Random, Seams};
 use meridian_node::{Identity, Node, StartError};
@@ -18,6 +19,7 @@ use tempfile::TempDir;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::LOOK_EVERY;
 use super::clock::{SkewedClock, elapsed};
 use super::cryptography;
 use super::network::SimNetwork;
@@ -61,6 +63,8 @@ pub struct Machine {
     pub config: NodeConfig,
     /// The projections that it keeps read models of.
     pub projections: Vec<Definition>,
+    /// The streams of fenced categories.
+    pub fenced: Vec<StreamId>,
     changing: Mutex<Changing>,
 }
 
@@ -76,6 +80,8 @@ struct Changing {
     // How far each log was reported as committed from this disk.
     reported: BTreeMap<LogId, Mark>,
     lost: Vec<String>,
+    // When it was last asked which streams of fenced categories it orders, and which.
+    ordered: (Duration, Vec<StreamId>),
 }
 
 struct SeededRandom {
@@ -117,6 +123,8 @@ pub struct Parts {
     pub config: NodeConfig,
     /// The projections that it keeps read models of.
     pub projections: Vec<Definition>,
+    /// The streams of fenced categories.
+    pub fenced: Vec<StreamId>,
 }
 
 impl Machine {
@@ -148,8 +156,10 @@ impl Machine {
                 prepared: false,
                 reported: BTreeMap::new(),
                 lost: Vec::new(),
+                ordered: Default::default(),
             }),
             projections: parts.projections,
+            fenced: parts.fenced,
         }
     }
 
@@ -194,6 +204,25 @@ impl Machine {
     /// What was committed and not there any more after a start.
     pub fn lost(&self) -> Vec<String> {
         self.changing().lost.clone()
+    }
+
+    /// Which streams of fenced categories its node ordered when it was last asked, and when that was.
+    pub fn ordered(&self) -> (Duration, Vec<StreamId>) {
+        self.changing().ordered.clone()
+    }
+
+    // Asks the node over and over which streams of fenced categories it orders. By its own timers, which is why
+    // the one who watches cannot; and at the same moments as on every other machine.
+    async fn note_ordered(self: Arc<Self>, node: Weak<Node>) {
+        loop {
+            let looks = elapsed().as_nanos() / LOOK_EVERY.as_nanos() + 1;
+            let next = LOOK_EVERY * u32::try_from(looks).unwrap_or(u32::MAX);
+            sleep(next.saturating_sub(elapsed())).await;
+            let Some(node) = node.upgrade() else { return };
+            let fenced = self.fenced.iter();
+            let ordered = fenced.filter(|stream| node.orders(stream)).cloned();
+            self.changing().ordered = (next, ordered.collect());
+        }
     }
 
     // Whether a log went back to the cut of a fence.
@@ -303,6 +332,8 @@ impl Machine {
             self.part(),
             Arc::clone(&in_flight),
         ));
+        let noting = (!self.fenced.is_empty())
+            .then(|| tokio::spawn(Arc::clone(self).note_ordered(Arc::downgrade(&node))));
         let again = tokio::select! {
             biased;
             () = self.stop.notified() => false,
@@ -310,6 +341,9 @@ impl Machine {
         };
         node.shutdown().await;
         driver.abort();
+        if let Some(noting) = noting {
+            noting.abort();
+        }
         self.note_committed(&node);
         drop(node);
         if again {

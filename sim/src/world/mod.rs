@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, UNIX_EPOCH};
 
 use meridian_clock::{LogId, Position, RegionId};
-use meridian_event::{RecordedEvent, StreamId};
+use meridian_event::RecordedEvent;
 use meridian_node::config::MemberConfig;
 use meridian_points::{Bug, Installed, Setup};
 use serde::Serialize;
@@ -244,8 +244,7 @@ struct World {
     fences: FencesSeen,
     // Events that were stranded and then lost with the disk.
     stranded_lost: Vec<RecordedEvent>,
-    // The streams of fenced categories, and which of them two regions ordered at once.
-    fenced_streams: Vec<StreamId>,
+    // The streams of fenced categories that two regions ordered at once.
     two_homes: Vec<String>,
 }
 
@@ -297,6 +296,7 @@ impl World {
                 network: Arc::new(network),
                 config: setup::node_config(plan, index, &members, &certificates),
                 projections: exactly_once::definitions(plan),
+                fenced: load::fenced(&plan.load),
             };
             let machine = Arc::new(Machine::new(
                 plan.seed,
@@ -395,7 +395,6 @@ impl World {
             orders,
             fences: FencesSeen::new(count),
             stranded_lost: Vec::new(),
-            fenced_streams: load::fenced(&plan.load),
             two_homes: Vec::new(),
         };
         for fault in &plan.faults {
