@@ -427,7 +427,7 @@ impl Appends {
                 wanted -= 1;
             }
             // A fence keeps what a majority holds, and nothing else surely.
-            if is_fenced {
+            if is_fenced && !planted(Bug::AcknowledgeAlone) {
                 wanted = wanted.max(self.majority());
             }
             let others = held

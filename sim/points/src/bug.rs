@@ -72,6 +72,9 @@ bugs! {
     SecondHome, "second-home", "A region takes appends for a home that it cannot reach.";
     EpochUnchecked, "epoch-unchecked",
         "Blocks of a fenced epoch are taken beyond its cut too, by the link and by the store.";
+    LeaseWithoutMargin, "lease-without-margin",
+        "A lost home's successor opens for fenced categories without waiting until its lease is over.";
+    AcknowledgeAlone, "acknowledge-alone", "A fenced category's home answers before a majority holds what it wrote.";
     ReadmitTwice, "readmit-twice", "Stranded events are written again with new ids.";
 }
 
