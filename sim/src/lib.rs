@@ -14,6 +14,7 @@ pub mod hunt;
 pub mod invariants;
 pub mod kept;
 pub mod load;
+pub mod losses;
 pub mod picture;
 pub mod plan;
 pub mod rare;

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
-use crate::{fences, storms};
+use crate::{fences, losses, storms};
 
 /// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -596,6 +596,7 @@ impl Plan {
         let drains = Rng::part(seed, "drains").below(2) == 0;
         plan.load.drains = drains && !plan.faults.iter().any(jumps);
         fences::draw(&mut plan);
+        losses::draw(&mut plan);
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.

@@ -10,8 +10,8 @@ use clap::Args;
 use meridian_points::Bug;
 use meridian_sim::hunt::{hunt, silence_panics};
 use meridian_sim::plan::Plan;
-use meridian_sim::rare;
 use meridian_sim::world::{Ran, RunOptions};
+use meridian_sim::{losses, rare};
 
 use super::progress::Progress;
 use super::{exit, lock};
@@ -31,6 +31,9 @@ pub(crate) struct Hunt {
     /// Of each seed the plan that speed is measured with, in place of one with every knob drawn.
     #[arg(long)]
     standard: bool,
+    /// Of each seed a plan in which one of two regions that hold something is lost.
+    #[arg(long, conflicts_with = "standard")]
+    losses: bool,
     /// Goes on after a failure.
     #[arg(long)]
     keep_going: bool,
@@ -59,10 +62,10 @@ impl Hunt {
             ..RunOptions::default()
         };
         let seeds = self.from..self.from.saturating_add(self.seeds);
-        let draw = if self.standard {
-            Plan::standard
-        } else {
-            Plan::draw
+        let draw = match (self.standard, self.losses) {
+            (true, _) => Plan::standard,
+            (_, true) => losses::plan,
+            _ => Plan::draw,
         };
         hunt(seeds, draw, options, self.jobs, |plan, ran| {
             progress.step();
@@ -76,7 +79,7 @@ impl Hunt {
             }
             red.store(true, Ordering::Relaxed);
             progress.say(&format!("seed {} is red", plan.seed));
-            let told = tell_red(plan, ran);
+            let told = tell_red(plan, ran, self.losses);
             let failed = told.is_err();
             if failed {
                 *lock(&printed) = told;
@@ -107,8 +110,9 @@ impl Hunt {
     }
 }
 
-fn tell_red(plan: &Plan, ran: &Ran) -> io::Result<()> {
-    say!("meridian-sim run --seed {}", plan.seed)?;
+fn tell_red(plan: &Plan, ran: &Ran, losses: bool) -> io::Result<()> {
+    let kind = if losses { " --losses" } else { "" };
+    say!("meridian-sim run --seed {}{kind}", plan.seed)?;
     for what in &ran.report.broken {
         say!("    {}", what.chars().take(600).collect::<String>())?;
     }

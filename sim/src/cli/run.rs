@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use meridian_points::Bug;
 use meridian_sim::hunt::run_alone;
+use meridian_sim::losses;
 use meridian_sim::plan::Plan;
 use meridian_sim::world::trace::Keep;
 use meridian_sim::world::{Ran, RunOptions};
@@ -18,6 +19,9 @@ pub(crate) struct Run {
     /// The seed that the plan is drawn from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Of the seed a plan in which one of two regions that hold something is lost.
+    #[arg(long, conflicts_with_all = ["plan", "scenario"])]
+    losses: bool,
     /// A plan in a file, in place of a seed.
     #[arg(long)]
     plan: Option<PathBuf>,
@@ -51,6 +55,7 @@ impl Run {
         let plan = match (self.plan, self.scenario) {
             (Some(path), _) => read_plan(&path)?,
             (None, Some(name)) => scenario_called(&name)?,
+            (None, None) if self.losses => losses::plan(self.seed),
             (None, None) => Plan::draw(self.seed),
         };
         let ran = run_alone(

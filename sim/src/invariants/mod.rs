@@ -162,9 +162,10 @@ impl Evidence {
     /// Whether a fence may have cut off an event of `origin` that so many regions held: all of them were
     /// put out by it, or lost their disks.
     pub fn may_be_stranded(&self, origin: RegionId, held_by: usize) -> bool {
-        let wiped = usize::from(!self.forgiven.is_empty());
+        let lost = self.forgiven.iter().map(|lost| lost.log.origin);
+        let lost: BTreeSet<RegionId> = lost.collect();
         let mut fenced = self.fenced.iter();
-        fenced.any(|regions| regions.contains(&origin) && regions.len() + wiped >= held_by)
+        fenced.any(|regions| regions.contains(&origin) && regions.union(&lost).count() >= held_by)
     }
 
     /// Each event of the first node, by its id, with how often it is there.
