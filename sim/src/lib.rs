@@ -15,6 +15,7 @@ pub mod invariants;
 pub mod kept;
 pub mod load;
 pub mod losses;
+pub mod members;
 pub mod picture;
 pub mod plan;
 pub mod rare;

@@ -11,11 +11,13 @@ use crate::rng::Rng;
 const PERCENT: u32 = 12;
 
 /// Makes `plan` one of these, if its seed has it so.
-pub fn draw(plan: &mut Plan) {
+pub fn draw(plan: &mut Plan) -> bool {
     let mut rng = Rng::part(plan.seed, "one of two");
-    if rng.percent(PERCENT) {
+    let is_one = rng.percent(PERCENT);
+    if is_one {
         tell(plan, &mut rng);
     }
+    is_one
 }
 
 /// A plan of `seed` that is one of these.
@@ -31,6 +33,7 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
     // Beside this no region is lost, or what two held may be gone.
     plan.faults.clear();
     plan.failover_ms = 0;
+    plan.newcomers = 0;
     plan.widen(3);
     let load = &mut plan.load;
     load.regions_percent = 80;

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
-use crate::{fences, losses, storms};
+use crate::{fences, losses, members, storms};
 
 /// Everything that a run depends on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +35,10 @@ pub struct Plan {
     /// milliseconds; zero when operators decide that.
     #[serde(default)]
     pub failover_ms: u64,
+    /// How many of the regions, the last ones, are no members at first, and do not run before they
+    /// join.
+    #[serde(default)]
+    pub newcomers: usize,
     /// The regions, numbered from 1 in this sequence.
     pub regions: Vec<RegionPlan>,
     /// The network between each two regions.
@@ -369,6 +373,20 @@ pub enum FaultKind {
         #[serde(default)]
         evict: bool,
     },
+    /// Operators list a newcomer everywhere, start its node, and have it join, however long that takes.
+    Join {
+        /// The region.
+        region: usize,
+        /// Where they ask.
+        by: usize,
+    },
+    /// Operators drain a region and have it leave for good, however long that takes; then it is switched off.
+    Leave {
+        /// The region.
+        region: usize,
+        /// Where they ask.
+        by: usize,
+    },
 }
 
 impl FaultKind {
@@ -402,6 +420,8 @@ impl FaultKind {
             Self::CertificateReplaced { .. } => "certificate-replaced",
             Self::Wipe { .. } => "wipe",
             Self::Fence { .. } => "fence",
+            Self::Join { .. } => "join",
+            Self::Leave { .. } => "leave",
         }
     }
 }
@@ -420,6 +440,7 @@ impl Plan {
             read_models: false,
             live_read_models: false,
             failover_ms: 0,
+            newcomers: 0,
             regions: Vec::new(),
             links: Vec::new(),
             load: LoadPlan {
@@ -596,7 +617,9 @@ impl Plan {
         let drains = Rng::part(seed, "drains").below(2) == 0;
         plan.load.drains = drains && !plan.faults.iter().any(jumps);
         fences::draw(&mut plan);
-        losses::draw(&mut plan);
+        if !losses::draw(&mut plan) {
+            members::draw(&mut plan);
+        }
         plan.points_percent = *Rng::part(seed, "points").pick(&[0, 0, 25, 50]);
         if plan.points_percent > 0 {
             // A window of a few blocks that are acknowledged late takes its time, and is right.
@@ -610,10 +633,29 @@ impl Plan {
         plan
     }
 
-    /// Whether a region may be put out.
+    /// Whether members may change: a region may be put out, join or leave.
     pub fn has_fences(&self) -> bool {
-        let is_fence = |fault: &Fault| matches!(fault.kind, FaultKind::Fence { .. });
+        let is_fence = |fault: &Fault| {
+            matches!(
+                fault.kind,
+                FaultKind::Fence { .. } | FaultKind::Join { .. } | FaultKind::Leave { .. }
+            )
+        };
         self.failover_ms > 0 || self.faults.iter().any(is_fence)
+    }
+
+    /// Whether the region at `index` leaves for good.
+    pub fn leaves(&self, index: usize) -> bool {
+        let mut faults = self.faults.iter();
+        faults.any(|it| matches!(it.kind, FaultKind::Leave { region, .. } if region == index))
+    }
+
+    /// Whether a region is ever put out for lost, and not only because it leaves.
+    pub fn is_lost(&self, index: usize) -> bool {
+        let mut faults = self.faults.iter();
+        let is_fenced =
+            faults.any(|it| matches!(it.kind, FaultKind::Fence { region, .. } if region == index));
+        self.failover_ms > 0 || is_fenced
     }
 
     fn draw_fault(rng: &mut Rng, regions: usize) -> FaultKind {

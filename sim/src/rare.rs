@@ -29,6 +29,7 @@ pub const REQUIRED: &[&str] = &[
 pub const OTHERS: &[&str] = &[
     "a block came that was already held",
     "a home was declined for its timestamps",
+    "a region left for good",
     "a home without its lease refused",
     "a successor waited for a lease to be over",
     "what a fenced home tells waited for a majority",

@@ -131,7 +131,7 @@ pub struct Evidence {
     pub left_majorities: bool,
     /// How many members there were.
     pub members: Members,
-    /// How many regions there are.
+    /// How many regions there were at first.
     pub regions: usize,
 }
 

@@ -1,4 +1,4 @@
-//! Operators who take a region for lost and have the others go on without it.
+//! Operators who take a region for lost and have the others go on without it, or have one join or leave.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,12 +22,26 @@ const TRIES: u32 = 4;
 /// What one operator is to do.
 #[derive(Clone, Debug)]
 pub struct Order {
-    /// The name of the region to be put out.
+    /// The name of the region that it is about.
     pub region: String,
-    /// Also when fewer than a majority remain.
-    pub force: bool,
-    /// As part of the fence that is under way.
-    pub evict: bool,
+    /// What becomes of it.
+    pub what: Ask,
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    /// The others go on without it.
+    Fence {
+        /// Also when fewer than a majority remain.
+        force: bool,
+        /// As part of the fence that is under way.
+        evict: bool,
+    },
+    /// It becomes a member. Asked for until that is decided.
+    Join,
+    /// It is drained, and leaves for good. Asked for until that is decided.
+    Leave,
 }
 
 /// What the operators of one region are still to do. Clones are the same.
@@ -56,7 +70,7 @@ impl Orders {
     }
 }
 
-/// Asks one region's door for fences.
+/// Asks one region's door for what operators decide.
 pub struct Fencer {
     /// What for.
     pub orders: Orders,
@@ -100,35 +114,62 @@ struct Operator {
 impl Operator {
     // What became of it shows in what the regions do.
     async fn run(mut self) {
-        let Order {
-            region,
-            force,
-            evict,
-        } = &self.order;
         let wait_ms = self.rng.below(2_000);
-        let path = format!("/v1/regions/{region}/fence");
-        let body = format!("{{\"force\":{force},\"evict\":{evict},\"wait_ms\":{wait_ms}}}");
-        for _ in 0..TRIES {
-            if self.over.load(Ordering::Relaxed) {
-                return;
+        match self.order.what {
+            Ask::Fence { force, evict } => {
+                let body = format!("{{\"force\":{force},\"evict\":{evict},\"wait_ms\":{wait_ms}}}");
+                for _ in 0..TRIES {
+                    if self.over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let status = self.ask("fence", &body).await;
+                    if matches!(status, Some(200 | 400 | 409)) {
+                        return;
+                    }
+                    self.pause().await;
+                }
             }
-            let asked = async {
-                let mut connection = Connection::open(self.source.addr).await.ok()?;
-                connection.ask("POST", &path, &body).await.ok()
-            };
-            let status = timeout(PATIENCE, asked).await.ok().flatten();
-            let status = status.map(|(status, _)| status);
-            self.trace.note(
-                elapsed(),
-                format_args!(
-                    "{} is asked to fence {region}, {body}: {status:?}",
-                    self.source.region
-                ),
-            );
-            if matches!(status, Some(200 | 400 | 409)) {
-                return;
+            Ask::Join => {
+                let body = format!("{{\"wait_ms\":{wait_ms}}}");
+                while self.ask("join", &body).await != Some(200) {
+                    self.pause().await;
+                }
             }
-            sleep(Duration::from_millis(self.rng.between(200, 800))).await;
+            Ask::Leave => {
+                let drain = format!("{{\"wait_ms\":{wait_ms}}}");
+                let leave = format!("{{\"force\":false,\"wait_ms\":{wait_ms}}}");
+                // Once it has left it can be drained no more.
+                loop {
+                    self.ask("drain", &drain).await;
+                    if self.ask("leave", &leave).await == Some(200) {
+                        return;
+                    }
+                    self.pause().await;
+                }
+            }
         }
+    }
+
+    async fn pause(&mut self) {
+        sleep(Duration::from_millis(self.rng.between(200, 800))).await;
+    }
+
+    async fn ask(&self, what: &str, body: &str) -> Option<u16> {
+        let region = &self.order.region;
+        let path = format!("/v1/regions/{region}/{what}");
+        let asked = async {
+            let mut connection = Connection::open(self.source.addr).await.ok()?;
+            connection.ask("POST", &path, body).await.ok()
+        };
+        let answer = timeout(PATIENCE, asked).await.ok().flatten();
+        let status = answer.as_ref().map(|(status, _)| *status);
+        self.trace.note(
+            elapsed(),
+            format_args!(
+                "{} is asked to {what} {region}, {body}: {status:?}",
+                self.source.region
+            ),
+        );
+        status
     }
 }

@@ -11,9 +11,12 @@ use super::fences::stranded_on;
 use super::network::Trouble;
 use super::{World, client_ip, node_ip, region_id};
 use crate::invariants::Forgiven;
-use crate::load::fencer::Order;
+use crate::load::fencer::{Ask, Order};
 use crate::plan::FaultKind;
 use crate::world::story::What;
+
+/// How long after a region the next one is started anew, for a configuration that lists more.
+const RESTARTED_EVERY_MS: u64 = 600;
 
 /// Something to do at a moment.
 #[derive(Clone, Debug)]
@@ -32,6 +35,8 @@ pub(super) enum Act {
     Clear(usize, usize),
     Resume(usize),
     Certify(usize),
+    ListAll(usize),
+    Ask(usize, Order),
 }
 
 impl World {
@@ -99,6 +104,8 @@ impl World {
             Act::Clear(from, to) => self.trouble(from, to, None, |_| ()),
             Act::Resume(region) => self.resume(region),
             Act::Certify(region) => self.certify(region, false),
+            Act::ListAll(region) => self.list_all(region),
+            Act::Ask(by, order) => self.orders[by].give(order),
         }
     }
 
@@ -279,8 +286,12 @@ impl World {
                 evict,
             } => self.orders[by].give(Order {
                 region: self.machines[region].name.clone(),
-                force,
-                evict,
+                what: Ask::Fence { force, evict },
+            }),
+            FaultKind::Join { region, by } => self.join(region, by),
+            FaultKind::Leave { region, by } => self.orders[by].give(Order {
+                region: self.machines[region].name.clone(),
+                what: Ask::Leave,
             }),
             FaultKind::Wipe { region, down_ms } => {
                 self.forgive(region);
@@ -288,6 +299,47 @@ impl World {
                 self.kill(region, true, down_ms);
                 self.machines[region].replace_disk();
             }
+        }
+    }
+
+    // One region after the other is started anew with a configuration that lists the newcomer, whose own node
+    // runs by then; the operator does not wait for them.
+    fn join(&mut self, region: usize, by: usize) {
+        let order = Order {
+            region: self.machines[region].name.clone(),
+            what: Ask::Join,
+        };
+        self.list_all(region);
+        let mut after_ms = 0;
+        for other in (0..self.machines.len()).filter(|it| *it != region) {
+            after_ms += RESTARTED_EVERY_MS;
+            self.after(after_ms, Act::ListAll(other));
+        }
+        self.after(after_ms, Act::Ask(by, order));
+    }
+
+    fn list_all(&mut self, region: usize) {
+        let machine = Arc::clone(&self.machines[region]);
+        let (is_newcomer, is_down) = (machine.is_newcomer(), self.down[region]);
+        if !is_down && machine.node().is_none() {
+            // It is starting, and has read the other one already.
+            return self.after(50, Act::ListAll(region));
+        }
+        machine.lists_all.store(true, Ordering::Relaxed);
+        if is_newcomer {
+            self.start(region);
+        } else if !is_down {
+            let down_ms = 100;
+            self.begin(FaultKind::Stop { region, down_ms });
+        }
+    }
+
+    /// Switches the machine of a region off that has left.
+    pub(super) fn switch_off(&mut self, region: usize) {
+        if !self.gone[region] {
+            self.rare("a region left for good");
+            self.kill(region, false, 0);
+            self.gone[region] = true;
         }
     }
 
@@ -377,7 +429,7 @@ impl World {
     }
 
     fn start(&mut self, region: usize) {
-        if self.down[region] {
+        if self.down[region] && !self.gone[region] {
             self.down[region] = false;
             self.machines[region].forget_start_error();
             let machine = Arc::clone(&self.machines[region]);
@@ -452,7 +504,10 @@ impl World {
 
     /// Undoes everything that went wrong.
     pub(super) fn heal_all(&mut self) {
-        self.acts.clear();
+        let left_over = std::mem::take(&mut self.acts);
+        let is_asked = |act: &Act| matches!(act, Act::ListAll(_) | Act::Ask(..));
+        self.acts
+            .extend(left_over.into_iter().filter(|(_, act)| is_asked(act)));
         self.healed_at = Some(self.sim.elapsed());
         self.calm.store(true, Ordering::Relaxed);
         self.trace.note(self.sim.elapsed(), format_args!("heal"));

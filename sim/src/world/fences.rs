@@ -12,6 +12,7 @@ use meridian_store::{Disk, SimDisk};
 use super::{LOOK_EVERY, World, region_id};
 use crate::invariants::Unaware;
 use crate::load::SHARED;
+use crate::plan::Plan;
 
 /// One fence.
 #[derive(Clone, Debug, Default)]
@@ -58,11 +59,15 @@ impl FencesSeen {
         }
     }
 
-    /// The regions that each fence put out.
-    pub(super) fn fenced(&self) -> Vec<BTreeSet<RegionId>> {
+    /// The regions that each fence put out for lost; whoever only leaves, strands nothing.
+    pub(super) fn fenced(&self, plan: &Plan) -> Vec<BTreeSet<RegionId>> {
+        let regions = (0..plan.regions.len()).map(|index| (region_id(index), index));
+        let only_leave = regions.filter(|(_, index)| plan.leaves(*index) && !plan.is_lost(*index));
+        let only_leave: BTreeSet<_> = only_leave.map(|(region, _)| region).collect();
         let fences = self.fences.values();
+        let fences = fences.map(|it| it.unaware.keys().copied().collect());
         fences
-            .map(|it| it.unaware.keys().copied().collect())
+            .filter(|regions: &BTreeSet<_>| !regions.is_subset(&only_leave))
             .collect()
     }
 
@@ -106,6 +111,15 @@ impl World {
         let now = self.sim.elapsed();
         self.fences.see(now, node);
         self.witness.see_members(now, node);
+        let leaving = self.machines.iter().filter(|it| self.plan.leaves(it.index));
+        let has_left = leaving.filter(|it| {
+            let standing = node.region_standing(&it.name);
+            it.index != index && standing.is_ok_and(|it| it.standing == Standing::Left)
+        });
+        let has_left: Vec<_> = has_left.map(|it| it.index).collect();
+        for region in has_left {
+            self.switch_off(region);
+        }
     }
 
     /// No two regions order a stream of a `fenced` category at once, however little one of them knows of the
@@ -147,9 +161,15 @@ impl World {
             why.push(format!("{name} sees a fence that is not open: {fence:?}"));
         }
         for machine in &self.machines {
+            let wanted = match self.plan.leaves(machine.index) {
+                true => Standing::Left,
+                false => Standing::Member,
+            };
             match node.region_standing(&machine.name) {
-                Ok(standing) if standing.standing == Standing::Member => {}
-                standing => why.push(format!("{name} does not count on a region: {standing:?}")),
+                Ok(standing) if standing.standing == wanted => {}
+                standing => why.push(format!(
+                    "{name} has a region otherwise than {wanted:?}: {standing:?}"
+                )),
             }
         }
         let left = node.conflicts().readmission().left;

@@ -59,8 +59,12 @@ pub struct Machine {
     pub trace: Trace,
     /// Where its network leads.
     pub network: Arc<SimNetwork>,
-    /// Its configuration.
-    pub config: NodeConfig,
+    /// Its configuration, once it lists everyone.
+    config: NodeConfig,
+    /// How many of the regions in it are founders.
+    founders: usize,
+    /// Whether it lists the others, too. A newcomer runs from then on.
+    pub lists_all: AtomicBool,
     /// The projections that it keeps read models of.
     pub projections: Vec<Definition>,
     /// The streams of fenced categories.
@@ -119,8 +123,10 @@ pub struct Parts {
     pub trace: Trace,
     /// See [`Machine::network`].
     pub network: Arc<SimNetwork>,
-    /// See [`Machine::config`].
+    /// The node's configuration, listing everyone.
     pub config: NodeConfig,
+    /// How many of the regions in it are founders.
+    pub founders: usize,
     /// The projections that it keeps read models of.
     pub projections: Vec<Definition>,
     /// The streams of fenced categories.
@@ -146,14 +152,17 @@ impl Machine {
             stopped: AtomicBool::new(false),
             trace: parts.trace,
             network: parts.network,
+            lists_all: AtomicBool::new(parts.founders >= parts.config.members.len()),
             config: parts.config,
+            founders: parts.founders,
             changing: Mutex::new(Changing {
                 disk: SimDisk::new(rng.next_u64()),
                 read_models: (!parts.projections.is_empty()).then(folder),
                 node: Weak::new(),
                 rng,
                 start_error: None,
-                prepared: false,
+                // A newcomer's folder is empty, as nothing has to be prepared in it.
+                prepared: index >= parts.founders,
                 reported: BTreeMap::new(),
                 lost: Vec::new(),
                 ordered: Default::default(),
@@ -264,8 +273,25 @@ impl Machine {
         Rng::new(self.changing().rng.next_u64())
     }
 
+    /// Whether its region is no founder.
+    pub fn is_newcomer(&self) -> bool {
+        self.index >= self.founders
+    }
+
+    // The configuration that a node is started with now.
+    fn config(&self) -> NodeConfig {
+        let mut config = self.config.clone();
+        if !self.lists_all.load(Ordering::Relaxed) {
+            config.members.truncate(self.founders);
+        }
+        config
+    }
+
     /// Runs a node until it is told to stop or dies.
     pub async fn run(self: Arc<Self>) {
+        if self.is_newcomer() && !self.lists_all.load(Ordering::Relaxed) {
+            return std::future::pending().await;
+        }
         let seams = Seams {
             disk: Arc::new(self.disk()),
             clock: Arc::new(self.clock.clone()),
@@ -284,7 +310,7 @@ impl Machine {
         self.stopped.store(false, Ordering::Relaxed);
         self.forget_start_error();
         if !mem::replace(&mut self.changing().prepared, true)
-            && let Err(error) = Identity::create_fresh(&*seams.disk, &self.config, &*seams.random)
+            && let Err(error) = Identity::create_fresh(&*seams.disk, &self.config(), &*seams.random)
         {
             self.trace.note(
                 elapsed(),
@@ -300,7 +326,7 @@ impl Machine {
 
     // Runs a node until it is told to stop, or asks to be started anew: then true.
     async fn run_once(self: &Arc<Self>, seams: &Seams) -> bool {
-        let node = match start(&self.config, seams).await {
+        let node = match start(&self.config(), seams).await {
             Ok(node) => node,
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));

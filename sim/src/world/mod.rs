@@ -233,6 +233,8 @@ struct World {
     settled: Settled,
     healed_at: Option<Duration>,
     down: Vec<bool>,
+    // Whether a region has left, and its machine was switched off for good.
+    gone: Vec<bool>,
     clock_was_off: Vec<bool>,
     failing_since: Vec<Option<Duration>>,
     /// How long an operator leaves a failed node alone.
@@ -251,6 +253,10 @@ struct World {
 impl World {
     fn new(plan: &Plan, trace: Trace) -> anyhow::Result<Self> {
         anyhow::ensure!(plan.regions.len() >= 2, "a plan has at least two regions");
+        anyhow::ensure!(
+            plan.newcomers < plan.regions.len(),
+            "a plan has at least one founding region"
+        );
         let names: Vec<&str> = plan.regions.iter().map(|it| it.name.as_str()).collect();
         cryptography::begin(plan.seed);
         let certificates = Rc::new(Certificates::make(&names)?);
@@ -295,6 +301,7 @@ impl World {
                 trace: trace.clone(),
                 network: Arc::new(network),
                 config: setup::node_config(plan, index, &members, &certificates),
+                founders: plan.regions.len() - plan.newcomers,
                 projections: exactly_once::definitions(plan),
                 fenced: load::fenced(&plan.load),
             };
@@ -386,7 +393,10 @@ impl World {
             committed: BTreeMap::new(),
             settled: Settled::default(),
             healed_at: None,
-            down: vec![false; count],
+            down: (0..count)
+                .map(|index| index >= count - plan.newcomers)
+                .collect(),
+            gone: vec![false; count],
             clock_was_off: vec![false; count],
             failing_since: vec![None; count],
             patience: vec![Duration::from_secs(2); count],

@@ -89,7 +89,9 @@ impl World {
             }
         }
         let answered = self.history.newly_ended();
-        self.witness.judge_answers(&answered, self.machines.len());
+        let regions = self.machines.len();
+        let founders = regions - self.plan.newcomers;
+        self.witness.judge_answers(&answered, regions, founders);
     }
 
     // Runs until all is well; what is not, if time is up first.
@@ -141,6 +143,9 @@ impl World {
         let mut why = Vec::new();
         let mut digests = Vec::new();
         for machine in &self.machines {
+            if self.gone[machine.index] {
+                continue;
+            }
             let Some(node) = machine.node() else {
                 let error = machine.start_error();
                 why.push(format!(
@@ -188,7 +193,8 @@ impl World {
             why.push(format!("digests differ: {digests:?}"));
         }
         if why.is_empty() {
-            for (machine, followers) in self.machines.iter().zip(&self.followed) {
+            let here = self.machines.iter().zip(&self.followed);
+            for (machine, followers) in here.filter(|(it, _)| !self.gone[it.index]) {
                 match copy_of(machine) {
                     Ok(copy) => {
                         let held = self.written(&copy);
@@ -318,11 +324,11 @@ impl World {
             stranded: self.stranded(),
             in_conflict: self.in_conflict(),
             generations: self.generations(),
-            fenced: self.fences.fenced(),
+            fenced: self.fences.fenced(&self.plan),
             unaware: self.fences.unaware(),
             left_majorities: self.fences.left_majorities(),
             members: self.witness.members().clone(),
-            regions: self.machines.len(),
+            regions: self.machines.len() - self.plan.newcomers,
         };
         self.report.broken.append(&mut self.two_homes);
         self.report.broken.extend(self.witness.broken());

@@ -115,8 +115,9 @@ impl Witness {
         }
     }
 
-    /// Judges answers that were just given. To be asked once all were seen.
-    pub(super) fn judge_answers(&mut self, calls: &[Call], regions: usize) {
+    /// Judges answers that were just given, of so many regions, of which so many were members at first. To
+    /// be asked once all were seen.
+    pub(super) fn judge_answers(&mut self, calls: &[Call], regions: usize, founders: usize) {
         for call in calls {
             let Outcome::Written(appended) = &call.outcome else {
                 continue;
@@ -125,7 +126,7 @@ impl Witness {
                 continue;
             };
             let fewest = self.members.fewest(call.invoked, Duration::MAX);
-            let wanted = call.level(fewest.unwrap_or(regions));
+            let wanted = call.level(fewest.unwrap_or(founders));
             let log = LogId::new(last.origin, last.partition);
             let home = usize::from(last.origin.0).saturating_sub(1);
             // An answer does not say which generation of its home's log it is of.
