@@ -16,6 +16,7 @@ use crate::{Node, odd};
 /// Answers requests with the node, for as long as it is there.
 pub(crate) struct Door {
     pub(crate) federation: Uuid,
+    /// As it was when the node started: who is a member may have changed since.
     pub(crate) welcome: Welcome,
     pub(crate) node: Weak<Node>,
 }
@@ -26,7 +27,12 @@ impl Service for Door {
     }
 
     fn welcome(&self) -> Welcome {
-        self.welcome.clone()
+        let node = self.node.upgrade();
+        let topology = node.map_or_else(|| self.welcome.topology.clone(), |it| it.topology());
+        Welcome {
+            topology,
+            ..self.welcome.clone()
+        }
     }
 
     fn handle<'a>(&'a self, caller: Caller, request: Request) -> BoxFuture<'a, Response> {
@@ -35,7 +41,7 @@ impl Service for Door {
             let node = self.node.upgrade();
             let stopping = "the node is stopping".to_owned();
             match request {
-                Request::Topology => Response::Topology(self.welcome.topology.clone()),
+                Request::Topology => Response::Topology(self.welcome().topology),
                 Request::Append { request, hops } => Response::Append(match node {
                     // Only a region's node may say that it has passed an append on.
                     Some(_) if hops > 0 && !matches!(caller.peer, PeerName::Region(_)) => {

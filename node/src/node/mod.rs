@@ -618,7 +618,8 @@ impl Node {
             .spawn(accept.instrument(info_span!("accept")));
     }
 
-    fn topology(&self) -> Topology {
+    /// What clients are told of the federation now.
+    pub(crate) fn topology(&self) -> Topology {
         let known = self.homes.federation();
         let is_meant = |region| known.knows(region) && !known.left.contains(&region);
         let members = self.config.members.iter();
