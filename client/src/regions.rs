@@ -267,8 +267,12 @@ impl Regions {
         };
         match &dialled {
             Ok(connection) => link.set(Ok(connection.clone())),
-            // A caller in a hurry has not shown that the region cannot be reached.
-            Err(_) if give_up_at == deadline && Instant::now() >= deadline => {}
+            // A caller in a hurry has not shown that the region cannot be reached. Somebody must, or all who
+            // are in a hurry wait for it in vain, one after the other, and never turn to another region.
+            Err(_) if give_up_at == deadline && Instant::now() >= deadline => {
+                let (regions, link) = (Arc::clone(self), Arc::clone(&link));
+                tokio::spawn(async move { regions.dial_patiently(region, &link).await });
+            }
             Err(reason) => {
                 link.set(Err(reason.clone()));
                 let (regions, link) = (Arc::clone(self), Arc::clone(&link));
@@ -276,6 +280,26 @@ impl Regions {
             }
         }
         dialled.map_err(|reason| in_region(&reason))
+    }
+
+    /// Finds out whether a region can be reached, for those who had no time to.
+    async fn dial_patiently(&self, region: RegionId, link: &Link) {
+        let dialling = link.dialling.lock().await;
+        if !matches!(link.open(), Err(None)) {
+            return;
+        }
+        let give_up_at = Instant::now() + self.connect_timeout;
+        let dialled = tokio::select! {
+            biased;
+            () = self.closed.cancelled() => return,
+            dialled = self.dial(region, link.seed, give_up_at) => dialled,
+        };
+        let reached = dialled.is_ok();
+        link.set(dialled);
+        drop(dialling);
+        if !reached {
+            self.redial(region, link).await;
+        }
     }
 
     /// Dials a region until it is reached, so that no request has to wait for that.

@@ -240,6 +240,22 @@ async fn an_unreachable_home_is_reached_through_another_region() {
 }
 
 #[tokio::test]
+async fn a_home_that_no_request_has_the_time_to_dial_is_found_to_be_unreachable() {
+    let world = World::start(obliging, passing_on);
+    let mut hurried = config(&world.ca, &[world.east_addr, world.west_addr]);
+    hurried.request_timeout = hurried.connect_timeout / 2;
+    let client = Client::connect(hurried).await.unwrap();
+    client.append(append("ledger-1", &[1])).await.unwrap();
+    world.kill_east();
+    sleep(Duration::from_millis(50)).await;
+    let passed_on = timeout(Duration::from_secs(8), async {
+        while client.append(append("ledger-1", &[2])).await.is_err() {}
+    });
+    passed_on.await.unwrap();
+    assert_eq!(world.regions_asked(), [EAST, WEST]);
+}
+
+#[tokio::test]
 async fn a_stream_that_was_moved_is_written_and_read_straight_at_its_new_home() {
     fn moved_away(_: RegionId, _: usize, request: &Request) -> Deed {
         Deed::Answer(match request {
