@@ -146,14 +146,29 @@ async fn bring_home(node: &Weak<Node>, disk: &dyn Disk, cancel: &CancellationTok
     if read.is_empty() {
         return;
     }
+    let others = left_to_others(node, &read);
     let counts = readmit(Weak::clone(node), read, cancel.clone()).await;
-    if counts.left > 0 {
+    if counts.left > others {
         return;
     }
     if let Err(error) = note_home(disk, &whole) {
         // Doing it all again changes nothing.
         warn!(%error, "that stranded events are home again cannot be noted");
     }
+    if let (Ok(true), Some(node)) = (is_home(disk), node.upgrade()) {
+        node.homes().note_brought_home();
+    }
+}
+
+// How many events in `tails` are another region's to bring home.
+fn left_to_others(node: &Weak<Node>, tails: &[Tail]) -> u64 {
+    let Some(node) = node.upgrade() else { return 0 };
+    let me = node.config().region;
+    let blocks = tails.iter().filter(|tail| tail.log.origin != me);
+    let blocks = blocks.flat_map(|tail| &tail.blocks);
+    let events = blocks.filter_map(|block| block.to_events().ok()).flatten();
+    let theirs = events.filter(|event| node.homes().seat(&event.stream).is_none());
+    theirs.count() as u64
 }
 
 type Home = BTreeSet<(LogId, u32)>;
@@ -166,7 +181,15 @@ fn home(disk: &dyn Disk) -> io::Result<Home> {
         .map_err(io::Error::other)
 }
 
-// The tails whose events are not all home.
+/// Whether this region has nothing to bring home any more of what was ever stranded on `disk`.
+///
+/// # Errors
+/// When the disk fails.
+pub(crate) fn is_home(disk: &dyn Disk) -> io::Result<bool> {
+    Ok(waiting(disk)?.is_empty())
+}
+
+// The tails of which this region has yet to bring something home.
 fn waiting(disk: &dyn Disk) -> io::Result<Vec<StrandedTail>> {
     let home = home(disk)?;
     let mut tails = meridian_store::stranded(disk)?;

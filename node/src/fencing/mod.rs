@@ -32,10 +32,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use self::asked::{FenceReport, FenceStanding, RegionStanding, Standing};
-pub(crate) use self::home_coming::{come_home, forget_replay, must_replay, note_replay};
+pub(crate) use self::home_coming::{
+    come_home, forget_replay, is_home, must_replay, note_replay,
+};
 pub use self::members::MembershipReport;
 use crate::control::fence::{Fence, Prefixes};
 use crate::control::{Command, Consensus, Federation, Outcome};
+use crate::homes::Homes;
 use crate::node::write_lock;
 use crate::sequencer::Sequencer;
 
@@ -152,6 +155,7 @@ pub(crate) struct Fencing {
     pub(crate) store: Arc<Store>,
     pub(crate) links: Arc<Links>,
     pub(crate) sequencers: Vec<Arc<Sequencer>>,
+    pub(crate) homes: Arc<Homes>,
     /// The regions that the configuration lists.
     pub(crate) listed: BTreeMap<RegionId, String>,
     pub(crate) hlc: Arc<Hlc>,
@@ -186,15 +190,21 @@ pub(crate) fn shut_reason(
     federation: &Federation,
     me: RegionId,
     listed: &BTreeMap<RegionId, String>,
+    brought_home: bool,
 ) -> Option<String> {
     let lacking = federation.lacking(listed).filter(|it| !it.is_newcomer);
     lacking
         .map(|lacking| lacking.reason)
-        .or_else(|| out_reason(federation, me))
+        .or_else(|| out_reason(federation, me, brought_home))
 }
 
-/// Why a region that is no member, or will not be one any more, does not write.
-pub(crate) fn out_reason(federation: &Federation, me: RegionId) -> Option<String> {
+/// Why a region that is no member, or will not be one any more, does not write. One that leaves does until what
+/// it stranded before is home: nobody else can write all of that again.
+pub(crate) fn out_reason(
+    federation: &Federation,
+    me: RegionId,
+    brought_home: bool,
+) -> Option<String> {
     if !federation.knows(me) {
         return Some(
             "this region is not a member yet: it takes over what the others write, and \
@@ -207,7 +217,7 @@ pub(crate) fn out_reason(federation: &Federation, me: RegionId) -> Option<String
             "this region has left the federation; it can be read, and its node stopped".to_owned(),
         );
     }
-    if federation.leaving.contains_key(&me) {
+    if federation.leaving.contains_key(&me) && brought_home {
         return Some(
             "this region is leaving the federation, once every other region holds what it holds"
                 .to_owned(),
@@ -276,6 +286,15 @@ impl Fencing {
         }
     }
 
+    fn shut_reason(&self, federation: &Federation) -> Option<String> {
+        shut_reason(
+            federation,
+            self.region,
+            &self.listed,
+            self.homes.brought_home(),
+        )
+    }
+
     // Tells the store and the links whose blocks count. Whether that cannot change before more is decided.
     fn apply(&self, federation: &Federation) -> bool {
         let mut membership = membership(federation, &self.store, self.region, &self.stranded);
@@ -288,7 +307,7 @@ impl Fencing {
             self.store.set_generations(*log, generations.clone());
         }
         self.links.set_membership(&membership);
-        let reason = shut_reason(federation, self.region, &self.listed);
+        let reason = self.shut_reason(federation);
         if reason.is_some() {
             write_lock(&self.out, reason);
         }
@@ -409,7 +428,7 @@ impl Fencing {
             return false;
         }
         let Some(out) = federation.out.get(&self.region) else {
-            if shut_reason(federation, self.region, &self.listed).is_some() {
+            if self.shut_reason(federation).is_some() {
                 return false;
             }
             let is_out = self.out.read().is_ok_and(|out| out.is_some());
@@ -445,7 +464,11 @@ impl Fencing {
             *leaving = Leaving::default();
             return false;
         }
-        // A block that began before this was decided may still be under way; no other one begins.
+        if !self.homes.brought_home() {
+            reached("a region that leaves brought home what it had stranded first");
+            return true;
+        }
+        // A block that began before may still be under way; no other one begins.
         if !self.sequencers.iter().all(|it| it.is_quiet()) {
             return true;
         }

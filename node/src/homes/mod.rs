@@ -20,6 +20,7 @@ mod lease;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -128,6 +129,8 @@ pub(crate) struct Homes {
     // Of this region, and of those that it succeeds.
     lease: Mutex<Lease>,
     waits: Mutex<Waits>,
+    // Whether all that this region stranded is home again.
+    brought_home: AtomicBool,
 }
 
 impl Homes {
@@ -158,7 +161,19 @@ impl Homes {
             complete: Mutex::default(),
             lease: Mutex::default(),
             waits: Mutex::default(),
+            brought_home: AtomicBool::new(false),
         }
+    }
+
+    /// Whether all that this region stranded is home again, as far as this node remembers over restarts. Until
+    /// then it may have to write some of it, even if it is to leave.
+    pub(crate) fn brought_home(&self) -> bool {
+        self.brought_home.load(Ordering::Acquire)
+    }
+
+    /// It is, and that is remembered.
+    pub(crate) fn note_brought_home(&self) {
+        self.brought_home.store(true, Ordering::Release);
     }
 
     /// What is decided now.

@@ -36,7 +36,7 @@ use crate::control::{Consensus, Plane, Setup};
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
-use crate::fencing::{Fencing, come_home, membership, shut_reason};
+use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason};
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
@@ -151,7 +151,10 @@ impl Node {
             store.set_generations(*log, generations.clone());
         }
         let listed = listed(&config);
-        let out = Arc::new(RwLock::new(shut_reason(&known, config.region, &listed)));
+        // Before anything is written: an earlier life may have said that it is ready to leave.
+        let brought_home = is_home(&*disk).map_err(StartError::Disk)?;
+        let shut = shut_reason(&known, config.region, &listed, brought_home);
+        let out = Arc::new(RwLock::new(shut));
         let is_fenced =
             known.out.contains_key(&config.region) && !known.left.contains(&config.region);
         if stranded.events > 0 || is_fenced {
@@ -224,6 +227,9 @@ impl Node {
             Arc::clone(&hlc),
             plane.federation(),
         ));
+        if brought_home {
+            homes.note_brought_home();
+        }
 
         let names_of = |member: &crate::config::MemberConfig| (member.name.clone(), member.id);
         let merging = Arc::new(Merging::new(
@@ -322,6 +328,7 @@ impl Node {
             store: Arc::clone(&store),
             links: Arc::clone(&links),
             sequencers: sequencers.clone(),
+            homes: Arc::clone(&homes),
             listed,
             hlc: Arc::clone(&hlc),
             consensus: Arc::clone(&consensus),
@@ -524,7 +531,7 @@ impl Node {
                     || "this node has not heard yet what the federation has decided".to_owned();
                 let verdict = verdict
                     .or_else(|| is_blind.then(blind))
-                    .or_else(|| shut_reason(&federation, me, &listed))
+                    .or_else(|| shut_reason(&federation, me, &listed, homes.brought_home()))
                     .or_else(|| read_lock(&out));
                 if verdict.is_none() && !opened {
                     opened = true;

@@ -237,7 +237,8 @@ impl Task {
         let mut next = Some(first);
         // One for the whole block, but for what stands behind a transfer: by then its decision counts.
         let mut federation = self.tools.homes.federation();
-        let shut = shut.or_else(|| out_reason(&federation, log.origin));
+        let brought_home = self.tools.homes.brought_home();
+        let shut = shut.or_else(|| out_reason(&federation, log.origin, brought_home));
         while let Some(Command {
             request,
             is_own,
