@@ -32,9 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 pub use self::asked::{FenceReport, FenceStanding, RegionStanding, Standing};
-pub(crate) use self::home_coming::{
-    come_home, forget_replay, is_home, must_replay, note_replay,
-};
+pub(crate) use self::home_coming::{come_home, forget_replay, is_home, must_replay, note_replay};
 pub use self::members::MembershipReport;
 use crate::control::fence::{Fence, Prefixes};
 use crate::control::{Command, Consensus, Federation, Outcome};
