@@ -1,6 +1,6 @@
 //! The states of streams that every region writes, folded from the logs and kept while they are in use.
 //!
-//! The sequencer asks [`Merging::prepare`] whether it may record an operation, and [`Prepared::record`] gives the
+//! The sequencer asks [`Merging::prepare`] whether it may record an operation, and [`Merging::record`] gives the
 //! operation its dot and what was seen, and applies it at once: the next one is judged with it. What other regions
 //! wrote is read from their logs whenever there is more of it than was folded.
 //!
