@@ -330,3 +330,106 @@ fn two_writes_side_by_side_both_stay_in_a_register_and_one_is_listed_as_supersed
     );
     assert!(listed.values().all(|it| it == &listed[&0]), "{listed:?}");
 }
+
+#[test]
+fn what_a_lost_region_wrote_counts_again_when_it_comes_back_and_wins_over_nothing_newer() {
+    let mut federation = Federation::running(&NAMES);
+    set_up(&federation);
+    for value in ["kept", "gone"] {
+        written(
+            &federation,
+            0,
+            "orset-1",
+            &json!({"op": "add", "value": value}),
+        );
+    }
+    written(
+        &federation,
+        2,
+        "boundedcounter-1",
+        &json!({"op": "grant", "by": 5}),
+    );
+    agreed(&federation, "orset-1");
+    agreed(&federation, "boundedcounter-1");
+    // Nobody else holds what c writes now.
+    federation.kill(0);
+    federation.kill(1);
+    for (stream, data) in [
+        ("pncounter-1", json!({"op": "add", "by": 5})),
+        ("orset-1", json!({"op": "add", "value": "late"})),
+        ("orset-1", json!({"op": "add", "value": "changed"})),
+        ("orset-1", json!({"op": "remove", "value": "changed"})),
+        ("orset-1", json!({"op": "remove", "value": "gone"})),
+        (
+            "ormap-1",
+            json!({"op": "update", "key": "k", "type": "g-counter", "change": {"op": "add", "by": 2}}),
+        ),
+        ("boundedcounter-1", json!({"op": "take", "by": 4})),
+        ("document-1", json!({"v": "late"})),
+        ("fields-1", json!({"both": "late", "one": "late"})),
+    ] {
+        written(&federation, 2, stream, &data);
+    }
+    federation.kill(2);
+    federation.start(0);
+    federation.start(1);
+    until("the others go on without it", || {
+        let url = federation.url(0, "/v1/regions/c/fence");
+        let fenced = post(&url, &json!({"wait_ms": 20_000}).to_string());
+        fenced.is_some_and(|(status, fenced)| status == 200 && fenced["opened_after_ms"].is_u64())
+    });
+    for (stream, data) in [
+        ("pncounter-1", json!({"op": "subtract", "by": 1})),
+        ("orset-1", json!({"op": "add", "value": "newer"})),
+        ("document-1", json!({"v": "newer"})),
+        ("fields-1", json!({"both": "newer"})),
+    ] {
+        until("it is written", || {
+            write(&federation, 1, stream, &data).0 == 200
+        });
+    }
+    federation.start(2);
+    until("all that it wrote is home", || {
+        let counted = get(&federation.url(0, "/v1/streams/pncounter-1/state"));
+        counted.is_some_and(|(_, state)| state["value"] == 4)
+    });
+    federation.until_ready(2);
+    assert_eq!(agreed(&federation, "pncounter-1"), json!(4));
+    assert_eq!(
+        agreed(&federation, "orset-1"),
+        json!(["kept", "late", "newer"])
+    );
+    assert_eq!(
+        agreed(&federation, "ormap-1"),
+        json!({"k": {"g-counter": 2}})
+    );
+    let stock = agreed(&federation, "boundedcounter-1");
+    assert_eq!(stock, json!({"stock": 1, "rights": {"c": 1}}));
+    assert_eq!(agreed(&federation, "document-1"), json!({"v": "newer"}));
+    assert_eq!(
+        agreed(&federation, "fields-1"),
+        json!({"both": "newer", "one": "late"})
+    );
+    for index in 0..NAMES.len() {
+        let lost = |stream| state(&federation, index, stream, "stable")["superseded"].clone();
+        assert_eq!(lost("document-1")[0]["value"], json!({"v": "late"}));
+        assert_eq!(lost("fields-1")[0]["value"], json!({"both": "late"}));
+        assert_eq!(lost("fields-1")[0]["origin"], "c");
+    }
+    until("what it took before counts for what it may take", || {
+        write(
+            &federation,
+            2,
+            "boundedcounter-1",
+            &json!({"op": "take", "by": 1}),
+        )
+        .0 == 200
+    });
+    refused(
+        &federation,
+        2,
+        "boundedcounter-1",
+        &json!({"op": "take", "by": 1}),
+        "conflict",
+    );
+}

@@ -221,6 +221,12 @@ impl Merging {
                 "events of stream {stream} are still on their way to the disk"
             )));
         }
+        if operations.iter().any(|it| uses_rights(it)) && !self.homes.brought_home() {
+            reached("rights were not used before what was stranded was home");
+            return Err(unavailable(format!(
+                "this region was put out, and what it took from stream {stream} before is not all home yet"
+            )));
+        }
         let fresh = operations.iter().filter(|(_, meta)| meta.is_none());
         let fresh: Vec<&Operation> = fresh.map(|(operation, _)| operation).collect();
         folded
@@ -330,6 +336,11 @@ impl Merging {
         let hot = &self.partitions[usize::from(partition.0)];
         hot.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+// Whether a fresh operation uses rights: those that stranded operations use must not be used twice.
+fn uses_rights((operation, meta): &(Operation, Option<OpMeta>)) -> bool {
+    meta.is_none() && matches!(operation, Operation::Take(_) | Operation::Give { .. })
 }
 
 fn unavailable(reason: String) -> AppendError {
