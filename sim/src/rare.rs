@@ -35,6 +35,7 @@ pub const OTHERS: &[&str] = &[
     "what a fenced home tells waited for a majority",
     "a home was to be given up before it had opened",
     "a node that had forgotten decisions waited until it heard of them",
+    "a node that had lost its disk knew again what was decided",
     "a request found that its stream had moved",
     "a transfer was here before all that it rests on",
     "an append waited while its stream was moved",

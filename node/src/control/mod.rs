@@ -25,7 +25,6 @@ mod membership;
 mod plane;
 mod runtime;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -72,8 +71,6 @@ pub(crate) struct Standing {
     pub(crate) term: u64,
     /// The regions that vote.
     pub(crate) voters: Vec<RegionId>,
-    /// The regions that were heard to know of no decision either, while this node does not vote.
-    pub(crate) undecided: BTreeSet<RegionId>,
     /// Why it does not work on this node, if it does not.
     pub(crate) error: Option<String>,
 }
@@ -82,6 +79,11 @@ pub(crate) struct Standing {
 pub(crate) trait Consensus: Send + Sync {
     /// What is decided, as far as this node knows; changes when it learns more. Durable here.
     fn federation(&self) -> watch::Receiver<Arc<Federation>>;
+
+    /// Whether this node knows all that it ever knew to be decided. One that lost its disk has forgotten it, and
+    /// may have acted on it: before this says so, it must not rest on what it knows. Whoever reads what is
+    /// decided after this has said so reads all of it.
+    fn remembers(&self) -> bool;
 
     /// Proposes `command`, and waits until it is decided and applied *here*.
     ///

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -173,8 +174,10 @@ struct Shared {
     links: OnceLock<Weak<Links>>,
     told: watch::Sender<Arc<Federation>>,
     running: Mutex<Option<Running>>,
-    // Who has said that it knows of no decision.
-    undecided: Mutex<BTreeSet<RegionId>>,
+    // Who has told what it knows to be decided, while this node does not vote.
+    heard: Mutex<BTreeSet<RegionId>>,
+    // Whether all that this disk may have forgotten is known again.
+    remembers: AtomicBool,
     error: Mutex<Option<String>>,
 }
 
@@ -185,12 +188,14 @@ pub(crate) struct Plane(Arc<Shared>);
 impl Plane {
     /// A control plane that does nothing before [`Plane::start`].
     pub(crate) fn new(setup: Setup) -> Self {
+        let remembers = AtomicBool::new(!setup.lost);
         Self(Arc::new(Shared {
             setup,
             links: OnceLock::new(),
             told: watch::Sender::default(),
             running: Mutex::new(None),
-            undecided: Mutex::default(),
+            heard: Mutex::default(),
+            remembers,
             error: Mutex::new(Some("the node has only just started".to_owned())),
         }))
     }
@@ -347,15 +352,35 @@ impl Shared {
     // knows all that it ever knew. One that lost its disk may have sealed `from`, and forgotten; what it
     // had applied then came before its new life's vote.
     fn grants(&self, raft: &openraft::Raft<Types>, life: Life, from: RegionId) -> bool {
-        let remembers = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow();
-            let voters = &metrics.membership_config;
-            let is_voter = voters.voter_ids().any(|voter| voter == life.0);
-            is_voter && *voters.log_id() <= metrics.last_applied
-        };
         let members = self.told.borrow().members();
-        remembers && members.contains(&from) && members.contains(&self.setup.region)
+        has_caught_up(raft, life) && members.contains(&from) && members.contains(&self.setup.region)
+    }
+
+    // Whether all that this disk may have forgotten is known again. Either a leader has given it its vote back,
+    // behind whatever it may have acted on; or, as there may never be one, all others have told what
+    // they know, one of whom has decided with it. Of a region that has no vote nothing waited.
+    fn remembers(&self) -> bool {
+        if self.remembers.load(Ordering::Acquire) {
+            return true;
+        }
+        let is_back = self
+            .raft()
+            .is_some_and(|(raft, life)| has_caught_up(&raft, life));
+        let remembers = is_back || {
+            let told = Arc::clone(&self.told.borrow());
+            let heard = lock(&self.heard);
+            let gone = told.gone();
+            let mut others = self.others().into_iter().filter(|it| !gone.contains(it));
+            let members = told.members();
+            others.all(|other| heard.contains(&other))
+                || (!told.may_vote(self.setup.region)
+                    && members.intersection(&heard).count() > members.len() / 2)
+        };
+        if remembers {
+            reached("a node that had lost its disk knew again what was decided");
+            self.remembers.store(true, Ordering::Release);
+        }
+        remembers
     }
 
     // Puts `life` in the place of its region's earlier ones.
@@ -405,6 +430,15 @@ impl Shared {
             Err(_) => Answer::Unknown("it took too long".to_owned()),
         }
     }
+}
+
+// Whether `life` votes, and knows all that was decided before it did.
+fn has_caught_up(raft: &openraft::Raft<Types>, life: Life) -> bool {
+    let metrics = raft.metrics();
+    let metrics = metrics.borrow();
+    let voters = &metrics.membership_config;
+    let is_voter = voters.voter_ids().any(|voter| voter == life.0);
+    is_voter && *voters.log_id() <= metrics.last_applied
 }
 
 fn leader_or(error: &impl fmt::Display, forward: Option<Option<u64>>) -> Answer {
@@ -667,14 +701,14 @@ async fn listen(shared: &Arc<Shared>) {
             what: Asked::Tell,
         };
         if let Ok(Answer::Told(federation)) = shared.ask(peer, &question).await {
-            if federation.foundation.is_none() {
-                lock(&shared.undecided).insert(peer);
-            }
             let kept = lock(&shared.running).as_ref().map(|it| it.kept.clone());
-            if let Some(kept) = kept
-                && let Err(error) = kept.hear(*federation).await
-            {
-                warn!(%error, "what another region says is decided cannot be kept");
+            let Some(kept) = kept else { return };
+            match kept.hear(*federation).await {
+                // Only now: whoever asks whether all have been heard goes by what they told.
+                Ok(()) => {
+                    lock(&shared.heard).insert(peer);
+                }
+                Err(error) => warn!(%error, "what another region says is decided cannot be kept"),
             }
         }
     }
@@ -714,6 +748,10 @@ impl Consensus for Plane {
         self.0.told.subscribe()
     }
 
+    fn remembers(&self) -> bool {
+        self.0.remembers()
+    }
+
     fn propose(
         &self,
         command: Command,
@@ -748,7 +786,6 @@ impl Consensus for Plane {
     fn standing(&self) -> Standing {
         let mut standing = Standing {
             error: lock(&self.0.error).clone(),
-            undecided: lock(&self.0.undecided).clone(),
             ..Standing::default()
         };
         if let Some((raft, _)) = self.0.raft() {

@@ -99,6 +99,14 @@ pub(crate) fn membership(
     }
 }
 
+/// Takes nothing more of `others` than what is sure to count. A node that lost its disk has forgotten
+/// which logs it had sealed: what it takes it says it holds, and it would give out revisions on top.
+pub(crate) fn take_only_own(membership: &mut Membership, others: &[LogId]) {
+    for log in others {
+        membership.generations.entry(*log).or_default().sealed = true;
+    }
+}
+
 fn holds(store: &Store, fence: &Fence, region: RegionId) -> bool {
     let mut cuts = fence.cut_logs().filter(|(log, _)| log.origin == region);
     cuts.all(|(log, cut)| store.head(log).position >= cut)
@@ -154,6 +162,8 @@ pub(crate) struct Fencing {
     pub(crate) links: Arc<Links>,
     pub(crate) sequencers: Vec<Arc<Sequencer>>,
     pub(crate) homes: Arc<Homes>,
+    /// The logs of all other regions that the configuration lists.
+    pub(crate) others_logs: Vec<LogId>,
     /// The regions that the configuration lists.
     pub(crate) listed: BTreeMap<RegionId, String>,
     pub(crate) hlc: Arc<Hlc>,
@@ -258,9 +268,11 @@ impl Fencing {
         let mut joined_at = None;
         let mut leaving = Leaving::default();
         loop {
+            // First: what is decided, as it is read then, is all of it.
+            let remembers = self.consensus.remembers();
             let now = Arc::clone(&self.federation.borrow_and_update());
             let work = async {
-                let is_settled = self.apply(&now);
+                let is_settled = self.apply(&now, remembers);
                 let steps = self.take_part(&now).await;
                 let returns = self.come_back(&now, &mut joined_at).await;
                 let leaves = self.leave(&now, &mut leaving).await;
@@ -294,15 +306,21 @@ impl Fencing {
     }
 
     // Tells the store and the links whose blocks count. Whether that cannot change before more is decided.
-    fn apply(&self, federation: &Federation) -> bool {
+    // What was known before this node lost its disk is known again if it `remembers`.
+    fn apply(&self, federation: &Federation, remembers: bool) -> bool {
         let mut membership = membership(federation, &self.store, self.region, &self.stranded);
         if let Some(lacking) = federation.lacking(&self.listed)
             && !lacking.is_newcomer
         {
             membership.stopped = Some(lacking.reason);
         }
-        for (log, generations) in &membership.generations {
-            self.store.set_generations(*log, generations.clone());
+        if !remembers {
+            take_only_own(&mut membership, &self.others_logs);
+        }
+        for log in self.others_logs.iter().chain(membership.generations.keys()) {
+            let generations = membership.generations.get(log).cloned();
+            self.store
+                .set_generations(*log, generations.unwrap_or_default());
         }
         self.links.set_membership(&membership);
         let reason = self.shut_reason(federation);
@@ -310,7 +328,7 @@ impl Fencing {
             write_lock(&self.out, reason);
         }
         let counted = membership.counted.as_ref();
-        counted.is_none_or(|counted| *counted == federation.counted())
+        remembers && counted.is_none_or(|counted| *counted == federation.counted())
     }
 
     // Does what a running fence, or a region that joins, waits for. Whether some is left to do.

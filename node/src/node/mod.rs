@@ -26,7 +26,7 @@ use tracing::{Instrument, debug, error, info, info_span, warn};
 pub use self::start::StartError;
 use self::start::{
     check, check_listed, clock_over, foundation, links_config, listed, load_certificates,
-    load_session_key, memory_of, random_array, report, session_seal, strand,
+    load_session_key, memory_of, others_logs, random_array, report, session_seal, strand,
 };
 use crate::append::{Appends, Home, Presentation, WAITING_KIB_MAX};
 use crate::config::NodeConfig;
@@ -36,7 +36,7 @@ use crate::control::{Consensus, Plane, Setup};
 use crate::cursor::CursorSeal;
 use crate::door::Door;
 use crate::feed::Feeds;
-use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason};
+use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason, take_only_own};
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
@@ -146,7 +146,10 @@ impl Node {
             None => Identity::create(&*disk, &config, &*seams.random, false)?,
         };
         report(&recovery, memory);
-        let membership = membership(&known, &store, config.region, &stranded.fences);
+        let mut membership = membership(&known, &store, config.region, &stranded.fences);
+        if memory == Memory::Lost {
+            take_only_own(&mut membership, &others_logs(&config));
+        }
         for (log, generations) in &membership.generations {
             store.set_generations(*log, generations.clone());
         }
@@ -329,6 +332,7 @@ impl Node {
             links: Arc::clone(&links),
             sequencers: sequencers.clone(),
             homes: Arc::clone(&homes),
+            others_logs: others_logs(&config),
             listed,
             hlc: Arc::clone(&hlc),
             consensus: Arc::clone(&consensus),
@@ -511,6 +515,7 @@ impl Node {
                         .map(|head| (head.log, head.position)),
                 );
                 let skewed = time.hlc().skewed();
+                let remembers = consensus.remembers();
                 let federation = homes.federation();
                 gate.forget(&federation.left);
                 let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held, skewed.as_deref()) {
@@ -521,16 +526,13 @@ impl Node {
                     },
                     Verdict::Shut(reason) => Some(reason),
                 };
-                // An empty folder may be that of a region that is no member yet, and cannot tell.
-                let is_blind = memory == Memory::Lost && federation.foundation.is_none() && {
-                    let undecided = consensus.standing().undecided;
-                    let mut others = listed.keys().filter(|region| **region != me);
-                    !others.all(|region| undecided.contains(region))
+                // It may also be that of a region that is no member yet, and cannot tell.
+                let blind = || {
+                    "this node lost its disk, and has not heard yet what the federation has decided"
+                        .to_owned()
                 };
-                let blind =
-                    || "this node has not heard yet what the federation has decided".to_owned();
                 let verdict = verdict
-                    .or_else(|| is_blind.then(blind))
+                    .or_else(|| (!remembers).then(blind))
                     .or_else(|| shut_reason(&federation, me, &listed, homes.brought_home()))
                     .or_else(|| read_lock(&out));
                 if verdict.is_none() && !opened {

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use meridian_client::tls::{Identity as TlsIdentity, PeerName, TlsError, TlsSeams};
-use meridian_clock::{Hlc, HlcStart, RegionId, Timestamp};
+use meridian_clock::{Hlc, HlcStart, LogId, PartitionId, RegionId, Timestamp};
 use meridian_conflict::PolicyError;
 use meridian_points::{Bug, planted};
 use meridian_replication::quic::{DelayObserver, EndpointError};
@@ -121,6 +121,16 @@ pub(super) fn listed(config: &NodeConfig) -> BTreeMap<RegionId, String> {
     let members = config.members.iter();
     members
         .map(|member| (member.id, member.name.clone()))
+        .collect()
+}
+
+/// The logs of all regions that `config` lists but the node's own.
+pub(super) fn others_logs(config: &NodeConfig) -> Vec<LogId> {
+    let others = config.members.iter().map(|member| member.id);
+    let others = others.filter(|region| *region != config.region);
+    let partitions = || (0..config.partitions).map(PartitionId);
+    others
+        .flat_map(|region| partitions().map(move |partition| LogId::new(region, partition)))
         .collect()
 }
 
