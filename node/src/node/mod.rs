@@ -13,7 +13,7 @@ use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
 use meridian_clock::{Hlc, LogId, PartitionId, Promise, RegionId, SkewGuard, VersionVector};
 use meridian_conflict::Policies;
 use meridian_event::StreamId;
-use meridian_points::buggify;
+use meridian_points::{Bug, buggify, planted};
 use meridian_replication::link::Marks;
 use meridian_replication::{Endpoint, EndpointKeys, Incoming, Links, LinksConfig};
 use meridian_store::{Disk, Health, ScrubCursor, Store, StoreOptions};
@@ -515,7 +515,7 @@ impl Node {
                         .map(|head| (head.log, head.position)),
                 );
                 let skewed = time.hlc().skewed();
-                let remembers = consensus.remembers();
+                let remembers = consensus.remembers() || planted(Bug::OpenGate);
                 let federation = homes.federation();
                 gate.forget(&federation.left);
                 let verdict = match gate.judge(UPKEEP_EVERY, &seen, &held, skewed.as_deref()) {

@@ -58,7 +58,8 @@ bugs! {
     ForgetFence, "forget-fence", "A worker goes on writing a read model that another one has taken over.";
     ForgetTaken, "forget-taken",
         "What waits for our disk is not told to the region whose log it is, and more from before its restart is taken.";
-    OpenGate, "open-gate", "A node that lost its disk gives out positions before its peers have answered.";
+    OpenGate, "open-gate",
+        "A node that lost its disk gives out positions before its peers have answered, and before it knows what is decided.";
     OneRegionLess, "one-region-less", "`regions:N` and `all` are answered with one region too few.";
     IgnoreExpected, "ignore-expected", "The expected revision is not compared.";
     StaleHead, "stale-head", "A stream's revision is looked up in what is committed, without what is in flight.";
