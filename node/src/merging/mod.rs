@@ -221,7 +221,7 @@ impl Merging {
                 "events of stream {stream} are still on their way to the disk"
             )));
         }
-        if operations.iter().any(|it| uses_rights(it)) && !self.homes.brought_home() {
+        if operations.iter().any(uses_rights) && !self.homes.brought_home() {
             reached("rights were not used before what was stranded was home");
             return Err(unavailable(format!(
                 "this region was put out, and what it took from stream {stream} before is not all home yet"
