@@ -219,13 +219,16 @@ pub(super) fn strand(
 ) -> Result<(Federation, Stranded), StartError> {
     let known = crate::control::known(&**disk).map_err(StartError::Control)?;
     let mut stranded = Stranded::default();
+    let cuts = to_strand(&known);
     let me_out = known.out.contains_key(&me) && !known.left.contains(&me);
+    // Also a region that was never put out may hold, and have read, what a fence cut off.
+    let may_strand = me_out || cuts.iter().any(|cuts| !cuts.is_empty());
     let noted = must_replay(&**disk).map_err(StartError::Disk)?;
-    if me_out && !noted {
+    if may_strand && !noted {
         note_replay(&**disk).map_err(StartError::Disk)?;
     }
-    for cuts in to_strand(&known) {
-        for stranded_now in meridian_store::strand(Arc::clone(disk), &cuts)? {
+    for cuts in &cuts {
+        for stranded_now in meridian_store::strand(Arc::clone(disk), cuts)? {
             warn!(
                 log = %stranded_now.tail.log,
                 from = %stranded_now.first,
@@ -236,7 +239,7 @@ pub(super) fn strand(
             stranded.events += stranded_now.events;
         }
     }
-    if me_out && !noted && stranded.events == 0 {
+    if may_strand && !noted && stranded.events == 0 {
         forget_replay(&**disk).map_err(StartError::Disk)?;
     }
     let open = known.fences.iter().filter(|fence| fence.opened);
