@@ -57,6 +57,12 @@ pub(crate) async fn set_aside(lost: Lost<'_>, surely: &Surely) -> Result<SetAsid
     let mut id = ConflictId::of(&first.stream, lost.branch);
     let mut events = lost.events;
     while let Some(branch) = branch_of(lost.first, &events, lost.actual, &lost.reason) {
+        let whole = id.whole(events.len() as u64);
+        // Asked first: another region that holds the same events may be writing the record meanwhile, and what
+        // it is then found to hold must be all that it will.
+        let is_whole = surely
+            .known(&id.stream(), std::slice::from_ref(&whole))
+            .await?;
         let held = events.iter().map(|event| id.holding(event));
         let mut all: Vec<NewEvent> = vec![id.begun(&branch)];
         all.extend(held);
@@ -65,10 +71,6 @@ pub(crate) async fn set_aside(lost: Lost<'_>, surely: &Surely) -> Result<SetAsid
         let missing: BTreeSet<usize> = known.not.into_iter().collect();
         let is_held = |index: usize| !missing.contains(&(index + 1));
         done.before += (0..count).filter(|index| is_held(*index)).count() as u64;
-        let whole = id.whole(count as u64);
-        let is_whole = surely
-            .known(&id.stream(), std::slice::from_ref(&whole))
-            .await?;
         if is_whole.not.is_empty() {
             let mut index = 0;
             events.retain(|_| {
