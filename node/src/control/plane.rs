@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use meridian_clock::RegionId;
 use meridian_points::reached;
 use meridian_replication::Links;
@@ -57,7 +58,8 @@ const REPLACE_WITHIN: Duration = Duration::from_secs(10);
 const AGAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long before it is started anew after its disk failed.
 const RESTART_AFTER: Duration = Duration::from_secs(5);
-/// How long a proposal waits for a leader to be known before it looks again.
+/// How long a proposal waits for a leader to be known before it looks again, and a node that lost its disk for
+/// links to those who can tell it what is decided.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Room for what a restart draws at random within a region's number.
 const LIFE_BITS: u32 = 48;
@@ -474,6 +476,8 @@ async fn keep(shared: Arc<Shared>) {
     loop {
         let pause = match shared.raft() {
             None => RESTART_AFTER,
+            // Until then it takes nothing of the others' logs.
+            Some(_) if !shared.remembers() => LOOK_AGAIN,
             Some(_) => AGAIN_EVERY,
         };
         tokio::select! {
@@ -695,21 +699,26 @@ impl Shared {
 // Learns from peers what is decided, for a node that does not vote: it may never do so again where too
 // few are left to decide that. Decisions are one line, so whoever knows more knows all that others do.
 async fn listen(shared: &Arc<Shared>) {
-    for peer in shared.others() {
-        let question = Question {
-            to: None,
-            what: Asked::Tell,
+    let others = shared.others();
+    let question = Question {
+        to: None,
+        what: Asked::Tell,
+    };
+    // All at once: those that do not answer must not keep it from the others.
+    let asked = others.iter().map(|peer| shared.ask(*peer, &question));
+    let answers = join_all(asked).await;
+    for (peer, answer) in others.into_iter().zip(answers) {
+        let Ok(Answer::Told(federation)) = answer else {
+            continue;
         };
-        if let Ok(Answer::Told(federation)) = shared.ask(peer, &question).await {
-            let kept = lock(&shared.running).as_ref().map(|it| it.kept.clone());
-            let Some(kept) = kept else { return };
-            match kept.hear(*federation).await {
-                // Only now: whoever asks whether all have been heard goes by what they told.
-                Ok(()) => {
-                    lock(&shared.heard).insert(peer);
-                }
-                Err(error) => warn!(%error, "what another region says is decided cannot be kept"),
+        let kept = lock(&shared.running).as_ref().map(|it| it.kept.clone());
+        let Some(kept) = kept else { return };
+        match kept.hear(*federation).await {
+            // Only now: whoever asks whether all have been heard goes by what they told.
+            Ok(()) => {
+                lock(&shared.heard).insert(peer);
             }
+            Err(error) => warn!(%error, "what another region says is decided cannot be kept"),
         }
     }
 }
