@@ -476,11 +476,17 @@ impl World {
             return;
         };
         drop(node);
+        // Damage of what was written last cannot be told from a write that was torn.
+        let vouched = page
+            .blocks
+            .last()
+            .and_then(|(place, _)| durable_before(&machine.disk(), *place));
         let half = page.blocks.len() / 2;
         let held: Vec<_> = page
             .blocks
             .into_iter()
             .take(half)
+            .filter(|(place, _)| vouched.is_some_and(|vouched| *place < vouched))
             .filter(|(_, block)| {
                 let header = block.header();
                 (0..self.machines.len()).all(|holder| {
@@ -550,4 +556,18 @@ impl World {
             }
         }
     }
+}
+
+// What the entry at `place` says was durable when it was written: all before the result.
+fn durable_before(disk: &dyn Disk, place: LogOffset) -> Option<LogOffset> {
+    // Where `docs/format.md` has it in an envelope: the segment, then the offset.
+    const DURABLE_AT: u64 = 24;
+    let path = format!("log/{:08}.seg", place.segment);
+    let file = disk.open(&path, false).ok()?;
+    let mut bytes = [0; 16];
+    let read = file.read_at(&mut bytes, place.offset + DURABLE_AT).ok()?;
+    let (segment, offset) = bytes.split_first_chunk::<8>()?;
+    let offset = offset.first_chunk::<8>()?;
+    (read == bytes.len())
+        .then(|| LogOffset::new(u64::from_le_bytes(*segment), u64::from_le_bytes(*offset)))
 }
