@@ -157,7 +157,7 @@ async fn a_policy_that_cannot_be_set_is_refused_in_words() {
             r#"{"mode":"lww","home":5}"#,
             400,
             "invalid",
-            "home",
+            "line 1 column",
         ),
         (
             "ledger",
