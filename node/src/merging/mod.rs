@@ -31,6 +31,9 @@ use crate::homes::Homes;
 /// How much memory the states of all partitions may take together, roughly. What was not used for longest goes first.
 const STATES_BYTES_MAX: usize = 512 << 20;
 
+/// What a state takes at least, so that many empty ones are counted, too.
+const STATE_BYTES_MIN: usize = 512;
+
 /// The states that are in memory.
 pub(crate) struct Merging {
     region: RegionId,
@@ -70,7 +73,7 @@ impl Hot {
             return;
         };
         folded.used = used;
-        let bytes = folded.state.bytes();
+        let bytes = STATE_BYTES_MIN + stream.as_str().len() + folded.state.bytes();
         let grown = (bytes, std::mem::replace(&mut folded.counted_bytes, bytes));
         self.bytes = self.bytes + grown.0 - grown.1;
         while self.bytes > bytes_max && self.drop_oldest(used) {
@@ -100,6 +103,8 @@ impl Hot {
 /// Operations that may be recorded.
 pub(crate) struct Prepared {
     actor: Actor,
+    // The revision of the first event, among those of this region.
+    first: Revision,
     operations: Vec<(Operation, Option<OpMeta>)>,
 }
 
@@ -166,6 +171,7 @@ impl Merging {
         if !is_there(&mut hot) {
             hot.of(tier).insert(stream.clone(), folded);
         }
+        hot.touch(tier, stream, self.bytes_max);
         Ok(())
     }
 
@@ -227,6 +233,10 @@ impl Merging {
                 "this region was put out, and what it took from stream {stream} before is not all home yet"
             )));
         }
+        // Whatever is refused now is in memory all the same, and counts.
+        hot.touch(StateTier::Live, stream, self.bytes_max);
+        let folded = hot.of(StateTier::Live).get(stream);
+        let folded = folded.expect("what was used last is not dropped");
         let fresh = operations.iter().filter(|(_, meta)| meta.is_none());
         let fresh: Vec<&Operation> = fresh.map(|(operation, _)| operation).collect();
         folded
@@ -237,7 +247,11 @@ impl Merging {
                 _ => format!("event {at} of the batch: {error}"),
             })
             .map_err(|reason| AppendError::Conflict { reason })?;
-        Ok(Some(Prepared { actor, operations }))
+        Ok(Some(Prepared {
+            actor,
+            first,
+            operations,
+        }))
     }
 
     /// Records what was prepared, as events whose first one is at `at` of the log, stamped with `timestamp`.
@@ -253,8 +267,15 @@ impl Merging {
     ) -> Result<Vec<NewEvent>, AppendError> {
         let stream = &request.stream;
         let mut hot = self.hot(self.partition(stream));
+        // A reader may have made room for another stream meanwhile, or have folded this one anew.
         let folded = hot.of(StateTier::Live).get_mut(stream);
-        let folded = folded.expect("it was prepared, and nobody else is here");
+        let is_prepared = |it: &&mut Folded| it.next(self.region) == prepared.first;
+        let Some(folded) = folded.filter(is_prepared) else {
+            reached("a state was dropped between being asked and being written");
+            return Err(unavailable(format!(
+                "the state of stream {stream} was dropped to make room"
+            )));
+        };
         let mut events = Vec::with_capacity(request.events.len());
         let mut applied = Vec::with_capacity(request.events.len());
         let mut seen = folded.state.seen().clone();
