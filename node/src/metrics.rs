@@ -269,6 +269,14 @@ pub struct Metrics {
     pub homes_moving: Gauge,
     /// Regions that are fenced, or are becoming members again.
     pub regions_fenced: Gauge,
+    /// States of merged streams that are in memory: what is held and what is settled count apart.
+    pub merged_states: Gauge,
+    /// What they take there, about.
+    pub merged_state_bytes: Gauge,
+    /// States that are kept in files.
+    pub merged_snapshots: Gauge,
+    /// The bytes of these files.
+    pub merged_snapshot_bytes: Gauge,
     /// Events that no other region holds: they would strand if this one vanished now.
     pub at_stake_events: Gauge,
     /// How long ago the oldest of them was written.
@@ -425,6 +433,22 @@ impl Metrics {
             regions_fenced: list.add(
                 "regions_fenced",
                 "Regions that are fenced, or are becoming members again",
+            ),
+            merged_states: list.add(
+                "merged_states",
+                "States of streams that every region writes which are in memory",
+            ),
+            merged_state_bytes: list.add(
+                "merged_state_bytes",
+                "About how many bytes of memory these states take",
+            ),
+            merged_snapshots: list.add(
+                "merged_snapshots",
+                "States of streams that every region writes which are kept in files",
+            ),
+            merged_snapshot_bytes: list.add(
+                "merged_snapshot_bytes",
+                "The bytes of these files",
             ),
             at_stake_events: list.add(
                 "at_stake_events",

@@ -401,6 +401,13 @@ pub(crate) fn refresh_metrics(node: &Node) {
     let opening = control.opening.len() as u64;
     let fenced = control.fenced.len() + control.joining.len();
     metrics.regions_fenced.set(count(fenced as u64));
+    let states = node.merging().size();
+    metrics.merged_states.set(count(states.hot as u64));
+    metrics
+        .merged_state_bytes
+        .set(count(states.hot_bytes as u64));
+    metrics.merged_snapshots.set(count(states.kept as u64));
+    metrics.merged_snapshot_bytes.set(count(states.kept_bytes));
     let at_stake = at_stake(node);
     metrics.at_stake_events.set(count(at_stake.events));
     let at_stake_for = Duration::from_millis(at_stake.for_ms);

@@ -433,3 +433,95 @@ fn what_a_lost_region_wrote_counts_again_when_it_comes_back_and_wins_over_nothin
         "conflict",
     );
 }
+
+fn kept_states(federation: &Federation, index: usize) -> f64 {
+    let metrics = federation.metrics(index);
+    let line = metrics
+        .lines()
+        .find_map(|line| line.strip_prefix("meridian_merged_snapshots "));
+    line.and_then(|value| value.parse().ok()).unwrap_or(0.0)
+}
+
+fn damage_states(federation: &Federation, index: usize) {
+    let folder = federation.data(index).join("states");
+    let mut damaged = 0;
+    for folder in std::fs::read_dir(folder).unwrap() {
+        for file in std::fs::read_dir(folder.unwrap().path()).unwrap() {
+            let path = file.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            let middle = bytes.len() / 2;
+            bytes[middle] ^= 1;
+            std::fs::write(&path, bytes).unwrap();
+            damaged += 1;
+        }
+    }
+    assert!(damaged > 0);
+}
+
+#[test]
+fn long_streams_are_opened_from_files_and_from_the_log_when_these_are_bad() {
+    let mut federation = Federation::running(&NAMES);
+    set_up(&federation);
+    let mut held = BTreeSet::new();
+    for round in 0..9_u32 {
+        for index in 0..NAMES.len() {
+            let operations: Vec<Value> = (0..100_u32)
+                .flat_map(|it| {
+                    let value = u32::try_from(index).unwrap() * 1_000 + (round * 37 + it) % 150;
+                    held.insert(value);
+                    [json!({"op": "add", "value": value})]
+                })
+                .collect();
+            let events = operations
+                .iter()
+                .map(|data| json!({"type": "T", "data": data}));
+            let body = json!({"events": events.collect::<Vec<_>>()}).to_string();
+            for stream in ["orset-1", "gset-1"] {
+                let url = federation.url(index, &format!("/v1/streams/{stream}/events"));
+                let (status, answer) = post(&url, &body).unwrap();
+                assert_eq!(status, 200, "{answer}");
+            }
+        }
+    }
+    let gone = 1_000;
+    let removal = json!({"op": "remove", "value": gone});
+    written(&federation, 1, "orset-1", &removal);
+    assert!(held.remove(&gone));
+    let expected = |value: &Value| {
+        let elements = value.as_array().unwrap().iter();
+        let elements: BTreeSet<u32> = elements
+            .map(|it| u32::try_from(it.as_u64().unwrap()).unwrap())
+            .collect();
+        elements == held
+    };
+    assert!(expected(&agreed(&federation, "orset-1")));
+    agreed(&federation, "gset-1");
+    until("both are kept in files", || {
+        kept_states(&federation, 0) >= 2.0
+    });
+    let before = state(&federation, 0, "orset-1", "live");
+    federation.kill(0);
+    federation.start(0);
+    federation.until_ready(0);
+    assert!(kept_states(&federation, 0) >= 2.0);
+    let after = state(&federation, 0, "orset-1", "live");
+    assert_eq!(after["digest"], before["digest"]);
+    assert!(expected(&agreed(&federation, "orset-1")));
+    assert_eq!(federation.stop(0).code(), Some(0));
+    damage_states(&federation, 0);
+    federation.start(0);
+    federation.until_ready(0);
+    let after = state(&federation, 0, "orset-1", "live");
+    assert_eq!(after["digest"], before["digest"]);
+    assert!(federation.log(0).contains("folded from the log again"));
+    // And it goes on from there.
+    written(
+        &federation,
+        0,
+        "orset-1",
+        &json!({"op": "add", "value": gone}),
+    );
+    held.insert(gone);
+    let expected = |value: &Value| value.as_array().unwrap().len() == held.len();
+    assert!(expected(&agreed(&federation, "orset-1")));
+}

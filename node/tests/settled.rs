@@ -312,7 +312,7 @@ fn a_region_that_is_gone_is_named_and_what_it_holds_up_goes_on_when_it_is_back()
     let url = federation.url(0, "");
     let shown = text(&meridian(&["status", "--url", &url]).stdout);
     assert!(shown.contains("held back by region c"), "{shown}");
-    let metrics = meridian_metrics(&url);
+    let metrics = federation.metrics(0);
     assert!(
         metrics.contains("watermark_held_by_seconds{tier=\"stable\",region=\"c\"}"),
         "{metrics}"
@@ -361,14 +361,6 @@ fn a_region_that_is_gone_is_named_and_what_it_holds_up_goes_on_when_it_is_back()
             why_stuck(&federation, region).0 == Some(0)
         });
     }
-}
-
-fn meridian_metrics(url: &str) -> String {
-    let address = url.trim_start_matches("http://");
-    let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-    let request = "GET /metrics HTTP/1.0\r\nhost: x\r\n\r\n";
-    std::io::Write::write_all(&mut stream, request.as_bytes()).expect("it takes a request");
-    std::io::read_to_string(stream).expect("it answers")
 }
 
 #[test]

@@ -79,9 +79,13 @@ impl Node {
             StateTier::Live => None,
             StateTier::Stable => Some(self.watermark(SettledTier::Stable)),
         };
-        let folding = merging.fold(tier, kind, stream, until);
-        folding.await.map_err(unreadable)?;
-        let (report, own_upto) = merging.report(tier, kind, stream, until)?;
+        let (report, own_upto) = loop {
+            let folding = merging.fold(tier, kind, stream, until);
+            folding.await.map_err(unreadable)?;
+            if let Some(report) = merging.report(tier, kind, stream, until)? {
+                break report;
+            }
+        };
         // What a reader was shown must not be gone after a crash.
         let log = merging.own_log(stream);
         let mut committed = self.store().committed();
@@ -102,27 +106,32 @@ impl Node {
 }
 
 impl Merging {
+    // `None` when it has to be folded anew.
     fn report(
         &self,
         tier: StateTier,
         kind: Kind,
         stream: &StreamId,
         until: Option<meridian_clock::Timestamp>,
-    ) -> Result<(StateReport, meridian_clock::Position), ReadError> {
+    ) -> Result<Option<(StateReport, meridian_clock::Position)>, ReadError> {
         let mut hot = self.hot(self.partition(stream));
         let folded = hot.of(tier).entry(stream.clone());
-        let folded = folded.or_insert_with(|| Folded::new(kind));
+        let folded = folded.or_insert_with(|| self.begin(stream, kind));
         if !folded.is(kind) {
-            *folded = Folded::new(kind);
+            *folded = self.begin(stream, kind);
         }
         // It is nearly there already.
         while !folded
             .follow(self, stream, until, false, super::STEPS_AT_ONCE)
             .map_err(unreadable)?
         {}
+        if !folded.is_exact() {
+            self.fold_anew(&mut hot, tier, stream);
+            return Ok(None);
+        }
         let report = StateReport::of(folded);
         let own_upto = folded.own_upto;
         hot.touch(tier, stream, self.bytes_max);
-        Ok((report, own_upto))
+        Ok(Some((report, own_upto)))
     }
 }

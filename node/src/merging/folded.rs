@@ -37,6 +37,10 @@ pub(super) struct Folded {
     pub(super) skipped: u64,
     /// What was recorded here up to this position is folded, durable or not.
     pub(super) own_upto: Position,
+    /// How many events the last snapshot has that is known of.
+    pub(super) saved: u64,
+    // Whether something had not seen what was let go of.
+    inexact: bool,
     /// When it was last used, in uses.
     pub(super) used: u64,
     /// What it was last counted with.
@@ -51,9 +55,51 @@ impl Folded {
             last: OrderKey::ZERO,
             skipped: 0,
             own_upto: Position::ZERO,
+            saved: 0,
+            inexact: false,
             used: 0,
             counted_bytes: 0,
         }
+    }
+
+    /// As a snapshot has it, in which of each region all was folded before the revision that `followed` says.
+    pub(super) fn from_kept(
+        state: State,
+        followed: &[(RegionId, Revision)],
+        last: OrderKey,
+        skipped: u64,
+    ) -> Self {
+        let mut folded = Self::new(state.kind());
+        folded.state = state;
+        folded.last = last;
+        folded.skipped = skipped;
+        folded.followed = followed
+            .iter()
+            .map(|(region, next)| {
+                let followed = Followed {
+                    next: *next,
+                    ..Followed::default()
+                };
+                (*region, followed)
+            })
+            .collect();
+        folded.saved = folded.count();
+        folded
+    }
+
+    /// The next revision of each region.
+    pub(super) fn revisions(&self) -> impl Iterator<Item = (RegionId, Revision)> + '_ {
+        self.followed.iter().map(|(region, it)| (*region, it.next))
+    }
+
+    /// How many events are folded.
+    pub(super) fn count(&self) -> u64 {
+        self.followed.values().map(|it| it.next.0).sum()
+    }
+
+    /// Whether it is what the log comes to. If not, it is to be folded anew, and from no snapshot.
+    pub(super) fn is_exact(&self) -> bool {
+        !self.inexact
     }
 
     pub(super) fn is(&self, kind: Kind) -> bool {
@@ -90,7 +136,9 @@ impl Folded {
         let mut steps = 0..steps;
         for log in merging.homes.logs(partition) {
             let region = log.origin;
-            if recording && region == merging.region && self.followed.contains_key(&region) {
+            let is_read = |it: &Followed| it.head > Position::ZERO;
+            let own = self.followed.get(&region).filter(|it| is_read(it));
+            if recording && region == merging.region && own.is_some() {
                 continue;
             }
             loop {
@@ -166,7 +214,8 @@ impl Folded {
         match self.state.apply(applied) {
             Outcome::Fresh | Outcome::Repeated | Outcome::Waiting => {}
             Outcome::Inexact => {
-                warn!(dot = %applied.dot, "an operation had not seen what was collected; the state may differ from other regions' until it is folded anew");
+                reached("an operation had not seen what was let go of");
+                self.inexact = true;
             }
         }
     }

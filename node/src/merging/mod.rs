@@ -12,6 +12,7 @@
 
 mod asked;
 mod folded;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,11 +22,13 @@ use meridian_clock::{LogId, OrderKey, PartitionId, Position, RegionId, Timestamp
 use meridian_conflict::{Actor, Applied, Kind, Marker, OpMeta, Operation};
 use meridian_event::{NewEvent, Revision, StreamId};
 use meridian_points::reached;
-use meridian_store::Store;
+use meridian_store::{Disk, Store};
 use tokio::task::yield_now;
 
 pub use self::asked::{StateReport, StateTier};
 use self::folded::{Folded, STEPS_AT_ONCE};
+pub(crate) use self::snapshots::keep as keep_snapshots;
+use self::snapshots::{Due, Snapshots, is_due};
 use crate::homes::Homes;
 
 /// How much memory the states of all partitions may take together, roughly. What was not used for longest goes first.
@@ -43,7 +46,21 @@ pub(crate) struct Merging {
     // How regions are called, as far as what they brought home says.
     names: BTreeMap<String, RegionId>,
     bytes_max: usize,
+    snapshots: Snapshots,
     partitions: Vec<Mutex<Hot>>,
+}
+
+/// How much there is of states.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct StatesSize {
+    /// How many are in memory.
+    pub(crate) hot: usize,
+    /// What they take there, about.
+    pub(crate) hot_bytes: usize,
+    /// How many snapshots there are.
+    pub(crate) kept: usize,
+    /// What they take on the disk.
+    pub(crate) kept_bytes: u64,
 }
 
 // The states of one partition's streams.
@@ -55,6 +72,7 @@ struct Hot {
     settled: BTreeMap<StreamId, Folded>,
     bytes: usize,
     used: u64,
+    due: Due,
 }
 
 impl Hot {
@@ -74,8 +92,12 @@ impl Hot {
         };
         folded.used = used;
         let bytes = STATE_BYTES_MIN + stream.as_str().len() + folded.state.bytes();
+        let is_due = is_due(folded.count(), folded.saved, bytes);
         let grown = (bytes, std::mem::replace(&mut folded.counted_bytes, bytes));
         self.bytes = self.bytes + grown.0 - grown.1;
+        if is_due {
+            self.due.add(stream);
+        }
         while self.bytes > bytes_max && self.drop_oldest(used) {
             reached("the state of a stream was dropped from memory");
         }
@@ -115,6 +137,7 @@ impl Merging {
         partitions: u16,
         names: BTreeMap<String, RegionId>,
         store: Arc<Store>,
+        disk: Arc<dyn Disk>,
         homes: Arc<Homes>,
     ) -> Self {
         Self {
@@ -124,6 +147,7 @@ impl Merging {
             homes,
             names,
             bytes_max: STATES_BYTES_MAX / usize::from(partitions.max(1)),
+            snapshots: Snapshots::open(disk),
             partitions: (0..partitions).map(|_| Mutex::default()).collect(),
         }
     }
@@ -136,9 +160,40 @@ impl Merging {
         }
     }
 
-    /// Forgets all states of `partition`: its log is not as was thought.
+    /// Forgets all states of `partition`: its log is not as was thought. What is final is as it was.
     pub(crate) fn forget(&self, partition: PartitionId) {
         *self.hot(partition) = Hot::default();
+    }
+
+    /// How much there is of states.
+    pub(crate) fn size(&self) -> StatesSize {
+        let (kept, kept_bytes) = self.snapshots.totals();
+        let size = StatesSize {
+            kept,
+            kept_bytes,
+            ..StatesSize::default()
+        };
+        self.partitions.iter().fold(size, |size, hot| {
+            let hot = hot.lock().unwrap_or_else(PoisonError::into_inner);
+            StatesSize {
+                hot: size.hot + hot.live.len() + hot.settled.len(),
+                hot_bytes: size.hot_bytes + hot.bytes,
+                ..size
+            }
+        })
+    }
+
+    // The state of `stream` to go on from: the last snapshot's, if there is one.
+    fn begin(&self, stream: &StreamId, kind: Kind) -> Folded {
+        let kept = self.snapshots.load(stream, kind);
+        kept.unwrap_or_else(|| Folded::new(kind))
+    }
+
+    // Lets go of what `hot` has of `stream` in `tier`, and of the snapshot: they had let go of too much.
+    fn fold_anew(&self, hot: &mut Hot, tier: StateTier, stream: &StreamId) {
+        reached("a state is folded anew from the whole log");
+        self.snapshots.remove(stream);
+        hot.of(tier).remove(stream);
     }
 
     /// Folds `stream`, if it is merged and not in memory: so that its sequencer need not.
@@ -163,9 +218,16 @@ impl Merging {
         if is_there(&mut self.hot(partition)) {
             return Ok(());
         }
-        let mut folded = Folded::new(kind);
-        while !folded.follow(self, stream, until, false, STEPS_AT_ONCE)? {
-            yield_now().await;
+        let mut folded = self.begin(stream, kind);
+        loop {
+            while !folded.follow(self, stream, until, false, STEPS_AT_ONCE)? {
+                yield_now().await;
+            }
+            if folded.is_exact() {
+                break;
+            }
+            self.snapshots.remove(stream);
+            folded = Folded::new(kind);
         }
         let mut hot = self.hot(partition);
         if !is_there(&mut hot) {
@@ -211,14 +273,20 @@ impl Merging {
         let actor = Actor::new(self.region, self.generation);
         let mut hot = self.hot(self.partition(stream));
         let folded = hot.of(StateTier::Live).entry(stream.clone());
-        let folded = folded.or_insert_with(|| Folded::new(kind));
+        let folded = folded.or_insert_with(|| self.begin(stream, kind));
         if !folded.is(kind) {
-            *folded = Folded::new(kind);
+            *folded = self.begin(stream, kind);
         }
         while !folded
             .follow(self, stream, None, true, STEPS_AT_ONCE)
             .map_err(|error| unavailable(error.to_string()))?
         {}
+        if !folded.is_exact() {
+            self.fold_anew(&mut hot, StateTier::Live, stream);
+            return Err(unavailable(format!(
+                "what stream {stream} comes to is being read from the whole log"
+            )));
+        }
         if folded.next(self.region) != first {
             // It was dropped while some of it was on its way to the disk.
             reached("a stream was folded while its own events were under way");

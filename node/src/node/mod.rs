@@ -40,7 +40,7 @@ use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason, take_
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
-use crate::merging::Merging;
+use crate::merging::{Merging, keep_snapshots};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
 use crate::seams::{Random, Seams};
@@ -241,6 +241,7 @@ impl Node {
             config.partitions,
             config.members.iter().map(names_of).collect(),
             Arc::clone(&store),
+            Arc::clone(&disk),
             Arc::clone(&homes),
         ));
         let first_write = Arc::new(FirstWrite::new(Arc::clone(&disk), identity.clone()));
@@ -456,6 +457,14 @@ impl Node {
         let remember = crate::remembered::keep(Arc::clone(&node.links), disk, node.tasks.clone());
         node.tracker
             .spawn(remember.instrument(info_span!("remember")));
+        let snapshots = keep_snapshots(
+            Arc::clone(&node.merging),
+            node.links.marks(),
+            Arc::clone(&node.hlc),
+            node.tasks.clone(),
+        );
+        node.tracker
+            .spawn(snapshots.instrument(info_span!("snapshots")));
         let members = node.config.members.iter().map(|member| member.id);
         let agree = crate::agreement::run(
             Arc::clone(&node.store),

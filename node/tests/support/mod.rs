@@ -183,6 +183,21 @@ impl Federation {
         self.regions[index].data.join(file).exists()
     }
 
+    /// Where a region keeps what it has.
+    pub fn data(&self, index: usize) -> &Path {
+        &self.regions[index].data
+    }
+
+    /// What a region's `/metrics` says; nothing when it does not answer.
+    pub fn metrics(&self, index: usize) -> String {
+        let url = self.url(index, "/metrics");
+        block_on(async {
+            let answer = reqwest::Client::new().get(url).timeout(PATIENCE).send();
+            answer.await.ok()?.text().await.ok()
+        })
+        .unwrap_or_default()
+    }
+
     /// Flips one bit of a region's file.
     pub fn flip(&self, index: usize, file: &str, offset: u64) {
         let file = self.regions[index].data.join(file);

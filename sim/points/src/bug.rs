@@ -56,6 +56,8 @@ bugs! {
     SplitCheckpoint, "split-checkpoint",
         "A read model's checkpoint is committed apart from its rows.";
     ForgetFence, "forget-fence", "A worker goes on writing a read model that another one has taken over.";
+    CollectAtStable, "collect-at-stable",
+        "What streams that every region writes have deleted is let go of as soon as it is stable.";
     ForgetTaken, "forget-taken",
         "What waits for our disk is not told to the region whose log it is, and more from before its restart is taken.";
     OpenGate, "open-gate",
