@@ -17,6 +17,6 @@ mod policy;
 pub use fold::{
     Actor, Applied, Change, CheckError, DEPTH_MAX, DecodeError, Element, ElementError, FlatKind,
     KEY_BYTES_MAX, Kind, KindError, Marker, MetaError, OP_KEY, OpDot, OpMeta, Operation,
-    OperationError, Outcome, Seen, State, Superseded, VALUE_BYTES_MAX,
+    OperationError, Outcome, Seen, State, Superseded, VALUE_BYTES_MAX, Winner,
 };
 pub use policy::{CategoryPolicy, HomeRule, Isolation, Mode, Policies, PolicyError, Route};

@@ -145,6 +145,11 @@ impl Policies {
         }
     }
 
+    /// What the streams of categories are that are merged, in no particular order.
+    pub fn kinds(&self) -> impl Iterator<Item = Kind> + '_ {
+        self.kinds.values().copied()
+    }
+
     /// The same policies, but for this one of `category`.
     #[must_use]
     pub fn with(

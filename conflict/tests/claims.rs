@@ -399,6 +399,7 @@ proptest! {
             }
             prop_assert_eq!(&world[at].value()["stock"], &json!(granted - taken));
             prop_assert_eq!(world[at].state.digest(), world[0].state.digest());
+            prop_assert!(world[at].state.superseded().eq(world[0].state.superseded()));
         }
     }
 }

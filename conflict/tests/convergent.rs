@@ -127,6 +127,7 @@ fn snapshot(state: State) -> Result<State, TestCaseError> {
     let read = State::decode(&bytes).map_err(|error| TestCaseError::fail(error.to_string()))?;
     prop_assert_eq!(read.encode(), bytes);
     prop_assert_eq!(read.digest(), state.digest());
+    prop_assert!(read.superseded().eq(state.superseded()));
     Ok(read)
 }
 
@@ -154,6 +155,7 @@ fn any_order(kind: Kind, steps: &[Step], arrivals: &[Arrivals; 2]) -> Result<(),
         ends.push(state);
     }
     prop_assert_eq!(ends[0].digest(), ends[1].digest());
+    prop_assert!(ends[0].superseded().eq(ends[1].superseded()));
     prop_assert_eq!(ends[0].encode(), ends[1].encode());
     Ok(())
 }
@@ -173,9 +175,12 @@ fn any_collection(
             prop_assert_ne!(state.apply(operation), Outcome::Inexact);
             if bit(arrivals.collections, at) {
                 let (value, digest) = (state.value(), state.digest());
+                let (lost, won): (Vec<_>, Vec<_>) =
+                    (state.superseded().collect(), state.winners().collect());
                 let last = before_all(&order[..=at], &order[at + 1..], &state);
                 state.collect(&last);
                 prop_assert_eq!((state.value(), state.digest()), (value, digest));
+                prop_assert!(state.superseded().eq(lost) && state.winners().eq(won));
             }
             if bit(arrivals.snapshots, at) && bit(arrivals.again, at) {
                 state = snapshot(state)?;

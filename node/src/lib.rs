@@ -53,7 +53,7 @@ pub use blame::{HeldBack, HeldReason, HeldTier};
 pub use categories::CategoryReport;
 pub use conflicts::{
     Conflict, ConflictAction, ConflictError, ConflictId, ConflictResolution, ConflictStatus,
-    Conflicts, LostBranch, LostEvents,
+    Conflicts, LostBranch, LostEvents, Superseding, WinnerPlace,
 };
 pub use consumers::{
     Consumers, GroupDefinition, GroupFrom, GroupPart, GroupServed, GroupSource, GroupStatus,

@@ -76,6 +76,31 @@ pub struct Readmitted {
     pub outcome: ReadmittedAs,
 }
 
+/// How a conflict was resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, EncodeLabelValue)]
+#[expect(non_camel_case_types, reason = "the variants are the label's values")]
+pub enum ResolvedAs {
+    /// By policy: a later write won.
+    superseded,
+    /// A write that had lost was written again.
+    reinstated,
+    /// Stranded events were appended to their stream.
+    rebased,
+    /// They were given up.
+    discarded,
+}
+
+/// Labels: how a conflict was resolved.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Resolution {
+    /// The stream's category.
+    pub category: String,
+    /// Its policy: `home` or `lww`.
+    pub policy: String,
+    /// What became of it.
+    pub outcome: ResolvedAs,
+}
+
 /// Label: a partition of this node.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Partition {
@@ -284,6 +309,8 @@ pub struct Metrics {
 
     /// Conflict records that wait for a decision, or for it to be carried out.
     pub conflicts_open: Gauge,
+    /// Conflicts that were resolved through this node: by somebody, or by their category's policy.
+    pub resolutions: Family<Resolution, Counter>,
     /// Stranded events that were brought home, by how.
     pub events_readmitted: Family<Readmitted, Counter>,
 
@@ -457,6 +484,10 @@ impl Metrics {
             at_stake_seconds: list.in_seconds(
                 "at_stake",
                 "How long ago the oldest event was written that no other region holds",
+            ),
+            resolutions: list.add(
+                "conflict_resolutions",
+                "Conflicts resolved through this node, by somebody or by their category's policy",
             ),
             conflicts_open: list.add(
                 "conflicts_open",

@@ -329,6 +329,67 @@ fn two_writes_side_by_side_both_stay_in_a_register_and_one_is_listed_as_supersed
         (&json!({"v": "a2"}), &json!("a"))
     );
     assert!(listed.values().all(|it| it == &listed[&0]), "{listed:?}");
+    let id = first[0]["conflict"].as_str().unwrap();
+    recorded_and_reinstated(&federation, id, &first[0]);
+}
+
+fn records(federation: &Federation, index: usize, stream: &str) -> Vec<Value> {
+    let path = format!("/v1/conflicts?status=resolved&stream={stream}");
+    let (status, page) = get(&federation.url(index, &path)).unwrap();
+    assert_eq!(status, 200, "{page}");
+    page["conflicts"].as_array().unwrap().clone()
+}
+
+// What lost has one record, the same everywhere, and can be had back once.
+fn recorded_and_reinstated(federation: &Federation, id: &str, lost: &Value) {
+    for index in 0..NAMES.len() {
+        until("it is recorded what lost", || {
+            let records = records(federation, index, "document-1");
+            records.len() == 1 && records[0]["id"] == id
+        });
+        let (_, record) = get(&federation.url(index, &format!("/v1/conflicts/{id}"))).unwrap();
+        assert_eq!(record["status"], "superseded", "{record}");
+        assert_eq!(record["superseded"]["event"], lost["id"]);
+        assert_eq!(record["superseded"]["by"], lost["by"]);
+        assert_eq!(record["superseded"]["by_origin"], "c");
+        assert_eq!(record["events"][0]["data"], json!({"v": "a2"}));
+    }
+    let (_, open) = get(&federation.url(0, "/v1/conflicts")).unwrap();
+    assert_eq!(open["conflicts"], json!([]), "nobody has to do anything");
+    let resolve = |index: usize, action: &str| {
+        let url = federation.url(index, &format!("/v1/conflicts/{id}/resolve"));
+        post(
+            &url,
+            &json!({"action": action, "reason": "it was right"}).to_string(),
+        )
+        .unwrap()
+    };
+    for action in ["rebase", "discard"] {
+        let (status, answer) = resolve(0, action);
+        assert_eq!((status, &answer["code"]), (400, &json!("invalid")));
+    }
+    let before = events_of(federation, 1, "document-1");
+    let (status, answer) = resolve(1, "reinstate");
+    assert_eq!((status, &answer["status"]), (200, &json!("reinstated")));
+    assert_eq!(agreed(federation, "document-1"), json!({"v": "a2"}));
+    assert_eq!(events_of(federation, 1, "document-1"), before + 1);
+    let shown = state(federation, 1, "document-1", "live");
+    assert_eq!(
+        shown["winners"][0]["id"],
+        answer["resolution"]["reinstated"]
+    );
+    let (status, answer) = resolve(2, "reinstate");
+    assert_eq!((status, &answer["code"]), (409, &json!("conflict")));
+    let url = federation.url(0, "");
+    let why = support::meridian(&["why", "winner", "document-1", "--url", &url]);
+    let said = support::text(&why.stdout);
+    assert!(said.contains(id) && said.contains("reinstated"), "{said}");
+}
+
+fn events_of(federation: &Federation, index: usize, stream: &str) -> usize {
+    let url = federation.url(index, &format!("/v1/streams/{stream}/events?limit=1000"));
+    let (_, page) = get(&url).unwrap();
+    page["events"].as_array().unwrap().len()
 }
 
 #[test]

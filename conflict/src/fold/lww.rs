@@ -80,6 +80,23 @@ pub struct Superseded {
     pub value: Value,
     /// The event that won over it: of those with a greater marker that had not seen it, the greatest.
     pub by: EventId,
+    /// That event's operation.
+    pub by_dot: OpDot,
+}
+
+/// The write that a document or a field shows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Winner {
+    /// The field; none for a `document`.
+    pub field: Option<String>,
+    /// Its event.
+    pub id: EventId,
+    /// Its operation.
+    pub dot: OpDot,
+    /// Where it counts as made.
+    pub marker: Marker,
+    /// Whether it deleted the field.
+    pub deletes: bool,
 }
 
 /// Cells by name; a document is one cell whose name is empty.
@@ -346,7 +363,7 @@ impl Cells {
         let writes = names.iter().map(|name| &self.cells[*name].writes[&rank]);
         let first = writes.clone().next().expect("something is listed");
         let beaten = writes.clone().filter_map(|write| write.beaten);
-        let (_, by) = beaten.max().expect("it is listed because it was beaten");
+        let (beaten_by, by) = beaten.max().expect("it is listed because it was beaten");
         let mut values = writes.map(|write| match &write.value {
             Kept::Value(value) => value.to_value(),
             Kept::Deleted | Kept::Gone => Value::Null,
@@ -366,7 +383,22 @@ impl Cells {
             fields,
             value,
             by,
+            by_dot: beaten_by.dot,
         }
+    }
+
+    /// The write that each cell shows, by name.
+    pub(super) fn winning(&self, are_fields: bool) -> impl Iterator<Item = Winner> + '_ {
+        self.cells.iter().filter_map(move |(name, cell)| {
+            let (rank, write) = cell.writes.last_key_value()?;
+            Some(Winner {
+                field: are_fields.then(|| name.as_ref().to_string()),
+                id: write.id,
+                dot: rank.dot,
+                marker: rank.marker,
+                deletes: write.value == Kept::Deleted,
+            })
+        })
     }
 
     /// Everything that this write had seen has come: what it replaced is settled.

@@ -42,7 +42,7 @@ use set::{GrowingSet, ObservedSet};
 pub use dot::{Actor, Marker, OpDot, Seen};
 pub use element::{Element, ElementError};
 pub use encoding::DecodeError;
-pub use lww::Superseded;
+pub use lww::{Superseded, Winner};
 pub use meta::{MetaError, OP_KEY, OpMeta};
 pub use operation::{
     Change, DEPTH_MAX, FlatKind, KEY_BYTES_MAX, Kind, KindError, Operation, OperationError,
@@ -494,14 +494,23 @@ impl State {
     ///
     /// The same in every region that has applied the same operations and was told to forget the same.
     pub fn superseded(&self) -> impl Iterator<Item = Superseded> + '_ {
-        let listed = match &self.body {
+        let cells = self.cells().into_iter();
+        cells.flat_map(|(cells, are_fields)| cells.superseded(are_fields))
+    }
+
+    /// The writes that are shown, by field; none unless the kind is `document` or `fields`.
+    pub fn winners(&self) -> impl Iterator<Item = Winner> + '_ {
+        let cells = self.cells().into_iter();
+        cells.flat_map(|(cells, are_fields)| cells.winning(are_fields))
+    }
+
+    // What the last writer wins in, and whether that is fields.
+    fn cells(&self) -> Option<(&Cells, bool)> {
+        match &self.body {
             Body::Document(cells) => Some((cells, false)),
             Body::Fields(cells) => Some((cells, true)),
             _ => None,
-        };
-        listed
-            .into_iter()
-            .flat_map(|(cells, are_fields)| cells.superseded(are_fields))
+        }
     }
 
     /// Lets go of what is listed as superseded of the events `ids`, once it is recorded durably elsewhere.
@@ -520,7 +529,7 @@ impl State {
     /// sequenced before; and while no region is out whose tail may be written again. An operation that breaks the
     /// rule is told by [`Outcome::Inexact`] where it matters.
     ///
-    /// Never changes [`State::value`], [`State::digest`] or [`State::superseded`].
+    /// Never changes [`State::value`], [`State::digest`], [`State::winners`] or [`State::superseded`].
     pub fn collect(&mut self, last: &Seen) {
         match &mut self.body {
             Body::OrSet(set) => set.collect(&self.seen),
@@ -531,20 +540,13 @@ impl State {
         }
     }
 
-    /// blake3 of what the state means: its kind, its [value](State::value) and what is listed as
-    /// [superseded](State::superseded). Regions that have applied the same have the same, whatever garbage they hold.
+    /// blake3 of what the state means: its kind and its [value](State::value). Regions that have applied the same have
+    /// the same, whatever garbage they hold and whatever they were told to forget of what is superseded.
     pub fn digest(&self) -> [u8; 32] {
         let mut hasher = blake3::Hasher::new();
-        let mut part = |bytes: &[u8]| {
-            hasher.update(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_le_bytes());
-            hasher.update(bytes);
-        };
-        part(self.kind().name().as_bytes());
-        part(Element::new(self.value()).as_str().as_bytes());
-        for lost in self.superseded() {
-            let place = (lost.id, lost.dot, lost.marker, lost.by, lost.fields);
-            part(&postcard::to_stdvec(&place).expect("numbers and texts always encode"));
-            part(Element::new(lost.value).as_str().as_bytes());
+        for part in [self.kind().name(), Element::new(self.value()).as_str()] {
+            hasher.update(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
+            hasher.update(part.as_bytes());
         }
         *hasher.finalize().as_bytes()
     }

@@ -12,11 +12,14 @@ const PAGE: usize = 1_000;
 /// What `meridian conflict` does.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
-    /// List conflict records: events that a region had acknowledged and that could not be put back
+    /// List conflict records: events that could not be put back where they were, and writes that lost to later ones
     List {
         /// Which ones
         #[arg(long, value_enum, default_value_t = Status::Open)]
         status: Status,
+        /// Only those about this stream
+        #[arg(long)]
+        stream: Option<String>,
         #[command(flatten)]
         target: Target,
     },
@@ -32,7 +35,8 @@ pub(crate) enum Command {
     Resolve {
         /// The record
         id: String,
-        /// Append its events to their stream as it is now, or leave them where they are for good
+        /// Append its events to their stream as it is now, leave them where they are for good, or, where a write lost
+        /// to a later one, write it once more
         #[arg(long, value_enum)]
         action: Action,
         /// Why, for whoever looks later; needed to discard
@@ -61,25 +65,23 @@ pub(crate) enum Action {
     Rebase,
     /// They stay in the record
     Discard,
+    /// What lost to a later write is written once more, as the latest
+    Reinstate,
 }
 
 pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outcome> {
     match command {
-        Command::List { status, target } => {
-            let status = match status {
-                Status::Open => "open",
-                Status::Resolved => "resolved",
-                Status::All => "all",
-            };
-            let query = ("status", status.to_owned());
-            let path = ["v1", "conflicts"];
-            let all = pages(&target, &path, Some(query), "after", "conflicts").await?;
-            let records = all["conflicts"].as_array().cloned().unwrap_or_default();
+        Command::List {
+            status,
+            stream,
+            target,
+        } => {
+            let records = list(&target, status, stream.as_deref()).await?;
             show(&records, output)
         }
         Command::Show { id, target } => {
             let path = ["v1", "conflicts", &id];
-            let mut all = pages(&target, &path, None, "from", "events").await?;
+            let mut all = pages(&target, &path, Vec::new(), "from", "events").await?;
             if output.is_json() {
                 output.json(&all)?;
                 return Ok(Outcome::Done);
@@ -106,6 +108,7 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
             let action = match action {
                 Action::Rebase => "rebase",
                 Action::Discard => "discard",
+                Action::Reinstate => "reinstate",
             };
             let body = json!({ "action": action, "reason": reason });
             let path = ["v1", "conflicts", &id, "resolve"];
@@ -121,11 +124,29 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
     }
 }
 
+/// The conflict records of a status, about `stream` if one is given.
+pub(super) async fn list(
+    target: &Target,
+    status: Status,
+    stream: Option<&str>,
+) -> anyhow::Result<Vec<Value>> {
+    let status = match status {
+        Status::Open => "open",
+        Status::Resolved => "resolved",
+        Status::All => "all",
+    };
+    let mut query = vec![("status", status.to_owned())];
+    query.extend(stream.map(|stream| ("stream", stream.to_owned())));
+    let path = ["v1", "conflicts"];
+    let all = pages(target, &path, query, "after", "conflicts").await?;
+    Ok(all["conflicts"].as_array().cloned().unwrap_or_default())
+}
+
 // All pages as one answer: the list called `list` of each, behind one another.
 async fn pages(
     target: &Target,
     path: &[&str],
-    wanted: Option<(&str, String)>,
+    wanted: Vec<(&str, String)>,
     by: &str,
     list: &str,
 ) -> anyhow::Result<Value> {
@@ -171,13 +192,16 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn show(records: &[Value], output: Output) -> anyhow::Result<Outcome> {
+pub(super) fn show(records: &[Value], output: Output) -> anyhow::Result<Outcome> {
     if output.is_json() {
         output.json(&records)?;
         return Ok(Outcome::Done);
     }
     let rows = records.iter().map(|record| {
         let resolution = &record["resolution"];
+        let is_given = resolution["reason"]
+            .as_str()
+            .is_some_and(|reason| !reason.is_empty());
         vec![
             text(&record["id"]),
             text(&record["status"]),
@@ -186,9 +210,9 @@ fn show(records: &[Value], output: Output) -> anyhow::Result<Outcome> {
             format!("{} to {}", record["revisions"][0], record["revisions"][1]),
             text(&record["origin"]),
             text(&record["recorded_at"]),
-            match resolution.is_null() {
-                true => text(&record["reason"]),
-                false => text(&resolution["reason"]),
+            match is_given {
+                true => text(&resolution["reason"]),
+                false => text(&record["reason"]),
             },
         ]
     });

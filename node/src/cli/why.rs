@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::door::{Door, DoorError, Target};
-use super::{Outcome, Output, settling, status};
+use super::{Outcome, Output, conflict, settling, status};
 
 /// What can be asked.
 #[derive(Debug, clap::Subcommand)]
@@ -17,6 +17,8 @@ pub(crate) enum Question {
     Stuck(StuckArgs),
     /// Say which of two events stands first in the one order, and why
     Order(OrderArgs),
+    /// Say which write a stream shows where the last writer wins, and over what it won
+    Winner(WinnerArgs),
 }
 
 /// What `meridian why stuck` takes.
@@ -37,10 +39,20 @@ pub(crate) struct OrderArgs {
     target: Target,
 }
 
+/// What `meridian why winner` takes.
+#[derive(Debug, clap::Args)]
+pub(crate) struct WinnerArgs {
+    /// The stream, as in profile-42
+    stream: String,
+    #[command(flatten)]
+    target: Target,
+}
+
 pub(crate) async fn run(question: Question, output: Output) -> anyhow::Result<Outcome> {
     match question {
         Question::Stuck(args) => stuck(args, output).await,
         Question::Order(args) => order(args, output).await,
+        Question::Winner(args) => winner(args, output).await,
     }
 }
 
@@ -162,6 +174,88 @@ async fn order(args: OrderArgs, output: Output) -> anyhow::Result<Outcome> {
     )?;
     for sentence in &reason.explanation {
         output.line(sentence)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// What `meridian why winner --json` prints.
+#[derive(Debug, Serialize)]
+struct Winner<'a> {
+    state: &'a Value,
+    conflicts: &'a [Value],
+}
+
+async fn winner(args: WinnerArgs, output: Output) -> anyhow::Result<Outcome> {
+    let door = Door::new(&args.target.url)?;
+    let path = ["v1", "streams", &args.stream, "state"];
+    let request = door.request(Method::GET, &path);
+    let state: Value = door.json(request).await.map_err(DoorError::into_failure)?;
+    let stream = Some(args.stream.as_str());
+    let conflicts = conflict::list(&args.target, conflict::Status::All, stream).await?;
+    if output.is_json() {
+        output.json(&Winner {
+            state: &state,
+            conflicts: &conflicts,
+        })?;
+        return Ok(Outcome::Done);
+    }
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let kind = text(&state["kind"]);
+    let winners: Vec<&Value> = state["winners"].as_array().into_iter().flatten().collect();
+    if !matches!(kind.as_str(), "document" | "fields") {
+        output.line(&format!(
+            "{} is of kind {kind}: operations merge, and none of them loses.",
+            args.stream
+        ))?;
+        return Ok(Outcome::Done);
+    }
+    output.line(&format!(
+        "{} is of kind {kind}: of two writes that wins which was first written later, by the hybrid logical clock; \
+         at the same moment, that of the region with the higher number.",
+        args.stream
+    ))?;
+    let rows = winners.into_iter().map(|winner| {
+        vec![
+            text(&winner["field"]),
+            text(&winner["id"]),
+            text(&winner["origin"]),
+            text(&winner["timestamp"]),
+            match winner["deletes"] == true {
+                true => "deleted".to_owned(),
+                false => "set".to_owned(),
+            },
+        ]
+    });
+    let rows: Vec<_> = rows.collect();
+    match rows.is_empty() {
+        true => output.line("Nothing was written to it yet.")?,
+        false => output.table(&["field", "event", "written in", "timestamp", "what"], rows)?,
+    }
+    let rows = state["superseded"].as_array().into_iter().flatten();
+    let rows: Vec<_> = rows
+        .map(|lost| {
+            vec![
+                text(&lost["id"]),
+                text(&lost["origin"]),
+                lost["value"].to_string(),
+                text(&lost["by"]),
+                text(&lost["conflict"]),
+            ]
+        })
+        .collect();
+    if rows.is_empty() && conflicts.is_empty() {
+        output.line("No write lost to one that had not seen it.")?;
+    }
+    if !rows.is_empty() {
+        output.line("Lost to a later write that had not seen it:")?;
+        output.table(
+            &["event", "written in", "value", "lost to", "conflict record"],
+            rows,
+        )?;
+    }
+    if !conflicts.is_empty() {
+        output.line("Conflict records; `meridian conflict resolve ID --action reinstate` writes one once more:")?;
+        conflict::show(&conflicts, output)?;
     }
     Ok(Outcome::Done)
 }

@@ -5,7 +5,9 @@
 //! It is named by what was lost, so writing it again changes nothing. `record` says what its events add up
 //! to, `set_aside` writes it, `resolve` decides.
 //!
-//! Not here: what could be put back where it was (`readmission`).
+//! What was settled by a policy has a record, too (`superseded`): it says what won, and the write can be reinstated.
+//!
+//! Not here: what could be put back where it was (`readmission`), which write wins (`conflict`).
 //!
 //! Always true (`accounted`): a record is decided once, by the first decision in its stream; whoever comes
 //! later is told so. What a record holds it holds for good.
@@ -13,13 +15,14 @@
 mod record;
 mod resolve;
 mod set_aside;
+mod superseded;
 
 use std::collections::BTreeMap;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use meridian_client::{Direction, ReadError, StreamRead};
-use meridian_event::RecordedEvent;
+use meridian_event::{RecordedEvent, StreamId};
 use meridian_points::reached;
 use meridian_store::Store;
 use tokio::sync::watch;
@@ -29,9 +32,11 @@ use tokio_util::task::TaskTracker;
 use self::record::{CATEGORY, Record, lost};
 pub use self::record::{
     Conflict, ConflictAction, ConflictId, ConflictResolution, ConflictStatus, LostBranch,
+    Superseding, WinnerPlace,
 };
 pub use self::resolve::ConflictError;
 pub(crate) use self::set_aside::{Lost, branch_of, is_begun, set_aside};
+pub(crate) use self::superseded::Loss;
 use crate::metrics::Metrics;
 use crate::readmission::Readmission;
 use crate::{Node, own};
@@ -195,10 +200,12 @@ impl Conflicts {
         self.shared.metrics.conflicts_open.set(open);
     }
 
-    /// The records behind `after` that `wanted` wants, by id, and whether there are more.
+    /// The records behind `after` that `wanted` wants, by id, and whether there are more. Those about `stream`, if one
+    /// is given.
     pub fn list(
         &self,
         wanted: impl Fn(ConflictStatus) -> bool,
+        stream: Option<&StreamId>,
         after: Option<ConflictId>,
         limit: usize,
     ) -> (Vec<Conflict>, bool) {
@@ -207,6 +214,10 @@ impl Conflicts {
         let wanted = records
             .range((from, Unbounded))
             .filter(|(_, record)| wanted(record.status()))
+            .filter(|(_, record)| {
+                let about = record.branch().map(|it| &it.stream);
+                stream.is_none_or(|stream| about == Some(stream))
+            })
             .filter_map(|(id, record)| record.shown(*id));
         let mut some: Vec<Conflict> = wanted.take(limit + 1).collect();
         let has_more = some.len() > limit;
@@ -243,6 +254,13 @@ impl Conflicts {
             page.events.push(lost);
         })?;
         let conflict = record.shown(id).ok_or(ConflictError::NotFound(id))?;
+        if let Some(superseding) = record.superseded()
+            && from == 0
+            && limit > 0
+        {
+            page.events
+                .push(self.superseded_event(&conflict.branch, superseding)?);
+        }
         Ok((conflict, page))
     }
 

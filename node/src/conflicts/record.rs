@@ -16,6 +16,7 @@ const EVENT: &str = "$conflict-event";
 const WHOLE: &str = "$conflict-whole";
 const RESOLVED: &str = "$conflict-resolved";
 const REBASED: &str = "$conflict-rebased";
+const SUPERSEDED: &str = "$conflict-superseded";
 /// Names records, so that one that is repeated is not written twice.
 const NAMESPACE: Uuid = Uuid::from_u128(0x2f0c_9d34_7be1_4c58_8a53_e1c4_55a0_9d16);
 
@@ -31,6 +32,12 @@ impl ConflictId {
             &NAMESPACE,
             format!("{first} {stream}").as_bytes(),
         ))
+    }
+
+    /// The record of the write `lost` of `stream`, over which a later one won.
+    pub(crate) fn of_superseded(stream: &StreamId, lost: EventId) -> Self {
+        let name = format!("superseded {lost} {stream}");
+        Self(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
     }
 
     /// The record of what is left, from the event `first` on, when this one is closed.
@@ -98,6 +105,17 @@ impl ConflictId {
             id,
             ..self.event("resolved", RESOLVED, json(resolution))
         }
+    }
+
+    /// The event that says what won over the write that the record is about.
+    pub(super) fn superseded(self, superseding: &Superseding) -> NewEvent {
+        self.event("superseded", SUPERSEDED, json(superseding))
+    }
+
+    /// The event by which region `region` writes again what had lost.
+    pub(super) fn reinstated_in(self, region: &str) -> EventId {
+        let name = format!("reinstated in {region}");
+        EventId(Uuid::new_v5(&self.0, name.as_bytes()))
     }
 
     /// The event that says where the record's events are now.
@@ -174,6 +192,34 @@ pub enum ConflictAction {
     Rebase,
     /// They stay where they are, for a reason.
     Discard,
+    /// A write that lost is written once more, as the latest.
+    Reinstate,
+}
+
+/// By which rule a write lost, and to what.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Superseding {
+    /// The write's event.
+    pub event: EventId,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub event_type: EventType,
+    /// What the stream is: `document` or `fields`.
+    pub kind: String,
+    /// Which of the fields that it wrote it lost; none for a `document`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub fields: Vec<String>,
+    /// The event that won.
+    pub by: WinnerPlace,
+}
+
+/// An event that won over another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WinnerPlace {
+    /// Its id.
+    pub id: EventId,
+    /// The name of the region that wrote it.
+    pub origin: String,
 }
 
 /// How a record is resolved.
@@ -193,6 +239,9 @@ pub(super) struct Rebased {
     /// Those that could not be appended, since another stream has an event with their id.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) left_out: Vec<EventId>,
+    /// The event by which a write that had lost was written again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) reinstated: Option<EventId>,
 }
 
 /// How far a record has come.
@@ -208,12 +257,21 @@ pub enum ConflictStatus {
     Rebased,
     /// They were given up, and stay here.
     Discarded,
+    /// It is about a write that lost to a later one, by its category's policy. Nothing has to be done.
+    Superseded,
+    /// That write is being written once more.
+    Reinstating,
+    /// It is.
+    Reinstated,
 }
 
 impl ConflictStatus {
     /// Whether something is still to be done.
     pub fn is_open(self) -> bool {
-        !matches!(self, Self::Rebased | Self::Discarded)
+        matches!(
+            self,
+            Self::Recording | Self::Open | Self::Rebasing | Self::Reinstating
+        )
     }
 }
 
@@ -226,6 +284,8 @@ pub(super) struct Record {
     // The first one counts.
     resolved: Option<(Revision, EventId, Timestamp, Resolution)>,
     rebased: Option<Rebased>,
+    #[serde(default)]
+    superseded: Option<Superseding>,
 }
 
 impl Record {
@@ -251,6 +311,7 @@ impl Record {
                 }
             }
             REBASED => self.rebased = read(event).or(self.rebased.take()),
+            SUPERSEDED => self.superseded = read(event).or(self.superseded.take()),
             _ => {}
         }
     }
@@ -276,18 +337,25 @@ impl Record {
         self.begun.as_ref().map(|(_, branch)| branch)
     }
 
+    /// What won, if it is about a write that lost.
+    pub(super) fn superseded(&self) -> Option<&Superseding> {
+        self.superseded.as_ref()
+    }
+
     /// Whether the event `id` is the one that resolves it.
     pub(super) fn is_resolved_by(&self, id: EventId) -> bool {
         self.resolved.as_ref().is_some_and(|(_, by, ..)| *by == id)
     }
 
     pub(super) fn status(&self) -> ConflictStatus {
-        match (&self.resolved, &self.rebased) {
-            (Some((.., it)), _) if it.action == ConflictAction::Discard => {
-                ConflictStatus::Discarded
-            }
-            (Some(_), Some(_)) => ConflictStatus::Rebased,
-            (Some(_), None) => ConflictStatus::Rebasing,
+        let action = self.resolved.as_ref().map(|(.., it)| it.action);
+        match (action, &self.rebased) {
+            (Some(ConflictAction::Discard), _) => ConflictStatus::Discarded,
+            (Some(ConflictAction::Rebase), Some(_)) => ConflictStatus::Rebased,
+            (Some(ConflictAction::Rebase), None) => ConflictStatus::Rebasing,
+            (Some(ConflictAction::Reinstate), Some(_)) => ConflictStatus::Reinstated,
+            (Some(ConflictAction::Reinstate), None) => ConflictStatus::Reinstating,
+            (None, _) if self.superseded.is_some() => ConflictStatus::Superseded,
             (None, _) if self.whole.is_some() => ConflictStatus::Open,
             (None, _) => ConflictStatus::Recording,
         }
@@ -313,7 +381,9 @@ impl Record {
                 at,
                 revisions: rebased.revisions,
                 left_out: rebased.left_out,
+                reinstated: rebased.reinstated,
             }),
+            superseded: self.superseded.clone(),
         })
     }
 }
@@ -339,6 +409,8 @@ pub struct Conflict {
     pub recorded_at: Timestamp,
     /// What was decided, if anything was.
     pub resolution: Option<ConflictResolution>,
+    /// What won, if it is about a write that lost to a later one.
+    pub superseded: Option<Superseding>,
 }
 
 /// What was decided about a record.
@@ -356,6 +428,8 @@ pub struct ConflictResolution {
     pub revisions: Vec<[u64; 2]>,
     /// Events that could not be appended, since another stream has one with their id.
     pub left_out: Vec<EventId>,
+    /// The event by which a write that had lost was written again.
+    pub reinstated: Option<EventId>,
 }
 
 /// The event that `held`, of a record of `branch`, holds: as it was, byte for byte. None if that is no such
@@ -451,6 +525,19 @@ mod tests {
         recorded(id, revision)
     }
 
+    fn superseding() -> Superseding {
+        Superseding {
+            event: EventId(Uuid::from_u128(5)),
+            event_type: EventType::new("Placed").expect("a sound type"),
+            kind: "fields".to_owned(),
+            fields: vec!["a".to_owned()],
+            by: WinnerPlace {
+                id: EventId(Uuid::from_u128(6)),
+                origin: "eu".to_owned(),
+            },
+        }
+    }
+
     fn status(events: &[RecordedEvent]) -> ConflictStatus {
         let mut record = Record::default();
         events.iter().for_each(|event| record.take(event));
@@ -487,10 +574,19 @@ mod tests {
         let rebased = Rebased {
             revisions: vec![[9, 10]],
             left_out: Vec::new(),
+            reinstated: None,
         };
         assert_eq!(
             &id().rebased(&rebased).data[..],
             br#"{"revisions":[[9,10]]}"#
+        );
+        let superseded = ConflictId::of_superseded(&branch().stream, EventId(Uuid::from_u128(5)));
+        assert_eq!(superseded.stream().as_str(), "$conflicts-89d3fb55-6ff4-5943-bfe5-f25ca2106ae8");
+        assert_eq!(
+            std::str::from_utf8(&superseded.superseded(&superseding()).data),
+            Ok(
+                r#"{"event":"00000000-0000-0000-0000-000000000005","type":"Placed","kind":"fields","fields":["a"],"by":{"id":"00000000-0000-0000-0000-000000000006","origin":"eu"}}"#
+            )
         );
     }
 
@@ -545,6 +641,24 @@ mod tests {
             ConflictStatus::Rebasing
         );
         assert_eq!(with(&[rebase, rebased]), ConflictStatus::Rebased);
+    }
+
+    #[test]
+    fn a_write_that_lost_is_settled_until_somebody_wants_it_back() {
+        let settled = [
+            recorded(id().begun(&branch()), 0),
+            recorded(id().superseded(&superseding()), 1),
+        ];
+        let with = |more: &[RecordedEvent]| status(&[&settled, more].concat());
+        assert_eq!(with(&[]), ConflictStatus::Superseded);
+        assert!(!with(&[]).is_open());
+        let reinstate = resolved(ConflictAction::Reinstate, 1, 2);
+        let written = recorded(id().rebased(&Rebased::default()), 3);
+        assert_eq!(
+            with(std::slice::from_ref(&reinstate)),
+            ConflictStatus::Reinstating
+        );
+        assert_eq!(with(&[reinstate, written]), ConflictStatus::Reinstated);
     }
 
     #[test]

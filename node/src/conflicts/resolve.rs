@@ -15,6 +15,7 @@ use super::record::{
 };
 use super::{Conflicts, Node};
 use crate::homes::Place;
+use crate::metrics::ResolvedAs;
 use crate::readmission::{First, keep};
 use crate::surely::{Sure, Surely, Unsure};
 
@@ -71,7 +72,7 @@ struct Held {
 impl Conflicts {
     /// Decides what becomes of a record, and answers once that is done.
     ///
-    /// A rebase that an earlier call decided and did not end is ended.
+    /// What an earlier call decided and did not end is ended.
     ///
     /// # Errors
     /// See [`ConflictError`]; a record is resolved once.
@@ -96,9 +97,7 @@ impl Conflicts {
         let until = Instant::now() + WITHIN;
         let surely = self.surely(Some(until))?;
         let mut held = self.decide(id, action, reason, until, &surely).await?;
-        if held.record.status() == ConflictStatus::Rebasing {
-            self.rebase(id, &mut held, &surely).await?;
-        }
+        self.carry_out(id, &mut held, &surely).await?;
         let shown = held.record.shown(id);
         shown.ok_or(ConflictError::NotFound(id))
     }
@@ -122,6 +121,7 @@ impl Conflicts {
         };
         loop {
             let mut held = self.hold(id)?;
+            fits(action, &held)?;
             let is_ours = held.record.is_resolved_by(by);
             match held.record.status() {
                 ConflictStatus::Recording => {
@@ -130,8 +130,11 @@ impl Conflicts {
                         id.0
                     )));
                 }
-                ConflictStatus::Open => {}
+                ConflictStatus::Open | ConflictStatus::Superseded => {}
                 ConflictStatus::Rebasing if is_ours || action == ConflictAction::Rebase => {
+                    return Ok(held);
+                }
+                ConflictStatus::Reinstating if is_ours || action == ConflictAction::Reinstate => {
                     return Ok(held);
                 }
                 _ if is_ours => return Ok(held),
@@ -145,6 +148,9 @@ impl Conflicts {
                     let revision = appended.first_revision;
                     let at = appended.timestamp;
                     held.record.resolve(revision, by, at, resolution);
+                    if action == ConflictAction::Discard {
+                        self.count(&held.branch, false, ResolvedAs::discarded);
+                    }
                     info!(id = %id.0, ?action, "a conflict record is resolved");
                     return Ok(held);
                 }
@@ -180,14 +186,44 @@ impl Conflicts {
         })
     }
 
-    // Appends the record's events to their stream, and says in the record where they are. All of it has
-    // ids that are known, so whoever repeats it finds it done.
-    async fn rebase(
+    // Does what was decided, and says in the record where its events are. All of it has ids that are known, so
+    // whoever repeats it finds it done.
+    async fn carry_out(
         &self,
         id: ConflictId,
         held: &mut Held,
         surely: &Surely,
     ) -> Result<(), ConflictError> {
+        let superseded = held.record.superseded().cloned();
+        let (rebased, outcome) = match (held.record.status(), &superseded) {
+            (ConflictStatus::Rebasing, _) => {
+                (self.rebase(id, held, surely).await?, ResolvedAs::rebased)
+            }
+            (ConflictStatus::Reinstating, Some(superseding)) => {
+                let reinstate = self.reinstate(id, &held.branch, superseding, surely);
+                (reinstate.await?, ResolvedAs::reinstated)
+            }
+            _ => return Ok(()),
+        };
+        let said = id.rebased(&rebased);
+        if let Sure::Refused(reason) = surely
+            .append(&id.stream(), Expected::Any, vec![said])
+            .await?
+        {
+            return Err(ConflictError::Unavailable(reason));
+        }
+        held.record.rebase(rebased);
+        self.count(&held.branch, superseded.is_some(), outcome);
+        Ok(())
+    }
+
+    // Appends the record's events to their stream.
+    async fn rebase(
+        &self,
+        id: ConflictId,
+        held: &Held,
+        surely: &Surely,
+    ) -> Result<Rebased, ConflictError> {
         let mut rebased = Rebased::default();
         let mut from = 0;
         loop {
@@ -202,18 +238,10 @@ impl Conflicts {
                 break;
             }
         }
-        let said = id.rebased(&rebased);
-        if let Sure::Refused(reason) = surely
-            .append(&id.stream(), Expected::Any, vec![said])
-            .await?
-        {
-            return Err(ConflictError::Unavailable(reason));
-        }
-        held.record.rebase(rebased);
-        Ok(())
+        Ok(rebased)
     }
 
-    /// Ends rebases that were decided and not carried out, at the home of their record.
+    /// Ends what was decided and not carried out, at the home of the record.
     pub(super) async fn end_rebases(self: Arc<Self>) {
         let mut waited: Vec<ConflictId> = Vec::new();
         loop {
@@ -236,7 +264,7 @@ impl Conflicts {
         let records = self.lock();
         let records = records.iter();
         records
-            .filter(|(_, record)| record.status() == ConflictStatus::Rebasing)
+            .filter(|(_, record)| is_under_way(record.status()))
             .map(|(id, _)| *id)
             .collect()
     }
@@ -244,18 +272,43 @@ impl Conflicts {
     async fn end_rebase(&self, id: ConflictId) {
         let ended = async {
             let mut held = self.hold(id)?;
-            if held.record.status() == ConflictStatus::Rebasing {
+            if is_under_way(held.record.status()) {
                 reached("a rebase was ended that another life had begun");
                 let until = Instant::now() + WITHIN;
                 let surely = self.surely(Some(until))?;
-                self.rebase(id, &mut held, &surely).await?;
-                info!(id = %id.0, "a conflict record is rebased that was left half-way");
+                self.carry_out(id, &mut held, &surely).await?;
+                info!(id = %id.0, "what was decided about a conflict record was left half-way, and is done now");
             }
             Ok::<(), ConflictError>(())
         };
         if let Err(error) = ended.await {
-            warn!(id = %id.0, %error, "a conflict record that is being rebased waits");
+            warn!(id = %id.0, %error, "what was decided about a conflict record waits");
         }
+    }
+}
+
+fn is_under_way(status: ConflictStatus) -> bool {
+    matches!(
+        status,
+        ConflictStatus::Rebasing | ConflictStatus::Reinstating
+    )
+}
+
+// Whether that can be done about such a record at all.
+fn fits(action: ConflictAction, held: &Held) -> Result<(), ConflictError> {
+    let stream = &held.branch.stream;
+    match (action, held.record.superseded()) {
+        (ConflictAction::Reinstate, None) => Err(ConflictError::Invalid(
+            "reinstate is for a write over which a later one won; rebase these events, or discard them"
+                .to_owned(),
+        )),
+        (ConflictAction::Rebase | ConflictAction::Discard, Some(_)) => {
+            Err(ConflictError::Invalid(format!(
+                "the write is in stream {stream} and a later one won over it, so there is nothing to \
+                 rebase or discard; reinstate it, or leave it as it is"
+            )))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -302,6 +355,7 @@ fn resolved_already(id: ConflictId, record: &Record) -> ConflictError {
         let what = match it.action {
             ConflictAction::Rebase => "to be rebased",
             ConflictAction::Discard => "to be discarded",
+            ConflictAction::Reinstate => "to be reinstated",
         };
         let at = crate::shown::rfc3339(it.at);
         format!(" {what}, at {at} in region {}: {:?}", it.region, it.reason)

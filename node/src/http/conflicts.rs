@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use meridian_clock::Timestamp;
-use meridian_event::RecordedEvent;
+use meridian_event::{RecordedEvent, StreamId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -74,6 +74,29 @@ pub(super) struct ConflictView {
     recorded_at: String,
     /// What was decided; null while nothing is.
     resolution: Option<ResolutionView>,
+    /// What won; null unless the record is about a write that lost to a later one, by its category's policy.
+    superseded: Option<SupersedingView>,
+}
+
+/// By which rule a write lost, and to what.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ConflictSuperseding)]
+struct SupersedingView {
+    /// The write's event, which is in its stream.
+    #[schema(format = "uuid")]
+    event: String,
+    /// Its type.
+    #[serde(rename = "type")]
+    event_type: String,
+    /// What the stream is: `document` or `fields`. Of both the last writer wins.
+    kind: String,
+    /// Which of the fields that it wrote it lost; none for a `document`.
+    fields: Vec<String>,
+    /// The event that won.
+    #[schema(format = "uuid")]
+    by: String,
+    /// The name of the region that wrote that.
+    by_origin: String,
 }
 
 /// How far a record has come.
@@ -91,6 +114,12 @@ enum StatusView {
     Rebased,
     /// They were given up, and stay in the record.
     Discarded,
+    /// It is about a write that lost to a later one, by its category's policy. Nothing has to be done.
+    Superseded,
+    /// That write is being written once more.
+    Reinstating,
+    /// It is.
+    Reinstated,
 }
 
 /// What was decided about a record.
@@ -110,6 +139,9 @@ struct ResolutionView {
     revisions: Vec<[u64; 2]>,
     /// Events that could not be appended, since another stream has one with their id.
     left_out: Vec<String>,
+    /// The event by which a write that had lost was written again.
+    #[schema(format = "uuid")]
+    reinstated: Option<String>,
 }
 
 /// What becomes of the events of a record.
@@ -121,7 +153,7 @@ enum ActionView {
     Rebase,
     /// They stay in the record, for a reason.
     Discard,
-    /// For streams where the later write wins; refused for those with a home.
+    /// A write over which a later one won is written once more, as the latest.
     Reinstate,
 }
 
@@ -176,6 +208,9 @@ impl ConflictView {
                 ConflictStatus::Rebasing => StatusView::Rebasing,
                 ConflictStatus::Rebased => StatusView::Rebased,
                 ConflictStatus::Discarded => StatusView::Discarded,
+                ConflictStatus::Superseded => StatusView::Superseded,
+                ConflictStatus::Reinstating => StatusView::Reinstating,
+                ConflictStatus::Reinstated => StatusView::Reinstated,
             },
             stream: branch.stream.to_string(),
             origin: branch.origin,
@@ -190,6 +225,14 @@ impl ConflictView {
             count: branch.count,
             recorded_at: rfc3339(conflict.recorded_at),
             resolution: conflict.resolution.map(ResolutionView::new),
+            superseded: conflict.superseded.map(|it| SupersedingView {
+                event: it.event.to_string(),
+                event_type: it.event_type.to_string(),
+                kind: it.kind,
+                fields: it.fields,
+                by: it.by.id.to_string(),
+                by_origin: it.by.origin,
+            }),
         }
     }
 }
@@ -200,6 +243,7 @@ impl ResolutionView {
             action: match resolution.action {
                 ConflictAction::Rebase => ActionView::Rebase,
                 ConflictAction::Discard => ActionView::Discard,
+                ConflictAction::Reinstate => ActionView::Reinstate,
             },
             reason: resolution.reason,
             region: resolution.region,
@@ -210,6 +254,7 @@ impl ResolutionView {
                 .iter()
                 .map(ToString::to_string)
                 .collect(),
+            reinstated: resolution.reinstated.map(|it| it.to_string()),
         }
     }
 }
@@ -283,6 +328,7 @@ enum Wanted {
 pub(super) struct ListParams {
     #[serde(default)]
     status: Wanted,
+    stream: Option<String>,
     after: Option<String>,
     limit: Option<u32>,
 }
@@ -294,7 +340,8 @@ pub(super) struct ListParams {
     operation_id = "list_conflicts",
     tag = "conflicts",
     params(
-        ("status" = Option<String>, Query, description = "`open` (the default): what waits for a decision, or for it to be carried out; `resolved`; or `all`"),
+        ("status" = Option<String>, Query, description = "`open` (the default): what waits for a decision, or for it to be carried out; `resolved`, by somebody or by a policy; or `all`"),
+        ("stream" = Option<String>, Query, description = "Only those about this stream"),
         ("after" = Option<String>, Query, description = "The last record of the page before; none for the first page"),
         ("limit" = Option<u32>, Query, description = "How many at most; 100 unless given, 1,000 at most"),
     ),
@@ -309,6 +356,8 @@ pub(super) async fn list(
 ) -> Result<Json<ConflictsView>, Problem> {
     let limit = limit(params.limit)?;
     let after = params.after.as_deref().map(id).transpose()?;
+    let stream = params.stream.as_deref().map(StreamId::new).transpose();
+    let stream = stream.map_err(|error| Problem::invalid(error.to_string()))?;
     let wanted = |status: ConflictStatus| match params.status {
         Wanted::Open => status.is_open(),
         Wanted::Resolved => !status.is_open(),
@@ -317,7 +366,7 @@ pub(super) async fn list(
     let some = door
         .backend
         .conflicts()
-        .map(|it| it.list(wanted, after, limit));
+        .map(|it| it.list(wanted, stream.as_ref(), after, limit));
     let (some, has_more) = some.unwrap_or_default();
     let last = some.last().map(|last| last.id.0.to_string());
     Ok(Json(ConflictsView {
@@ -369,7 +418,7 @@ pub(super) async fn read(
 #[serde(deny_unknown_fields)]
 #[schema(as = ConflictResolve)]
 pub(super) struct ResolveBody {
-    /// `rebase` or `discard`.
+    /// `rebase` or `discard`; `reinstate` where a write lost to a later one.
     action: ActionView,
     /// Why, for whoever looks later. Needed to discard.
     #[serde(default)]
@@ -379,8 +428,8 @@ pub(super) struct ResolveBody {
 /// Decides what becomes of a record's events
 ///
 /// A record is resolved once; whoever comes later is told how. `rebase` appends the events to their stream
-/// as it is now, with their ids; when that is cut short, the same request ends it, or the server does by
-/// itself.
+/// as it is now, with their ids; `reinstate` writes once more, as a new event, what lost to a later write. When
+/// that is cut short, the same request ends it, or the server does by itself.
 #[utoipa::path(
     post,
     path = "/v1/conflicts/{id}/resolve",
@@ -408,12 +457,7 @@ pub(super) async fn resolve(
     let action = match asked.action {
         ActionView::Rebase => ConflictAction::Rebase,
         ActionView::Discard => ConflictAction::Discard,
-        ActionView::Reinstate => {
-            return Err(Problem::invalid(
-                "reinstate is for streams in which the later write wins; rebase these events, or \
-                 discard them",
-            ));
-        }
+        ActionView::Reinstate => ConflictAction::Reinstate,
     };
     let resolved = conflicts(&door)?.resolve(id, action, &asked.reason).await;
     Ok(Json(ConflictView::new(resolved.map_err(problem)?)))

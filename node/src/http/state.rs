@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use meridian_client::SettledTier;
 use meridian_conflict::Superseded;
+use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::{IntoParams, ToSchema};
@@ -12,7 +13,7 @@ use super::params::{Params, Stream};
 use super::problem::Problem;
 use super::session::{Session, SessionHeader};
 use super::{Door, Tier};
-use crate::{StateReport, StateTier};
+use crate::{ConflictId, StateReport, StateTier};
 
 /// How much of what was written counts.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -53,10 +54,30 @@ pub(super) struct StateView {
     order_key: String,
     /// A hash of what it means, in hexadecimal digits: the same in all regions in which the same events count.
     digest: String,
-    /// The writes that lost to one whose writer had not seen them, in `lww` categories.
+    /// The writes that are shown, in `lww` categories.
+    winners: Vec<WinnerView>,
+    /// The latest writes that lost to one whose writer had not seen them, in `lww` categories, at most 64. Each has a
+    /// conflict record: `GET /v1/conflicts?status=all&stream=…` lists them all.
     superseded: Vec<SupersededView>,
     /// How many events of the stream are no operations on it, and do not count.
     skipped: u64,
+}
+
+/// A write that is shown.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = Winner)]
+pub(super) struct WinnerView {
+    /// The field; null in a `document`.
+    field: Option<String>,
+    /// Its event.
+    #[schema(format = "uuid")]
+    id: String,
+    /// Where it was first written.
+    origin: String,
+    /// When: the reading of the hybrid logical clock, in decimal digits.
+    timestamp: String,
+    /// Whether it deleted the field.
+    deletes: bool,
 }
 
 /// A write that lost to one whose writer had not seen it.
@@ -77,25 +98,40 @@ pub(super) struct SupersededView {
     /// The event that it lost to.
     #[schema(format = "uuid")]
     by: String,
+    /// The id of its conflict record, which is written once nothing to come can change it.
+    #[schema(format = "uuid")]
+    conflict: String,
 }
 
 impl StateView {
-    fn new(stream: String, report: StateReport, door: &Door) -> Self {
+    fn new(stream: &StreamId, report: StateReport, door: &Door) -> Self {
         let superseded = report.superseded.into_iter();
         Self {
-            stream,
+            stream: stream.to_string(),
             kind: report.kind.name(),
             value: named(report.value, door),
             order_key: report.order_key.to_string(),
             digest: report.digest.iter().map(|it| format!("{it:02x}")).collect(),
-            superseded: superseded.map(|it| view(it, door)).collect(),
+            winners: report
+                .winners
+                .into_iter()
+                .map(|it| WinnerView {
+                    field: it.field,
+                    id: it.id.to_string(),
+                    origin: door.region_name(it.marker.region),
+                    timestamp: it.marker.timestamp.to_string(),
+                    deletes: it.deletes,
+                })
+                .collect(),
+            superseded: superseded.map(|it| view(it, stream, door)).collect(),
             skipped: report.skipped,
         }
     }
 }
 
-fn view(lost: Superseded, door: &Door) -> SupersededView {
+fn view(lost: Superseded, stream: &StreamId, door: &Door) -> SupersededView {
     SupersededView {
+        conflict: ConflictId::of_superseded(stream, lost.id).0.to_string(),
         id: lost.id.0.to_string(),
         origin: door.region_name(lost.marker.region),
         timestamp: lost.marker.timestamp.to_string(),
@@ -149,9 +185,8 @@ pub(super) async fn read(
         StateTierParam::Stable => (StateTier::Stable, Tier::Settled(SettledTier::Stable)),
     };
     session.catch_up(&door, waits_for).await?;
-    let name = stream.to_string();
-    let report = door.backend.read_state(stream, tier).await;
+    let report = door.backend.read_state(stream.clone(), tier).await;
     let report = report.map_err(|error| Problem::of_read(&error))?;
-    let view = StateView::new(name, report, &door);
+    let view = StateView::new(&stream, report, &door);
     Ok((session.header(&door), Json(view)))
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use meridian_client::{ReadError, SettledTier};
 use meridian_clock::OrderKey;
-use meridian_conflict::{Kind, Superseded};
+use meridian_conflict::{Kind, Superseded, Winner};
 use meridian_event::StreamId;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
@@ -14,6 +14,8 @@ use super::folded::Folded;
 use crate::Node;
 use crate::reads::unreadable;
 
+/// How many writes are listed with a state that lost to later ones. All are in conflict records.
+pub(super) const LISTED_MAX: usize = 64;
 /// How long a reader waits until what it would be shown is durable.
 const DURABLE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -37,7 +39,9 @@ pub struct StateReport {
     pub order_key: OrderKey,
     /// Hash of what it means, the same in all regions that fold the same operations.
     pub digest: [u8; 32],
-    /// The writes that lost to one that had not seen them.
+    /// Which writes it shows, in `lww` categories.
+    pub winners: Vec<Winner>,
+    /// The latest writes that lost to one that had not seen them, at most 64.
     pub superseded: Vec<Superseded>,
     /// How many events of it are no operations on it, and do not count.
     pub skipped: u64,
@@ -50,7 +54,12 @@ impl StateReport {
             value: folded.state.value(),
             order_key: folded.last,
             digest: folded.state.digest(),
-            superseded: folded.state.superseded().collect(),
+            winners: folded.state.winners().collect(),
+            superseded: {
+                let listed = folded.state.superseded().count();
+                let latest = listed.saturating_sub(LISTED_MAX);
+                folded.state.superseded().skip(latest).collect()
+            },
             skipped: folded.skipped,
         }
     }

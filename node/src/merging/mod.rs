@@ -12,6 +12,7 @@
 
 mod asked;
 mod folded;
+mod ledger;
 mod snapshots;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use tokio::task::yield_now;
 
 pub use self::asked::{StateReport, StateTier};
 use self::folded::{Folded, STEPS_AT_ONCE};
+pub(crate) use self::ledger::Ledger;
 pub(crate) use self::snapshots::keep as keep_snapshots;
 use self::snapshots::{Due, Snapshots, is_due};
 use crate::homes::Homes;

@@ -30,6 +30,7 @@ use tracing::warn;
 
 use super::Merging;
 use super::folded::{Folded, STEPS_AT_ONCE};
+use crate::conflicts::Conflicts;
 
 const FOLDER: &str = "states";
 const VERSION: u8 = 1;
@@ -249,6 +250,7 @@ pub(crate) async fn keep(
     merging: Arc<Merging>,
     marks: watch::Receiver<Arc<Marks>>,
     hlc: Arc<Hlc>,
+    conflicts: Arc<Conflicts>,
     cancel: CancellationToken,
 ) {
     let mut every = interval(EVERY);
@@ -269,7 +271,7 @@ pub(crate) async fn keep(
                     false => &marks.finals,
                 };
                 let settled = tier.get(partition).copied().unwrap_or_default();
-                match merging.snapshot(&stream, settled, now).await {
+                match merging.snapshot(&stream, settled, now, &conflicts).await {
                     Ok(()) => failing = false,
                     Err(_) if failing => {}
                     Err(error) => {
@@ -306,6 +308,7 @@ impl Merging {
         stream: &StreamId,
         settled: Timestamp,
         now: Timestamp,
+        conflicts: &Conflicts,
     ) -> Result<(), SnapshotError> {
         let Some(kind) = self.kind(stream) else {
             return Ok(());
@@ -335,6 +338,7 @@ impl Merging {
             reached("what no operation to come is about was let go of");
             folded.state.collect(seen);
         }
+        folded.forget_recorded(stream, conflicts);
         self.snapshots.save(stream, &folded)?;
         reached("the state of a stream was written to a file");
         let mut hot = self.hot(self.partition(stream));

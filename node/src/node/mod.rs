@@ -40,7 +40,7 @@ use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason, take_
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
 use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
-use crate::merging::{Merging, keep_snapshots};
+use crate::merging::{Ledger, Merging, keep_snapshots};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
 use crate::seams::{Random, Seams};
@@ -461,7 +461,14 @@ impl Node {
             Arc::clone(&node.merging),
             node.links.marks(),
             Arc::clone(&node.hlc),
+            Arc::clone(&node.conflicts),
             node.tasks.clone(),
+        );
+        let ledger = Ledger::open(&node, Arc::clone(&node.merging), Arc::clone(&node.hlc));
+        node.tracker.spawn(
+            ledger
+                .run(node.tasks.clone())
+                .instrument(info_span!("ledger")),
         );
         node.tracker
             .spawn(snapshots.instrument(info_span!("snapshots")));

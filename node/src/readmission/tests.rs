@@ -143,7 +143,7 @@ impl Region {
 
     async fn conflicts(&self, count: usize) -> Vec<crate::Conflict> {
         loop {
-            let (all, _) = self.node.conflicts().list(|_| true, None, 100);
+            let (all, _) = self.node.conflicts().list(|_| true, None, None, 100);
             if all.len() == count {
                 return all;
             }

@@ -480,6 +480,7 @@ impl Backend for Fake {
                 value: serde_json::json!({"stock": 5, "rights": {"0": 2, "1": 3}}),
                 order_key: OrderKey::ZERO,
                 digest: [0xab; 32],
+                winners: Vec::new(),
                 superseded: Vec::new(),
                 skipped: u64::from(tier == StateTier::Stable),
             }),

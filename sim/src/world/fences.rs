@@ -184,7 +184,7 @@ impl World {
         }
         let (recording, _) =
             node.conflicts()
-                .list(|status| status == ConflictStatus::Recording, None, 1);
+                .list(|status| status == ConflictStatus::Recording, None, None, 1);
         if !recording.is_empty() {
             why.push(format!(
                 "{name} sees a conflict record that is not whole: {recording:?}"

@@ -263,8 +263,9 @@ impl World {
         let Some(node) = self.machines.iter().find_map(|machine| machine.node()) else {
             return held;
         };
-        let (conflicts, _) = node.conflicts().list(|_| true, None, usize::MAX - 1);
-        for conflict in conflicts {
+        let (conflicts, _) = node.conflicts().list(|_| true, None, None, usize::MAX - 1);
+        // What lost to a later write is in its stream, and its record holds none of it.
+        for conflict in conflicts.into_iter().filter(|it| it.superseded.is_none()) {
             let mut from = Some(0);
             while let Some(begin) = from {
                 let page = node.conflicts().get(conflict.id, begin, 1_000);
