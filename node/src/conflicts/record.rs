@@ -581,7 +581,10 @@ mod tests {
             br#"{"revisions":[[9,10]]}"#
         );
         let superseded = ConflictId::of_superseded(&branch().stream, EventId(Uuid::from_u128(5)));
-        assert_eq!(superseded.stream().as_str(), "$conflicts-89d3fb55-6ff4-5943-bfe5-f25ca2106ae8");
+        assert_eq!(
+            superseded.stream().as_str(),
+            "$conflicts-89d3fb55-6ff4-5943-bfe5-f25ca2106ae8"
+        );
         assert_eq!(
             std::str::from_utf8(&superseded.superseded(&superseding()).data),
             Ok(

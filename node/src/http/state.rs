@@ -59,6 +59,8 @@ pub(super) struct StateView {
     /// The latest writes that lost to one whose writer had not seen them, in `lww` categories, at most 64. Each has a
     /// conflict record: `GET /v1/conflicts?status=all&stream=…` lists them all.
     superseded: Vec<SupersededView>,
+    /// Roughly how many bytes of memory it takes.
+    bytes: u64,
     /// How many events of the stream are no operations on it, and do not count.
     skipped: u64,
 }
@@ -124,6 +126,7 @@ impl StateView {
                 })
                 .collect(),
             superseded: superseded.map(|it| view(it, stream, door)).collect(),
+            bytes: report.bytes as u64,
             skipped: report.skipped,
         }
     }

@@ -43,6 +43,8 @@ pub struct StateReport {
     pub winners: Vec<Winner>,
     /// The latest writes that lost to one that had not seen them, at most 64.
     pub superseded: Vec<Superseded>,
+    /// Roughly what it takes in memory.
+    pub bytes: usize,
     /// How many events of it are no operations on it, and do not count.
     pub skipped: u64,
 }
@@ -60,6 +62,7 @@ impl StateReport {
                 let latest = listed.saturating_sub(LISTED_MAX);
                 folded.state.superseded().skip(latest).collect()
             },
+            bytes: folded.state.bytes(),
             skipped: folded.skipped,
         }
     }

@@ -17,7 +17,14 @@ async fn a_door_without_conflict_records_lists_none_and_says_so() {
 #[tokio::test]
 async fn what_is_asked_wrongly_is_refused() {
     let served = Served::new().await;
-    for wrong in ["status=new", "stream=", "after=x", "limit=0", "limit=1001", "id=1"] {
+    for wrong in [
+        "status=new",
+        "stream=",
+        "after=x",
+        "limit=0",
+        "limit=1001",
+        "id=1",
+    ] {
         let path = format!("/v1/conflicts?{wrong}");
         problem(served.get(&path).send().await.unwrap(), 400, "invalid").await;
     }

@@ -481,6 +481,7 @@ impl Backend for Fake {
                 order_key: OrderKey::ZERO,
                 digest: [0xab; 32],
                 winners: Vec::new(),
+                bytes: 100,
                 superseded: Vec::new(),
                 skipped: u64::from(tier == StateTier::Stable),
             }),

@@ -5,6 +5,7 @@
 
 mod append;
 mod bare_postgres;
+mod merge;
 mod moves;
 mod project;
 mod read;
@@ -79,6 +80,8 @@ pub(crate) enum What {
     Read,
     /// Appends while a thousand streams move from region to region, beside the same at rest
     Move,
+    /// Operations on streams that every region writes, beside plain appends; reading their states
+    Merge,
     /// Building a read model in SQLite and PostgreSQL, beside the same SQL run bare
     Project,
 }
@@ -141,6 +144,12 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         }
         What::Move => {
             moves::run(&plan, args.markdown, output).await?;
+            files::remove_folder(&plan.dir)
+                .with_context(|| format!("remove {}", plan.dir.display()))?;
+            return Ok(Outcome::Done);
+        }
+        What::Merge => {
+            merge::run(&plan, args.markdown, output).await?;
             files::remove_folder(&plan.dir)
                 .with_context(|| format!("remove {}", plan.dir.display()))?;
             return Ok(Outcome::Done);
