@@ -95,8 +95,6 @@ pub struct Winner {
     pub dot: OpDot,
     /// Where it counts as made.
     pub marker: Marker,
-    /// Whether it deleted the field.
-    pub deletes: bool,
 }
 
 /// Cells by name; a document is one cell whose name is empty.
@@ -387,16 +385,15 @@ impl Cells {
         }
     }
 
-    /// The write that each cell shows, by name.
+    /// The write that each cell shows, by name. One that was deleted shows none.
     pub(super) fn winning(&self, are_fields: bool) -> impl Iterator<Item = Winner> + '_ {
         self.cells.iter().filter_map(move |(name, cell)| {
             let (rank, write) = cell.writes.last_key_value()?;
-            Some(Winner {
+            matches!(write.value, Kept::Value(_)).then(|| Winner {
                 field: are_fields.then(|| name.as_ref().to_string()),
                 id: write.id,
                 dot: rank.dot,
                 marker: rank.marker,
-                deletes: write.value == Kept::Deleted,
             })
         })
     }

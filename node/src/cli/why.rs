@@ -220,16 +220,14 @@ async fn winner(args: WinnerArgs, output: Output) -> anyhow::Result<Outcome> {
             text(&winner["id"]),
             text(&winner["origin"]),
             text(&winner["timestamp"]),
-            match winner["deletes"] == true {
-                true => "deleted".to_owned(),
-                false => "set".to_owned(),
-            },
         ]
     });
     let rows: Vec<_> = rows.collect();
     match rows.is_empty() {
-        true => output.line("Nothing was written to it yet.")?,
-        false => output.table(&["field", "event", "written in", "timestamp", "what"], rows)?,
+        true => {
+            output.line("It shows nothing: nothing was written to it, or all of it was deleted.")?
+        }
+        false => output.table(&["field", "event", "written in", "timestamp"], rows)?,
     }
     let rows = state["superseded"].as_array().into_iter().flatten();
     let rows: Vec<_> = rows

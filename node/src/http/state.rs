@@ -78,8 +78,6 @@ pub(super) struct WinnerView {
     origin: String,
     /// When: the reading of the hybrid logical clock, in decimal digits.
     timestamp: String,
-    /// Whether it deleted the field.
-    deletes: bool,
 }
 
 /// A write that lost to one whose writer had not seen it.
@@ -122,7 +120,6 @@ impl StateView {
                     id: it.id.to_string(),
                     origin: door.region_name(it.marker.region),
                     timestamp: it.marker.timestamp.to_string(),
-                    deletes: it.deletes,
                 })
                 .collect(),
             superseded: superseded.map(|it| view(it, stream, door)).collect(),

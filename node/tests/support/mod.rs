@@ -10,6 +10,9 @@
     reason = "tests look at files and time from outside the node"
 )]
 
+pub mod cuts;
+pub mod merged;
+
 use std::fs::{self, File};
 use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -181,6 +184,11 @@ impl Federation {
     /// Whether a region's data folder has this file or folder.
     pub fn has(&self, index: usize, file: &str) -> bool {
         self.regions[index].data.join(file).exists()
+    }
+
+    /// Where a region is reached by links.
+    pub fn quic(&self, index: usize) -> &str {
+        &self.regions[index].quic
     }
 
     /// Where a region keeps what it has.
