@@ -1,24 +1,22 @@
 //! `GET /v1/events`: everything that is held here, by pages or followed as it comes.
 
-use std::sync::Arc;
-
 use axum::Json;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::State;
-use axum::http::{HeaderMap, HeaderValue, header};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use meridian_client::{EventFilter, SettledTier};
 use meridian_event::{Category, EventType};
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
 use utoipa::{IntoParams, ToSchema};
 
+use super::following::{Place, beginning, event_stream, wants_event_stream};
 use super::params::{Params, check_limit};
 use super::problem::Problem;
 use super::session::Session;
 use super::views::{EventView, EventsPageView};
-use super::{Backend, Changes, Door, EventsRead, Tier, sse};
+use super::{Changes, Door, EventsRead, Tier, sse};
 
 /// How many events a follower is sent in one go.
 const FOLLOW_PAGE_EVENTS: u32 = 256;
@@ -152,17 +150,6 @@ pub(super) async fn read(
     Ok((session.header(&door), Json(view)).into_response())
 }
 
-fn wants_event_stream(headers: &HeaderMap) -> bool {
-    headers.get_all(header::ACCEPT).iter().any(|accept| {
-        accept.to_str().is_ok_and(|accept| {
-            accept.split(',').any(|range| {
-                let essence = range.split(';').next().unwrap_or("");
-                essence.trim().eq_ignore_ascii_case("text/event-stream")
-            })
-        })
-    })
-}
-
 /// One client that follows on.
 ///
 /// It holds a place in the log and nothing else: the next page is read when the client took the
@@ -176,7 +163,7 @@ struct Follower {
     going: bool,
     // What was shown so far; it is told once, when the stream begins.
     session: Session,
-    _counted: Counted,
+    _place: Place,
 }
 
 /// Answers with an event stream. The first page is read before the answer begins, so that a wrong
@@ -187,16 +174,7 @@ async fn follow(
     remaining: Option<u32>,
     session: Session,
 ) -> Result<Response, Problem> {
-    let Ok(place) = door.followers.clone().try_acquire_owned() else {
-        return Err(Problem::unavailable(
-            format!(
-                "{} event streams are being followed already; read pages, or follow another region",
-                door.options.followers_max
-            ),
-            5000,
-        ));
-    };
-    let counted = Counted::new(&door, place);
+    let place = Place::take(&door)?;
     let mut follower = Follower {
         changes: door.backend.changes(read.tier),
         door,
@@ -204,32 +182,15 @@ async fn follow(
         remaining,
         going: true,
         session,
-        _counted: counted,
+        _place: place,
     };
-    let mut first = b"retry: 1000\n: what follows is live\n\n".to_vec();
+    let mut first = beginning();
     follower.read(&mut first).await?;
     let session = follower.session.header(&follower.door);
-    let first = stream::iter([Bytes::from(first)]);
     let rest = stream::unfold(follower, |mut follower| async move {
         follower.next().await.map(|bytes| (bytes, follower))
     });
-    let bytes = futures_util::StreamExt::map(
-        futures_util::StreamExt::chain(first, rest),
-        Ok::<_, std::convert::Infallible>,
-    );
-    let headers = [
-        (
-            header::CONTENT_TYPE,
-            HeaderValue::from_static("text/event-stream"),
-        ),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-        // nginx and its kin would otherwise hold events back until a buffer is full.
-        (
-            header::HeaderName::from_static("x-accel-buffering"),
-            HeaderValue::from_static("no"),
-        ),
-    ];
-    Ok((headers, session, Body::from_stream(bytes)).into_response())
+    Ok(event_stream(first, rest, session))
 }
 
 impl Follower {
@@ -298,46 +259,5 @@ impl Follower {
             self.going = *left > 0;
         }
         Ok(page.at_end)
-    }
-}
-
-/// Counts a follower, and keeps its place, for as long as it is there.
-struct Counted {
-    backend: Arc<dyn Backend>,
-    _place: OwnedSemaphorePermit,
-}
-
-impl Counted {
-    fn new(door: &Door, place: OwnedSemaphorePermit) -> Self {
-        door.backend.metrics().http_followers.inc();
-        Self {
-            backend: door.backend.clone(),
-            _place: place,
-        }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.backend.metrics().http_followers.dec();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn accept(value: &'static str) -> HeaderMap {
-        HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(value))])
-    }
-
-    #[test]
-    fn an_event_stream_is_sent_to_who_asks_for_it() {
-        assert!(wants_event_stream(&accept("text/event-stream")));
-        assert!(wants_event_stream(&accept(
-            "application/json;q=0.5, Text/Event-Stream;q=1"
-        )));
-        assert!(!wants_event_stream(&accept("*/*")));
-        assert!(!wants_event_stream(&HeaderMap::new()));
     }
 }

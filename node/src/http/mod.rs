@@ -24,6 +24,7 @@ mod consumers;
     reason = "the macro that describes parameters writes them"
 )]
 mod events;
+mod following;
 mod homes;
 mod openapi;
 mod operations;

@@ -1,19 +1,30 @@
 //! `GET /v1/streams/{stream}/state`: what a stream comes to that every region writes.
 
+use std::time::Duration;
+
 use axum::Json;
+use axum::body::Bytes;
 use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
 use meridian_client::SettledTier;
 use meridian_conflict::Superseded;
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::time::sleep;
 use utoipa::{IntoParams, ToSchema};
 
+use super::following::{Place, beginning, event_stream, wants_event_stream};
 use super::params::{Params, Stream};
 use super::problem::Problem;
-use super::session::{Session, SessionHeader};
-use super::{Door, Tier};
+use super::session::Session;
+use super::{Changes, Door, Tier, sse};
 use crate::{ConflictId, StateReport, StateTier};
+
+/// How often a follower is told at most what a stream comes to.
+const TOLD_EVERY: Duration = Duration::from_millis(50);
 
 /// How much of what was written counts.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -156,7 +167,10 @@ fn named(mut value: Value, door: &Door) -> Value {
 
 /// Reads what a stream comes to
 ///
-/// Of categories that every region may write: operations merge, or the last write wins.
+/// Of categories that every region may write: operations merge, or the last write wins. With
+/// `Accept: text/event-stream` the answer goes on: one message now and one whenever it comes to something else, which
+/// may be after several events, with the state's digest as its `id`. `Last-Event-ID` leaves the first one out if that is
+/// what the reader has. A message named `error` holds a problem and ends the stream.
 #[utoipa::path(
     get,
     path = "/v1/streams/{stream}/state",
@@ -165,11 +179,15 @@ fn named(mut value: Value, door: &Door) -> Value {
     params(
         ("stream" = String, Path, description = "The stream's name, percent-encoded"),
         StateParams,
+        ("Last-Event-ID" = Option<String>, Header, description = "The digest of the state that the reader has"),
         ("Meridian-Session" = Option<String>, Header, description = "What this caller has seen: the token of an earlier answer, from whichever region; several with commas between them"),
         ("Meridian-Wait-Ms" = Option<u32>, Header, description = "How long this region may take to catch up with the token before it answers `stale`: 0 to 30000, 2000 by default"),
     ),
     responses(
-        (status = 200, description = "What it comes to", body = StateView, headers(("Meridian-Session" = String, description = "A token for what the request's token stands for"))),
+        (status = 200, description = "What it comes to, or an event stream of that", content(
+            (StateView = "application/json"),
+            (StateView = "text/event-stream"),
+        ), headers(("Meridian-Session" = String, description = "A token for what the request's token stands for"))),
         (status = 400, description = "`invalid`: the stream's category is not merged, or the request is wrong as it stands", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "`stale`: this region does not hold yet what the token stands for; `unavailable`: it cannot be read here now; see `Retry-After`", body = Problem, content_type = "application/problem+json"),
     )
@@ -177,16 +195,100 @@ fn named(mut value: Value, door: &Door) -> Value {
 pub(super) async fn read(
     State(door): State<Door>,
     Stream(stream): Stream,
+    headers: HeaderMap,
     Params(params): Params<StateParams>,
     session: Session,
-) -> Result<(SessionHeader, Json<StateView>), Problem> {
+) -> Result<Response, Problem> {
     let (tier, waits_for) = match params.tier {
         StateTierParam::Live => (StateTier::Live, Tier::Live),
         StateTierParam::Stable => (StateTier::Stable, Tier::Settled(SettledTier::Stable)),
     };
     session.catch_up(&door, waits_for).await?;
+    if wants_event_stream(&headers) {
+        let held = headers.get("last-event-id");
+        let held = held.and_then(|held| held.to_str().ok()).map(str::to_owned);
+        let header = session.header(&door);
+        let mut follower = Follower {
+            _place: Place::take(&door)?,
+            changes: door.backend.changes(waits_for),
+            door,
+            stream,
+            tier,
+            shown: held.unwrap_or_default(),
+            going: true,
+        };
+        // Read before the answer begins, so that a stream without a state is a plain problem.
+        let mut first = beginning();
+        follower.read(&mut first).await?;
+        let rest = stream::unfold(follower, |mut follower| async move {
+            follower.next().await.map(|bytes| (bytes, follower))
+        });
+        return Ok(event_stream(first, rest, header));
+    }
+    let view = view_of(&door, &stream, tier).await?;
+    Ok((session.header(&door), Json(view)).into_response())
+}
+
+async fn view_of(door: &Door, stream: &StreamId, tier: StateTier) -> Result<StateView, Problem> {
     let report = door.backend.read_state(stream.clone(), tier).await;
     let report = report.map_err(|error| Problem::of_read(&error))?;
-    let view = StateView::new(&stream, report, &door);
-    Ok((session.header(&door), Json(view)))
+    Ok(StateView::new(stream, report, door))
+}
+
+/// One client that is told what a stream comes to.
+struct Follower {
+    door: Door,
+    changes: Changes,
+    stream: StreamId,
+    tier: StateTier,
+    // The digest of what it has.
+    shown: String,
+    // Cleared once the stream of messages is over.
+    going: bool,
+    _place: Place,
+}
+
+impl Follower {
+    // What to send next; `None` when it is over.
+    async fn next(&mut self) -> Option<Bytes> {
+        let draining = self.door.draining.clone();
+        let mut heartbeat = std::pin::pin!(sleep(self.door.options.heartbeat));
+        let mut out = Vec::new();
+        while self.going && out.is_empty() && !draining.is_cancelled() {
+            tokio::select! {
+                biased;
+                () = draining.cancelled() => break,
+                changed = self.changes.changed() => {
+                    // The node is gone, so nothing more will come.
+                    self.going = changed;
+                }
+                () = heartbeat.as_mut() => {
+                    sse::write_heartbeat(&mut out, &self.shown);
+                    break;
+                }
+            }
+            // What many events change is told once.
+            sleep(TOLD_EVERY).await;
+            if let Err(problem) = self.read(&mut out).await {
+                sse::write_message(&mut out, Some("error"), None, &problem.to_json());
+                self.going = false;
+            }
+        }
+        (!out.is_empty()).then(|| Bytes::from(out))
+    }
+
+    // Writes a message to `out` if it comes to something else than what was shown.
+    async fn read(&mut self, out: &mut Vec<u8>) -> Result<(), Problem> {
+        // Before reading: what is committed while we read wakes us again.
+        self.changes.seen();
+        let view = view_of(&self.door, &self.stream, self.tier).await?;
+        if view.digest == self.shown {
+            return Ok(());
+        }
+        let json = serde_json::to_vec(&view)
+            .map_err(|error| Problem::internal(format!("a state cannot be shown: {error}")))?;
+        sse::write_message(out, None, Some(&view.digest), &json);
+        self.shown = view.digest;
+        Ok(())
+    }
 }

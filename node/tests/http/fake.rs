@@ -474,12 +474,15 @@ impl Backend for Fake {
         stream: StreamId,
         tier: StateTier,
     ) -> BoxFuture<'_, Result<StateReport, ReadError>> {
+        let events = u8::try_from(self.count()).unwrap_or(u8::MAX);
+        let broken = self.unreadable.lock().unwrap().clone();
         let result = match stream.category() {
+            _ if broken.is_some() => Err(broken.unwrap()),
             "cart" => Ok(StateReport {
                 kind: Kind::BoundedCounter,
-                value: serde_json::json!({"stock": 5, "rights": {"0": 2, "1": 3}}),
+                value: serde_json::json!({"stock": 5 + events, "rights": {"0": 2, "1": 3}}),
                 order_key: OrderKey::ZERO,
-                digest: [0xab; 32],
+                digest: [0xab ^ events; 32],
                 winners: Vec::new(),
                 bytes: 100,
                 superseded: Vec::new(),

@@ -1,4 +1,4 @@
-//! `GET /v1/events` with `Accept: text/event-stream`.
+//! `GET /v1/events` and `GET /v1/streams/{stream}/state` with `Accept: text/event-stream`.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -35,9 +35,11 @@ impl Message {
 
 impl Follower {
     async fn new(served: &Served, query: &str, last_id: Option<&str>) -> Self {
-        let mut request = served
-            .get(&format!("/v1/events{query}"))
-            .header("accept", "text/event-stream");
+        Self::of(served, &format!("/v1/events{query}"), last_id).await
+    }
+
+    async fn of(served: &Served, path: &str, last_id: Option<&str>) -> Self {
+        let mut request = served.get(path).header("accept", "text/event-stream");
         if let Some(id) = last_id {
             request = request.header("last-event-id", id);
         }
@@ -268,4 +270,43 @@ async fn followers_cannot_take_every_connection() {
     timeout(Duration::from_secs(5), freed)
         .await
         .expect("a place that was left is given to the next");
+}
+
+const STATE: &str = "/v1/streams/cart-1/state";
+
+#[tokio::test]
+async fn a_follower_of_a_state_is_told_what_it_comes_to_and_not_twice() {
+    let served = Served::new().await;
+    let stock = |message: &Message| -> u64 {
+        let state: Value = serde_json::from_str(&message.data).unwrap();
+        state["value"]["stock"].as_u64().unwrap()
+    };
+    let mut follower = Follower::of(&served, STATE, None).await;
+    let first = follower.message().await.unwrap();
+    assert_eq!(
+        (first.id.clone(), stock(&first)),
+        (Some("ab".repeat(32)), 5)
+    );
+    served.fake.write("cart-1", "T", 3);
+    assert_eq!(stock(&follower.message().await.unwrap()), 8);
+    // Who has the latest is told of the next one only.
+    let mut again = Follower::of(&served, STATE, follower.last_id.as_deref()).await;
+    served.fake.write("cart-1", "T", 1);
+    assert_eq!(stock(&again.message().await.unwrap()), 9);
+    *served.fake.unreadable.lock().unwrap() = Some(ReadError::Unavailable {
+        reason: "damaged".to_owned(),
+        retry_after_ms: 1000,
+    });
+    served.fake.write("cart-1", "T", 1);
+    let last = again.message().await.unwrap();
+    assert_eq!(last.name.as_deref(), Some("error"));
+    assert_eq!(again.message().await, None);
+}
+
+#[tokio::test]
+async fn a_stream_without_a_state_cannot_be_followed() {
+    let served = Served::new().await;
+    let request = served.get("/v1/streams/order-1/state");
+    let request = request.header("accept", "text/event-stream");
+    problem(request.send().await.unwrap(), 400, "invalid").await;
 }
