@@ -68,7 +68,7 @@ impl By {
 }
 
 /// A key of an event's metadata that only the server gives.
-fn reserved_key(event: &NewEvent) -> Option<String> {
+pub(crate) fn reserved_key(event: &NewEvent) -> Option<String> {
     // Most metadata has no such byte, be it as itself or escaped.
     let metadata = &event.metadata;
     let may = metadata.contains(&b'$') || metadata.windows(6).any(|it| it == br"\u0024");

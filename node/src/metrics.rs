@@ -86,6 +86,8 @@ pub enum ResolvedAs {
     reinstated,
     /// Stranded events were appended to their stream.
     rebased,
+    /// What somebody made of stranded events was.
+    merged,
     /// They were given up.
     discarded,
 }

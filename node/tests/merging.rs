@@ -315,6 +315,19 @@ fn recorded_and_reinstated(federation: &Federation, id: &str, lost: &Value) {
         let (status, answer) = resolve(0, action);
         assert_eq!((status, &answer["code"]), (400, &json!("invalid")));
     }
+    // Whoever merges in its own way is told of records by a consumer group.
+    let group = json!({"source": {"categories": ["$conflicts"], "types": ["$conflict-superseded"]}});
+    let url = federation.url(0, "/v1/consumers/ledger");
+    until("a group follows conflict records", || {
+        put(&url, &group.to_string()).is_some_and(|(status, _)| status == 200)
+    });
+    let asked = json!({"consumer": "one"}).to_string();
+    until("the record is given out", || {
+        let fetched = post(&format!("{url}/fetch"), &asked);
+        fetched.is_some_and(|(_, page)| {
+            page["events"][0]["stream"] == format!("$conflicts-{id}").as_str()
+        })
+    });
     let before = events_of(federation, 1, "document-1");
     let (status, answer) = resolve(1, "reinstate");
     assert_eq!((status, &answer["status"]), (200, &json!("reinstated")));

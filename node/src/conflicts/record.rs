@@ -229,6 +229,44 @@ pub(super) struct Resolution {
     pub(super) reason: String,
     /// The name of the region whose door was asked.
     pub(super) region: String,
+    /// What is appended in place of the record's events, where somebody merged them with what the stream had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) instead: Vec<Instead>,
+}
+
+/// An event that somebody made of lost ones.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Instead {
+    id: EventId,
+    #[serde(rename = "type")]
+    event_type: EventType,
+    // The texts, with every digit that their writer wrote.
+    data: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    metadata: Option<String>,
+}
+
+impl Instead {
+    /// As it is kept; none if it is no text.
+    pub(super) fn of(event: &NewEvent) -> Option<Self> {
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).ok();
+        Some(Self {
+            id: event.id,
+            event_type: event.event_type.clone(),
+            data: text(&event.data)?,
+            metadata: Some(text(&event.metadata)?).filter(|it| !it.is_empty()),
+        })
+    }
+
+    /// The event to append.
+    pub(super) fn event(&self) -> NewEvent {
+        NewEvent {
+            id: self.id,
+            event_type: self.event_type.clone(),
+            data: self.data.clone().into(),
+            metadata: self.metadata.clone().unwrap_or_default().into(),
+        }
+    }
 }
 
 /// Where a record's events are after a rebase.
@@ -340,6 +378,14 @@ impl Record {
     /// What won, if it is about a write that lost.
     pub(super) fn superseded(&self) -> Option<&Superseding> {
         self.superseded.as_ref()
+    }
+
+    /// What is appended in place of its events.
+    pub(super) fn instead(&self) -> Vec<NewEvent> {
+        let resolution = self.resolved.iter().map(|(.., it)| it);
+        resolution
+            .flat_map(|it| it.instead.iter().map(Instead::event))
+            .collect()
     }
 
     /// Whether the event `id` is the one that resolves it.
@@ -520,6 +566,7 @@ mod tests {
             action,
             reason: format!("{by}"),
             region: "eu".to_owned(),
+            instead: Vec::new(),
         };
         let id = id().resolved(EventId(Uuid::from_u128(by)), &resolution);
         recorded(id, revision)

@@ -10,10 +10,11 @@ use tokio::time::{Instant, sleep};
 use tracing::{info, warn};
 
 use super::record::{
-    Conflict, ConflictAction, ConflictId, ConflictStatus, LostBranch, Rebased, Record, Resolution,
-    lost,
+    Conflict, ConflictAction, ConflictId, ConflictStatus, Instead, LostBranch, Rebased, Record,
+    Resolution, lost,
 };
 use super::{Conflicts, Node};
+use crate::append::reserved_key;
 use crate::homes::Place;
 use crate::metrics::ResolvedAs;
 use crate::readmission::{First, keep};
@@ -25,6 +26,8 @@ const WITHIN: Duration = Duration::from_secs(10);
 const AGAIN_AFTER: Duration = Duration::from_millis(50);
 /// How often rebases are looked at that nobody ends. One that has just begun is left to its call.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
+/// How large events may be together that are made of lost ones: they are kept in one event of the record first.
+const INSTEAD_BYTES_MAX: usize = 256 << 10;
 /// The longest reason.
 const REASON_BYTES_MAX: usize = 4_096;
 
@@ -82,6 +85,31 @@ impl Conflicts {
         action: ConflictAction,
         reason: &str,
     ) -> Result<Conflict, ConflictError> {
+        self.resolve_with(id, action, reason, &[]).await
+    }
+
+    /// Decides that `events` are appended to the record's stream in place of those that it holds, which stay in
+    /// it, and answers once that is done: what somebody made of them and of what the stream has come to.
+    ///
+    /// # Errors
+    /// See [`ConflictError`]; a record is resolved once.
+    pub async fn merge(
+        &self,
+        id: ConflictId,
+        events: &[NewEvent],
+        reason: &str,
+    ) -> Result<Conflict, ConflictError> {
+        self.resolve_with(id, ConflictAction::Rebase, reason, events)
+            .await
+    }
+
+    async fn resolve_with(
+        &self,
+        id: ConflictId,
+        action: ConflictAction,
+        reason: &str,
+        instead: &[NewEvent],
+    ) -> Result<Conflict, ConflictError> {
         if action == ConflictAction::Discard && reason.trim().is_empty() {
             return Err(ConflictError::Invalid(
                 "events are discarded for a reason only; say which, for whoever misses them"
@@ -94,9 +122,29 @@ impl Conflicts {
                 reason.len()
             )));
         }
+        let bytes: usize = instead.iter().map(NewEvent::weight_bytes).sum();
+        if bytes > INSTEAD_BYTES_MAX {
+            return Err(ConflictError::Invalid(format!(
+                "the events have {bytes} bytes together; give at most {INSTEAD_BYTES_MAX}"
+            )));
+        }
+        if let Some(key) = instead.iter().find_map(reserved_key) {
+            return Err(ConflictError::Invalid(format!(
+                "the metadata of an event has the key {key:?}; those that begin with \"$\" are the server's own"
+            )));
+        }
+        let kept: Option<Vec<Instead>> = instead.iter().map(Instead::of).collect();
+        let resolution = Resolution {
+            action,
+            reason: reason.to_owned(),
+            region: self.shared.region.clone(),
+            instead: kept.ok_or_else(|| {
+                ConflictError::Invalid("data and metadata of events are JSON".to_owned())
+            })?,
+        };
         let until = Instant::now() + WITHIN;
         let surely = self.surely(Some(until))?;
-        let mut held = self.decide(id, action, reason, until, &surely).await?;
+        let mut held = self.decide(id, resolution, until, &surely).await?;
         self.carry_out(id, &mut held, &surely).await?;
         let shown = held.record.shown(id);
         shown.ok_or(ConflictError::NotFound(id))
@@ -106,19 +154,14 @@ impl Conflicts {
     async fn decide(
         &self,
         id: ConflictId,
-        action: ConflictAction,
-        reason: &str,
+        resolution: Resolution,
         until: Instant,
         surely: &Surely,
     ) -> Result<Held, ConflictError> {
+        let action = resolution.action;
         let mut bytes = [0; 16];
         self.node().ok_or_else(stopping)?.random().fill(&mut bytes);
         let by = EventId::from_random(bytes);
-        let resolution = Resolution {
-            action,
-            reason: reason.to_owned(),
-            region: self.shared.region.clone(),
-        };
         loop {
             let mut held = self.hold(id)?;
             fits(action, &held)?;
@@ -196,6 +239,17 @@ impl Conflicts {
     ) -> Result<(), ConflictError> {
         let superseded = held.record.superseded().cloned();
         let (rebased, outcome) = match (held.record.status(), &superseded) {
+            (ConflictStatus::Rebasing, _) if !held.record.instead().is_empty() => {
+                let events = held.record.instead();
+                let stream = &held.branch.stream;
+                let (revisions, refused) = surely.append_all(stream, &events, |_| false).await?;
+                let rebased = Rebased {
+                    revisions,
+                    left_out: refused.into_iter().map(|index| events[index].id).collect(),
+                    reinstated: None,
+                };
+                (rebased, ResolvedAs::merged)
+            }
             (ConflictStatus::Rebasing, _) => {
                 (self.rebase(id, held, surely).await?, ResolvedAs::rebased)
             }

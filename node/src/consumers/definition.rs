@@ -9,6 +9,8 @@ use meridian_event::{Category, EventType, RecordedEvent, partition_of};
 use meridian_projection::check_name;
 use serde::{Deserialize, Serialize};
 
+/// The server's own category that may be followed.
+const CONFLICTS: &str = "$conflicts";
 /// How many parts the streams may be divided into.
 const PARTS_MAX: u16 = 1024;
 /// How many events one consumer may have at once.
@@ -125,9 +127,9 @@ impl GroupDefinition {
         check_name(&self.name).map_err(|error| error.to_string())?;
         for category in &self.source.categories {
             Category::new(category).map_err(|error| error.to_string())?;
-            if category.starts_with('$') {
+            if category.starts_with('$') && category != CONFLICTS {
                 return Err(format!(
-                    "streams of {category:?} are the server's own and are not given out"
+                    "streams of {category:?} are the server's own and are not given out, but for {CONFLICTS:?}"
                 ));
             }
         }
@@ -196,7 +198,8 @@ impl GroupDefinition {
             part,
         } = &self.source;
         let stream = &event.stream;
-        !stream.is_internal()
+        // Conflict records are given to who asks for them by name.
+        (!stream.is_internal() || categories.contains(stream.category()))
             && (categories.is_empty() || categories.contains(stream.category()))
             && (types.is_empty() || types.contains(event.event_type.as_str()))
             && part.is_none_or(|Part { number, of }| {

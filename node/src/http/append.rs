@@ -44,7 +44,7 @@ pub(super) struct AppendBody<'a> {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = NewEvent)]
-struct EventBody<'a> {
+pub(super) struct EventBody<'a> {
     /// Makes repeating the request harmless: an id never appends twice. Made for the event when it
     /// is not given.
     #[schema(value_type = Option<String>, format = "uuid")]
@@ -224,17 +224,9 @@ pub(super) async fn append(
 
 fn to_request(door: &Door, stream: StreamId, body: &Bytes) -> Result<AppendRequest, Problem> {
     let parsed: AppendBody<'_> = parse(body)?;
-    // The texts are parts of the body: they are shared, not copied.
-    let shared = |text: &RawValue| body.slice_ref(text.get().as_bytes());
-    let events = parsed
-        .events
-        .into_iter()
-        .map(|Object(event)| NewEvent {
-            id: event.id.map_or_else(|| door.backend.event_id(), EventId),
-            event_type: event.event_type,
-            data: shared(event.data),
-            metadata: event.metadata.map(shared).unwrap_or_default(),
-        })
+    let events = parsed.events.into_iter();
+    let events = events
+        .map(|Object(event)| event.event(door, body))
         .collect();
     // Limits, repeated ids and the like are the node's to check, whatever the door.
     Ok(AppendRequest {
@@ -243,6 +235,20 @@ fn to_request(door: &Door, stream: StreamId, body: &Bytes) -> Result<AppendReque
         durability: parsed.durability.0,
         events,
     })
+}
+
+impl EventBody<'_> {
+    /// The event, which was parsed from `body`.
+    pub(super) fn event(self, door: &Door, body: &Bytes) -> NewEvent {
+        // The texts are parts of the body: they are shared, not copied.
+        let shared = |text: &RawValue| body.slice_ref(text.get().as_bytes());
+        NewEvent {
+            id: self.id.map_or_else(|| door.backend.event_id(), EventId),
+            event_type: self.event_type,
+            data: shared(self.data),
+            metadata: self.metadata.map(shared).unwrap_or_default(),
+        }
+    }
 }
 
 #[cfg(test)]

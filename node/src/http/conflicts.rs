@@ -5,14 +5,15 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use meridian_clock::Timestamp;
-use meridian_event::{RecordedEvent, StreamId};
+use meridian_event::{NewEvent, RecordedEvent, StreamId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
 use super::Door;
-use super::body::{parse, read_json_body};
+use super::append::EventBody;
+use super::body::{Object, parse, read_json_body};
 use super::params::{Name, Params};
 use super::problem::Problem;
 use super::views::raw_json;
@@ -415,20 +416,25 @@ pub(super) async fn read(
 
 /// What is to become of a record's events.
 #[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, bound(deserialize = "'de: 'a"))]
 #[schema(as = ConflictResolve)]
-pub(super) struct ResolveBody {
+pub(super) struct ResolveBody<'a> {
     /// `rebase` or `discard`; `reinstate` where a write lost to a later one.
     action: ActionView,
     /// Why, for whoever looks later. Needed to discard.
     #[serde(default)]
     reason: String,
+    /// With `rebase`: what to append in place of the record's events, which stay in the record.
+    #[serde(borrow, default)]
+    #[schema(value_type = Vec<EventBody>)]
+    events: Vec<Object<EventBody<'a>>>,
 }
 
 /// Decides what becomes of a record's events
 ///
 /// A record is resolved once; whoever comes later is told how. `rebase` appends the events to their stream
-/// as it is now, with their ids; `reinstate` writes once more, as a new event, what lost to a later write. When
+/// as it is now, with their ids, or the `events` of the request in their place: what somebody made of them and of
+/// what the stream has come to; `reinstate` writes once more, as a new event, what lost to a later write. When
 /// that is cut short, the same request ends it, or the server does by itself.
 #[utoipa::path(
     post,
@@ -453,12 +459,25 @@ pub(super) async fn resolve(
 ) -> Result<Json<ConflictView>, Problem> {
     let id = id(&name)?;
     let body = read_json_body(&door, request).await?;
-    let asked: ResolveBody = parse(&body)?;
+    let asked: ResolveBody<'_> = parse(&body)?;
     let action = match asked.action {
         ActionView::Rebase => ConflictAction::Rebase,
         ActionView::Discard => ConflictAction::Discard,
         ActionView::Reinstate => ConflictAction::Reinstate,
     };
-    let resolved = conflicts(&door)?.resolve(id, action, &asked.reason).await;
+    let conflicts = conflicts(&door)?;
+    let events = asked.events.into_iter();
+    let events: Vec<NewEvent> = events
+        .map(|Object(event)| event.event(&door, &body))
+        .collect();
+    let resolved = match (action, events.is_empty()) {
+        (_, true) => conflicts.resolve(id, action, &asked.reason).await,
+        (ConflictAction::Rebase, false) => conflicts.merge(id, &events, &asked.reason).await,
+        (_, false) => {
+            return Err(Problem::invalid(
+                "events come with the action rebase only: they are appended in place of the record's",
+            ));
+        }
+    };
     Ok(Json(ConflictView::new(resolved.map_err(problem)?)))
 }

@@ -556,6 +556,54 @@ async fn a_rebase_appends_and_a_second_decision_changes_nothing() {
 }
 
 #[tokio::test]
+async fn what_somebody_made_of_lost_events_takes_their_place() {
+    let region = Region::new().await;
+    region.append("order-1", Expected::None, &[1, 2, 3]).await;
+    region.readmit(&stranded("order-1", 2, &[10, 11])).await;
+    let id = region.conflicts(1).await[0].id;
+    let path = format!("/v1/conflicts/{}/resolve", id.0);
+    let made = Uuid::from_u128(99);
+    let event = json!({"id": made, "type": "Merged", "data": {"of": [3, 10, 11]}});
+    for (wrong, why) in [
+        (
+            json!({"action": "discard", "reason": "r", "events": [event]}),
+            "rebase only",
+        ),
+        (
+            json!({"action": "rebase", "events": [{"type": "T", "data": 1, "metadata": {"$op": 1}}]}),
+            "server's own",
+        ),
+        (
+            json!({"action": "rebase", "events": [{"type": "T", "data": "x".repeat(300_000)}]}),
+            "at most",
+        ),
+    ] {
+        let (status, answer) = region.http("POST", &path, &wrong).await;
+        assert_eq!(status, 400, "{answer}");
+        assert!(answer["detail"].as_str().unwrap().contains(why), "{answer}");
+    }
+    let body = json!({"action": "rebase", "reason": "both were meant", "events": [event]});
+    let (status, answer) = region.http("POST", &path, &body).await;
+    assert_eq!(
+        (status, &answer["status"]),
+        (200, &json!("rebased")),
+        "{answer}"
+    );
+    assert_eq!(answer["resolution"]["revisions"], json!([[3, 3]]));
+    let ids: Vec<u64> = region
+        .ids("order-1")
+        .into_iter()
+        .map(|(id, _)| id)
+        .collect();
+    assert_eq!(ids, [1, 2, 3, 99]);
+    // Both branches are still there to be read.
+    let (_, page) = region.node.conflicts().get(id, 0, 10).unwrap();
+    assert_eq!(page.events.len(), 2);
+    let (status, _) = region.http("POST", &path, &body).await;
+    assert_eq!(status, 409);
+}
+
+#[tokio::test]
 async fn of_many_decisions_at_once_one_counts() {
     let region = Region::new().await;
     region.append("order-1", Expected::None, &[1, 2, 3]).await;
