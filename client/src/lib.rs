@@ -26,6 +26,7 @@ mod read;
 mod readers;
 mod regions;
 mod request;
+mod reservation;
 mod resolve;
 pub mod server;
 mod session;
@@ -48,6 +49,10 @@ pub use read::{
 };
 pub use readers::{LiveReader, SettledReader, StreamReader};
 pub use request::{AppendError, AppendRequest, Appended, Durability, Expected, Limits};
+pub use reservation::{
+    Reservation, ReservationAct, ReservationAnswer, ReservationKey, ReservationRequest,
+    ReserveError,
+};
 pub use resolve::Resolver;
 pub use session::{Session, SessionRequest, SessionResponse, SessionToken};
 pub use topology::{Member, Topology};

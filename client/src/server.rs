@@ -23,7 +23,7 @@ use crate::wire::{
     self, Asked, Hello, PROTOCOL_VERSION, PROTOCOL_VERSION_MIN, Refused, RefusedCode, Request,
     Response, Welcome, close, kind,
 };
-use crate::{AppendError, ConsumerRequest, ReadError, SessionRequest};
+use crate::{AppendError, ConsumerRequest, ReadError, ReserveError, SessionRequest};
 
 /// How many requests of one connection are worked on at a time; the rest wait unread.
 pub const IN_FLIGHT_MAX: usize = 1024;
@@ -238,6 +238,7 @@ impl Class {
             }
             | Request::Append { .. }
             | Request::Consume(ConsumerRequest::Settle(_))
+            | Request::Reserve { .. }
             | Request::Topology => Self::Other,
             // A read in a session may have to wait for what the session has seen, one at home for a
             // stream that is being moved there.
@@ -453,6 +454,10 @@ fn refusal(request: &Request, reason: &str, retry_after_ms: u64) -> Response {
         },
         Request::Await(_) => Response::Await(Err(read())),
         Request::Consume(_) => Response::Consume(Err(read().into())),
+        Request::Reserve { .. } => Response::Reserve(Err(ReserveError::Unavailable {
+            reason: reason.to_owned(),
+            retry_after_ms,
+        })),
         Request::Topology => Response::NotUnderstood {
             reason: reason.to_owned(),
         },

@@ -23,8 +23,9 @@ use uuid::Uuid;
 
 use crate::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConsumerError, ConsumerRequest,
-    ConsumerResponse, LivePage, LiveRead, ReadError, SessionRequest, SessionResponse, SessionToken,
-    SettledPage, SettledRead, StreamPage, StreamRead, Topology,
+    ConsumerResponse, LivePage, LiveRead, ReadError, ReservationAnswer, ReservationRequest,
+    ReserveError, SessionRequest, SessionResponse, SessionToken, SettledPage, SettledRead,
+    StreamPage, StreamRead, Topology,
 };
 
 /// The newest version of this protocol that this build speaks.
@@ -124,6 +125,13 @@ pub enum Request {
     /// Read a page of one stream, at its home only: nothing that was answered before is missing. Answered
     /// as [`Request::ReadStream`] is.
     ReadAtHome(StreamRead),
+    /// Reserve a key for an owner, or release it.
+    Reserve {
+        /// What to do.
+        request: ReservationRequest,
+        /// How many nodes have passed it on so far.
+        hops: u8,
+    },
 }
 
 /// What a node answers, one variant for each [`Request`].
@@ -155,6 +163,8 @@ pub enum Response {
     Await(Result<Awaited, ReadError>),
     /// To [`Request::Consume`].
     Consume(Result<ConsumerResponse, ConsumerError>),
+    /// To [`Request::Reserve`].
+    Reserve(Result<ReservationAnswer, ReserveError>),
 }
 
 /// The frame kinds of this protocol. Those of replication are below.
@@ -281,7 +291,7 @@ impl Response {
                 retry_after_ms: 0,
             })),
             Self::InSession { response, .. } => Self::from(response.clone()).without_events(reason),
-            Self::Topology(_) | Self::Await(_) | Self::NotUnderstood { .. } => {
+            Self::Topology(_) | Self::Await(_) | Self::Reserve(_) | Self::NotUnderstood { .. } => {
                 Self::NotUnderstood {
                     reason: reason.to_owned(),
                 }

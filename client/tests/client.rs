@@ -141,7 +141,8 @@ fn obliging(region: RegionId, _: usize, request: &Request) -> Deed {
         Request::InSession { .. }
         | Request::Await(_)
         | Request::Consume(_)
-        | Request::ReadAtHome(_) => Response::NotUnderstood {
+        | Request::ReadAtHome(_)
+        | Request::Reserve { .. } => Response::NotUnderstood {
             reason: "an older node".to_owned(),
         },
     })

@@ -39,7 +39,8 @@ fn do_it(request: &Request) -> Response {
         Request::InSession { .. }
         | Request::Await(_)
         | Request::Consume(_)
-        | Request::ReadAtHome(_) => Response::NotUnderstood {
+        | Request::ReadAtHome(_)
+        | Request::Reserve { .. } => Response::NotUnderstood {
             reason: "an older node".to_owned(),
         },
         Request::Topology => Response::Topology(meridian_client::Topology::default()),

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may end where it is wrong")]
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_client::wire::{
@@ -11,9 +12,10 @@ use meridian_client::wire::{
 use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConsumerError, ConsumerFetch,
     ConsumerRequest, ConsumerResponse, ConsumerSettle, Deliveries, Delivery, Direction, Durability,
-    EventFilter, Expected, Gone, LiveCursor, LivePage, LiveRead, Member, ReadError, SessionRequest,
-    SessionResponse, SessionToken, SettledPage, SettledRead, SettledTier, StreamPage, StreamRead,
-    Topology, Verdict,
+    EventFilter, Expected, Gone, LiveCursor, LivePage, LiveRead, Member, ReadError, Reservation,
+    ReservationAct, ReservationAnswer, ReservationKey, ReservationRequest, ReserveError,
+    SessionRequest, SessionResponse, SessionToken, SettledPage, SettledRead, SettledTier,
+    StreamPage, StreamRead, Topology, Verdict,
 };
 use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
@@ -402,6 +404,71 @@ fn every_message_to_homes() -> Vec<u8> {
     bytes
 }
 
+/// What is asked about reservations, and answered.
+fn reservation_requests() -> Vec<Request> {
+    let asked = |act, hops| Request::Reserve {
+        request: ReservationRequest {
+            key: reserved_key(),
+            owner: "account-7".to_owned(),
+            act,
+            id: Uuid::from_u128(9),
+        },
+        hops,
+    };
+    let hold_for = Some(Duration::from_millis(600_500));
+    vec![
+        asked(ReservationAct::Claim { hold_for }, 0),
+        asked(ReservationAct::Claim { hold_for: None }, 1),
+        asked(ReservationAct::Release, 2),
+    ]
+}
+
+fn reserved_key() -> ReservationKey {
+    ReservationKey {
+        namespace: "email".to_owned(),
+        key: "a@b.example".to_owned(),
+    }
+}
+
+fn reservation_responses() -> Vec<Response> {
+    let held = |until| Reservation {
+        key: reserved_key(),
+        owner: "account-7".to_owned(),
+        since: Timestamp(0x0102_0304_0506_0708),
+        until,
+        dot: dot(),
+        timestamp: Timestamp(0x0102_0304_0506_0709),
+        home: RegionId(2),
+    };
+    let reason = || "because".to_owned();
+    vec![
+        Response::Reserve(Ok(ReservationAnswer::Held(held(Some(Timestamp(300)))))),
+        Response::Reserve(Ok(ReservationAnswer::Free {
+            released: true,
+            home: RegionId(2),
+        })),
+        Response::Reserve(Err(ReserveError::Reserved(Box::new(held(None))))),
+        Response::Reserve(Err(ReserveError::Over { reason: reason() })),
+        Response::Reserve(Err(ReserveError::Invalid { reason: reason() })),
+        Response::Reserve(Err(ReserveError::Unavailable {
+            reason: reason(),
+            retry_after_ms: 1000,
+        })),
+        Response::Reserve(Err(ReserveError::Indeterminate { reason: reason() })),
+    ]
+}
+
+fn every_message_about_reservations() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (id, request) in (200..).zip(reservation_requests()) {
+        wire::encode_request(&mut bytes, id, 1500, &request).unwrap();
+    }
+    for (id, response) in (200..).zip(reservation_responses()) {
+        wire::encode_response(&mut bytes, id, &response);
+    }
+    bytes
+}
+
 /// One of every message of the first days, one frame after the other.
 fn every_message() -> Vec<u8> {
     let hello = Hello {
@@ -446,6 +513,8 @@ const CONSUMERS: &[u8] = include_bytes!("../golden/wire-v1-consumers.bin");
 
 const HOMES: &[u8] = include_bytes!("../golden/wire-v1-homes.bin");
 
+const RESERVATIONS: &[u8] = include_bytes!("../golden/wire-v1-reservations.bin");
+
 /// Clients and nodes of this build are in the field: if this fails, a change of the messages has
 /// made them strangers. Give the change a version of its own instead.
 #[test]
@@ -455,6 +524,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
         (every_later_message(), LATER),
         (every_consumer_message(), CONSUMERS),
         (every_message_to_homes(), HOMES),
+        (every_message_about_reservations(), RESERVATIONS),
     ] {
         let differs = now.iter().zip(then).position(|(now, then)| now != then);
         assert_eq!(differs, None, "the bytes differ from there on");
@@ -465,7 +535,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
 #[test]
 fn the_golden_bytes_still_mean_what_they_meant() {
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
-    for golden in [GOLDEN, LATER, CONSUMERS, HOMES] {
+    for golden in [GOLDEN, LATER, CONSUMERS, HOMES, RESERVATIONS] {
         let mut rest = golden;
         while let Some((kind, body, length)) = frame::split(rest).unwrap() {
             match kind {
@@ -484,7 +554,8 @@ fn the_golden_bytes_still_mean_what_they_meant() {
             requests(),
             later_requests(),
             consumer_requests(),
-            home_requests()
+            home_requests(),
+            reservation_requests()
         ]
         .concat()
     );
@@ -494,7 +565,8 @@ fn the_golden_bytes_still_mean_what_they_meant() {
             responses(),
             later_responses(),
             consumer_responses(),
-            home_responses()
+            home_responses(),
+            reservation_responses()
         ]
         .concat()
     );

@@ -137,8 +137,17 @@ impl Appends {
 
     /// Appends to a stream of the server's own, or what is the server's own to any.
     pub(crate) async fn append_own(&self, request: AppendRequest) -> Result<Appended, AppendError> {
+        let deadline = Instant::now() + self.timeout;
+        self.append_own_by(request, deadline).await
+    }
+
+    /// As [`Appends::append_own`], for whoever waits until `deadline`.
+    pub(crate) async fn append_own_by(
+        &self,
+        request: AppendRequest,
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
         let began = Instant::now();
-        let deadline = began + self.timeout;
         self.append_any(request, By::Server, deadline, began, &Limits::WIDEST)
             .await
     }
@@ -474,7 +483,8 @@ impl Appends {
         Ok(appended)
     }
 
-    fn majority(&self) -> usize {
+    /// How many regions are a majority of the members.
+    pub(crate) fn majority(&self) -> usize {
         match self.homes.federation().members().len() {
             0 => majority(self.members),
             members => majority(members),
@@ -571,8 +581,8 @@ impl Appends {
     }
 }
 
-// Waits until `region` is put out.
-async fn until_out(changes: &mut watch::Receiver<Arc<Federation>>, region: RegionId) {
+/// Waits until `region` is put out.
+pub(crate) async fn until_out(changes: &mut watch::Receiver<Arc<Federation>>, region: RegionId) {
     let is_out = |now: &Arc<Federation>| now.out.contains_key(&region);
     if changes.wait_for(is_out).await.is_err() {
         // Nothing more is decided here: whoever waits has a deadline.

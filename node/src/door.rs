@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use meridian_client::server::{Caller, Service};
 use meridian_client::tls::PeerName;
 use meridian_client::wire::{Request, Response, Welcome};
-use meridian_client::{AppendError, ConsumerError, ReadError};
+use meridian_client::{AppendError, ConsumerError, ReadError, ReserveError};
 use uuid::Uuid;
 
 use crate::{Node, odd};
@@ -103,6 +103,20 @@ impl Service for Door {
                         consumers.consume(&asked).await
                     }
                     None => Err(ConsumerError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
+                Request::Reserve { request, hops } => Response::Reserve(match node {
+                    // As with appends.
+                    Some(_) if hops > 0 && !matches!(caller.peer, PeerName::Region(_)) => {
+                        Err(ReserveError::Invalid {
+                            reason: "only nodes pass reservations on; send it with 0 hops"
+                                .to_owned(),
+                        })
+                    }
+                    Some(node) => node.carry_out(request, hops, Some(caller.deadline)).await,
+                    None => Err(ReserveError::Unavailable {
                         reason: stopping,
                         retry_after_ms: 1000,
                     }),

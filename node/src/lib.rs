@@ -39,6 +39,7 @@ mod projections;
 mod readmission;
 mod reads;
 mod remembered;
+mod reservations;
 pub mod seams;
 mod sequencer;
 pub mod session;

@@ -19,6 +19,7 @@ mod output;
 mod projection;
 mod read;
 mod region;
+mod reservation;
 mod serve;
 mod settled;
 mod settling;
@@ -93,6 +94,9 @@ enum Command {
     /// Events that were acknowledged and lost their place: list, show and resolve them
     #[command(subcommand)]
     Conflict(conflict::Command),
+    /// Reservations: names that only one owner may have in all regions
+    #[command(subcommand)]
+    Reservation(reservation::Command),
     /// Regions: drain them for maintenance, put lost ones out, make new ones members, let others go for good
     #[command(subcommand)]
     Region(region::Command),
@@ -201,6 +205,7 @@ async fn run(line: CommandLine) -> anyhow::Result<Outcome> {
         Command::Category(command) => category::run(command, output).await,
         Command::Home(command) => home::run(command, output).await,
         Command::Conflict(command) => conflict::run(command, output).await,
+        Command::Reservation(command) => reservation::run(command, output).await,
         Command::Region(command) => region::run(command, output).await,
         Command::Why(question) => why::run(question, output).await,
         Command::Verify(args) => verify::run(&args, output),

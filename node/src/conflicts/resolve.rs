@@ -18,6 +18,7 @@ use crate::append::reserved_key;
 use crate::homes::Place;
 use crate::metrics::ResolvedAs;
 use crate::readmission::{First, keep};
+use crate::reservations::is_reservation;
 use crate::surely::{Sure, Surely, Unsure};
 
 /// How long a call may take. What it has decided goes on without it.
@@ -165,6 +166,13 @@ impl Conflicts {
         loop {
             let mut held = self.hold(id)?;
             fits(action, &held)?;
+            if action != ConflictAction::Discard && is_reservation(&held.branch.stream) {
+                return Err(ConflictError::Conflict(format!(
+                    "record {} holds reservations, which count where they were judged and nowhere else; \
+                     discard it, and reserve the key anew",
+                    id.0
+                )));
+            }
             let is_ours = held.record.is_resolved_by(by);
             match held.record.status() {
                 ConflictStatus::Recording => {

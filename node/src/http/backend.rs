@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, EventFilter, Limits, LiveCursor,
-    ReadError, SessionToken, SettledTier, StreamPage, StreamRead,
+    ReadError, Reservation, ReservationKey, ReserveError, SessionToken, SettledTier, StreamPage,
+    StreamRead,
 };
 use meridian_clock::{OrderKey, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, Isolation, Kind};
 use meridian_event::{EventId, RecordedEvent, StreamId};
 use meridian_replication::link::Marks;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use crate::live;
 use crate::metrics::Metrics;
@@ -207,6 +209,32 @@ pub trait Backend: Send + Sync + 'static {
         stream: StreamId,
         tier: StateTier,
     ) -> BoxFuture<'_, Result<StateReport, ReadError>>;
+
+    /// The region that answers.
+    fn region(&self) -> RegionId;
+
+    /// Reserves `key` for `owner`, as [`Node::reserve`] does.
+    fn reserve(
+        &self,
+        key: ReservationKey,
+        owner: String,
+        hold_for: Option<Duration>,
+        id: Option<Uuid>,
+    ) -> BoxFuture<'_, Result<Reservation, ReserveError>>;
+
+    /// Releases `key`, as [`Node::release`] does.
+    fn release(
+        &self,
+        key: ReservationKey,
+        owner: String,
+        id: Option<Uuid>,
+    ) -> BoxFuture<'_, Result<(bool, RegionId), ReserveError>>;
+
+    /// Who holds `key`, as far as is known here.
+    ///
+    /// # Errors
+    /// When that cannot be read.
+    fn reservation(&self, key: &ReservationKey) -> Result<Option<Reservation>, ReadError>;
 
     /// How `category` stands.
     fn category(&self, category: &str) -> CategoryReport;
@@ -413,6 +441,33 @@ impl Backend for Node {
         tier: StateTier,
     ) -> BoxFuture<'_, Result<StateReport, ReadError>> {
         Box::pin(async move { Self::read_state(self, &stream, tier).await })
+    }
+
+    fn region(&self) -> RegionId {
+        self.config().region
+    }
+
+    fn reserve(
+        &self,
+        key: ReservationKey,
+        owner: String,
+        hold_for: Option<Duration>,
+        id: Option<Uuid>,
+    ) -> BoxFuture<'_, Result<Reservation, ReserveError>> {
+        Box::pin(async move { Self::reserve(self, key, &owner, hold_for, id).await })
+    }
+
+    fn release(
+        &self,
+        key: ReservationKey,
+        owner: String,
+        id: Option<Uuid>,
+    ) -> BoxFuture<'_, Result<(bool, RegionId), ReserveError>> {
+        Box::pin(async move { Self::release(self, key, &owner, id).await })
+    }
+
+    fn reservation(&self, key: &ReservationKey) -> Result<Option<Reservation>, ReadError> {
+        Self::reservation(self, key)
     }
 
     fn category(&self, category: &str) -> CategoryReport {

@@ -36,6 +36,11 @@ mod problem;
 )]
 mod projections;
 mod regions;
+#[expect(
+    unused_qualifications,
+    reason = "the macro that describes parameters writes them"
+)]
+mod reservations;
 mod routes;
 mod server;
 mod session;

@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 
 use super::{
     append, categories, conflicts, consumers, events, homes, operations, projections, regions,
-    settling, state, stream, why,
+    reservations, settling, state, stream, why,
 };
 
 #[derive(OpenApi)]
@@ -69,6 +69,9 @@ use super::{
         consumers::parked,
         consumers::retry,
         consumers::drop_parked,
+        reservations::reserve,
+        reservations::read,
+        reservations::release,
         operations::healthz,
         operations::readyz,
         operations::metrics,
@@ -78,6 +81,7 @@ use super::{
         (name = "events", description = "Append and read"),
         (name = "categories", description = "How writes to a category's streams are settled"),
         (name = "consumers", description = "Durable places from which programs are given events, to acknowledge each"),
+        (name = "reservations", description = "Names that only one owner may have in all regions"),
         (name = "projections", description = "Read models: define, follow, mend, exchange and ask them"),
         (name = "homes", description = "Which region orders a stream, and moving that to another"),
         (name = "conflicts", description = "Events that were acknowledged and lost their place, and what becomes of them"),

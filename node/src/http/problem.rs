@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use meridian_client::{AppendError, ConsumerError, ReadError};
+use meridian_client::{AppendError, ConsumerError, ReadError, ReserveError};
 use meridian_projection::QueryError;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use super::Door;
 use super::session::SESSION_HEADER;
 use super::views::{EpochView, EventView};
+use crate::shown::rfc3339;
 use crate::{ConflictError, MoveError, ProjectionError, WhyError};
 
 /// What went wrong, in one word that does not change.
@@ -23,6 +24,8 @@ pub(super) enum Code {
     WrongExpectedRevision,
     /// 409: it is not in a state for that. `detail` says what to do first.
     Conflict,
+    /// 409: another owner holds the key. See `owner` and `until`.
+    Reserved,
     /// 421: another region orders this stream, or serves this consumer group. Send the request to
     /// `home`.
     NotHome,
@@ -52,7 +55,7 @@ pub(super) enum Code {
 impl Code {
     fn status(self) -> StatusCode {
         match self {
-            Self::WrongExpectedRevision | Self::Conflict => StatusCode::CONFLICT,
+            Self::WrongExpectedRevision | Self::Conflict | Self::Reserved => StatusCode::CONFLICT,
             Self::NotHome => StatusCode::MISDIRECTED_REQUEST,
             Self::Unavailable | Self::Stale => StatusCode::SERVICE_UNAVAILABLE,
             Self::Indeterminate => StatusCode::GATEWAY_TIMEOUT,
@@ -99,7 +102,8 @@ struct More {
     /// `wrong_expected_revision`: what was written after the expected revision, as far as fits.
     #[serde(skip_serializing_if = "Option::is_none")]
     events_since: Option<Vec<EventView>>,
-    /// `not_home`: the name of the region that orders the stream, or serves the consumer group.
+    /// `not_home`: the name of the region that orders the stream, or serves the consumer group. `reserved`: of
+    /// the region that decides about the key.
     #[serde(skip_serializing_if = "Option::is_none")]
     home: Option<String>,
     /// `not_home`: since which epoch.
@@ -111,6 +115,17 @@ struct More {
     /// `too_large`: the limit that was exceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     limit: Option<u64>,
+
+    /// `reserved`: who holds the key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
+    /// `reserved`: since when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<String>,
+    /// `reserved`: until when, by the clock of the region that decides about it then; null when it is held for good.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    until: Option<Option<String>>,
 
     #[serde(skip)]
     #[schema(ignore)]
@@ -347,6 +362,37 @@ impl Problem {
             ConflictError::Conflict(_) => Self::new(Code::Conflict, detail),
             ConflictError::Unavailable(_) => Self::unavailable(detail, 1000),
             ConflictError::Unknown(_) => Self::new(Code::Indeterminate, detail),
+        }
+    }
+
+    /// The answer to a key that was neither reserved nor released.
+    pub(super) fn of_reserve(error: &ReserveError, door: &Door) -> Self {
+        let detail = error.to_string();
+        match error {
+            ReserveError::Reserved(held) => {
+                let until = held.until.map(rfc3339);
+                let how_long = match &until {
+                    Some(until) => format!("until {until}"),
+                    None => "for good".to_owned(),
+                };
+                let detail = format!(
+                    "key {} is held by {:?}, {how_long}; nothing was changed",
+                    held.key, held.owner
+                );
+                Self::new(Code::Reserved, detail).and(More {
+                    home: Some(door.region_name(held.home)),
+                    owner: Some(held.owner.clone()),
+                    since: Some(rfc3339(held.since)),
+                    until: Some(until),
+                    ..More::default()
+                })
+            }
+            ReserveError::Over { .. } => Self::new(Code::Conflict, detail),
+            ReserveError::Invalid { .. } => Self::invalid(detail),
+            ReserveError::Unavailable { retry_after_ms, .. } => {
+                Self::unavailable(detail, *retry_after_ms)
+            }
+            ReserveError::Indeterminate { .. } => Self::new(Code::Indeterminate, detail),
         }
     }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::problem::Problem;
 use super::{
     Door, append, categories, conflicts, consumers, events, homes, openapi, operations,
-    projections, regions, settling, state, stream, why,
+    projections, regions, reservations, settling, state, stream, why,
 };
 use crate::metrics::{HttpRequest, HttpRoute};
 
@@ -96,6 +96,12 @@ pub(super) fn paths() -> Vec<(&'static str, MethodRouter<Door>)> {
         (
             "/v1/consumers/{name}/parked/{event}/drop",
             post(consumers::drop_parked),
+        ),
+        (
+            "/v1/reservations/{namespace}/{key}",
+            get(reservations::read)
+                .put(reservations::reserve)
+                .delete(reservations::release),
         ),
         ("/healthz", get(operations::healthz)),
         ("/readyz", get(operations::readyz)),

@@ -98,6 +98,7 @@ async fn every_path_of_the_contract_is_there() {
         "/v1/regions/{name}/join",
         "/v1/regions/{name}/leave",
         "/v1/regions/{name}/resume",
+        "/v1/reservations/{namespace}/{key}",
         "/v1/status",
         "/v1/streams/{stream}/events",
         "/v1/streams/{stream}/state",
@@ -160,6 +161,8 @@ async fn answers_have_the_described_fields() {
     let get = async |path: &str| json(served.get(path).send().await.unwrap()).await;
     let page = get("/v1/streams/order-1/events").await;
     let refused = served.append("{").await.json::<Value>().await.unwrap();
+    let url = format!("http://{}/v1/reservations/email/a?owner=o", served.addr);
+    let released = json(served.client.delete(url).send().await.unwrap()).await;
     let answers = BTreeMap::from([
         ("Appended", appended.clone()),
         ("Dot", appended["dots"][0].clone()),
@@ -174,6 +177,8 @@ async fn answers_have_the_described_fields() {
         ("State", get("/v1/streams/cart-1/state").await),
         ("Category", get("/v1/categories/order").await),
         ("Categories", get("/v1/categories").await),
+        ("Reservation", get("/v1/reservations/email/a").await),
+        ("Released", released),
         ("Awaited", get("/v1/await?dot=us-east/3/1").await),
         ("Health", get("/healthz").await),
     ]);

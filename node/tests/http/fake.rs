@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, Direction, Durability, Limits,
-    ReadError, SessionToken, StreamPage, StreamRead,
+    ReadError, Reservation, ReservationAct, ReservationKey, ReservationRequest, ReserveError,
+    SessionToken, StreamPage, StreamRead,
 };
 use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind, Mode};
@@ -29,12 +30,16 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 pub(crate) const US: RegionId = RegionId(0);
 pub(crate) const EU: RegionId = RegionId(1);
 
 /// When every event here was written.
 pub(crate) const NOON: Duration = Duration::from_secs(1_700_000_000);
+
+/// Which key, for whom, for how long, and what makes it known again.
+pub(crate) type Reserved = (ReservationKey, String, Option<Duration>, Option<Uuid>);
 
 pub(crate) struct Fake {
     events: Mutex<Vec<RecordedEvent>>,
@@ -45,6 +50,8 @@ pub(crate) struct Fake {
     pub(crate) unreadable: Mutex<Option<ReadError>>,
     /// What the last append asked for.
     pub(crate) asked: Mutex<Option<AppendRequest>>,
+    /// What the last reservation asked for.
+    pub(crate) reserved: Mutex<Option<Reserved>>,
     /// Appends wait for this when there is one.
     pub(crate) gate: Mutex<Option<Arc<Notify>>>,
     /// Appends break an assertion.
@@ -63,6 +70,7 @@ impl Fake {
             refuse: Mutex::default(),
             unreadable: Mutex::default(),
             asked: Mutex::default(),
+            reserved: Mutex::default(),
             gate: Mutex::default(),
             broken: AtomicBool::default(),
             not_ready: Mutex::default(),
@@ -77,6 +85,22 @@ impl Fake {
         for number in 0..count {
             let data = format!("{{\"number\":{number}}}");
             self.record(stream, event_type, data.as_bytes(), b"", self.event_id());
+        }
+    }
+
+    fn held(key: ReservationKey, owner: &str, until: Option<Timestamp>) -> Reservation {
+        Reservation {
+            key,
+            owner: owner.to_owned(),
+            since: Timestamp::from_unix(NOON),
+            until,
+            dot: Dot {
+                origin: EU,
+                partition: PartitionId(0),
+                position: Position(0),
+            },
+            timestamp: Timestamp::from_unix(NOON),
+            home: EU,
         }
     }
 
@@ -495,6 +519,62 @@ impl Backend for Fake {
         Box::pin(async move { result })
     }
 
+    fn region(&self) -> RegionId {
+        US
+    }
+
+    fn reserve(
+        &self,
+        key: ReservationKey,
+        owner: String,
+        hold_for: Option<Duration>,
+        id: Option<Uuid>,
+    ) -> BoxFuture<'_, Result<Reservation, ReserveError>> {
+        *self.reserved.lock().unwrap() = Some((key.clone(), owner.clone(), hold_for, id));
+        let said = || "as the test wants it".to_owned();
+        let asked = ReservationRequest {
+            key: key.clone(),
+            owner: owner.clone(),
+            act: ReservationAct::Claim { hold_for },
+            id: Uuid::nil(),
+        };
+        let until = hold_for.map(|hold_for| Timestamp::from_unix(NOON + hold_for));
+        let held = Self::held(key, &owner, until);
+        let answer = asked.check().and_then(|()| match owner.as_str() {
+            "late" => Err(ReserveError::Reserved(Box::new(Self::held(
+                held.key.clone(),
+                "first",
+                until,
+            )))),
+            "over" => Err(ReserveError::Over { reason: said() }),
+            "down" => Err(ReserveError::Unavailable {
+                reason: said(),
+                retry_after_ms: 1500,
+            }),
+            "unsure" => Err(ReserveError::Indeterminate { reason: said() }),
+            _ => Ok(held),
+        });
+        Box::pin(std::future::ready(answer))
+    }
+
+    fn release(
+        &self,
+        key: ReservationKey,
+        owner: String,
+        _: Option<Uuid>,
+    ) -> BoxFuture<'_, Result<(bool, RegionId), ReserveError>> {
+        Box::pin(std::future::ready(match owner.as_str() {
+            "late" => Err(ReserveError::Reserved(Box::new(Self::held(
+                key, "first", None,
+            )))),
+            owner => Ok((owner == "first", EU)),
+        }))
+    }
+
+    fn reservation(&self, key: &ReservationKey) -> Result<Option<Reservation>, ReadError> {
+        Ok((key.key != "free").then(|| Self::held(key.clone(), "first", None)))
+    }
+
     fn category(&self, category: &str) -> CategoryReport {
         let policy = self.categories().remove(category);
         CategoryReport {
@@ -566,7 +646,7 @@ impl Backend for Fake {
 
 /// What the tokens of this door are sealed with.
 pub(crate) fn seal() -> SessionSeal {
-    SessionSeal::of_federation(uuid::Uuid::from_u128(0xf0), &[7; 32])
+    SessionSeal::of_federation(Uuid::from_u128(0xf0), &[7; 32])
 }
 
 /// The door, open.

@@ -14,4 +14,5 @@ mod node;
 mod operations;
 mod problems;
 mod reads;
+mod reservations;
 mod serving;

@@ -376,6 +376,11 @@ pub fn put(url: &str, body: &str) -> Option<(u16, Value)> {
     send(reqwest::Method::PUT, url, body).map(|(status, _, answer)| (status, answer))
 }
 
+/// As [`post`], with DELETE and no body.
+pub fn delete(url: &str) -> Option<(u16, Value)> {
+    send(reqwest::Method::DELETE, url, "").map(|(status, _, answer)| (status, answer))
+}
+
 /// As [`post`], with the session token that came with the answer.
 pub fn post_for_token(url: &str, body: &str) -> Option<(u16, Option<String>, Value)> {
     send(reqwest::Method::POST, url, body)
