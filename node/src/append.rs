@@ -304,10 +304,14 @@ impl Appends {
 
     async fn append_here(
         &self,
-        request: AppendRequest,
+        mut request: AppendRequest,
         by: By,
         deadline: Instant,
     ) -> Result<Appended, NotAppended> {
+        if by != By::Server && self.merging.is_stock(&request.stream) {
+            let numbered = self.merging.number_regions(&mut request);
+            numbered.map_err(NotAppended::Refused)?;
+        }
         // What it comes to is folded outside of the sequencer, where nobody waits for it.
         let warm = timeout_at(deadline, self.merging.warm(&request.stream)).await;
         match warm {

@@ -13,6 +13,7 @@
 mod asked;
 mod folded;
 mod ledger;
+mod rights;
 mod snapshots;
 
 use std::collections::BTreeMap;
