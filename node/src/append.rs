@@ -27,6 +27,7 @@ use crate::merging::Merging;
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
 use crate::odd;
+use crate::rights::Rights;
 use crate::sequencer::{Outcome, Sequencer, coming};
 
 /// After a home could not be dialled, how long requests for it are refused at once. Nothing was
@@ -40,6 +41,10 @@ const RETRY_AFTER: Duration = Duration::from_millis(50);
 const MOVING_AGAIN: Duration = Duration::from_millis(20);
 /// How long one attempt to dial a home may take.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often rights are fetched for one take: others may have used what came.
+const FETCHES_MAX: u32 = 64;
+/// How often one is tried again that lacks no rights. They may have come meanwhile, or it was not for that.
+const REFUSALS_MAX: u32 = 2;
 /// How much the events of all appends that wait for their answer here may weigh together, in KiB.
 pub(crate) const WAITING_KIB_MAX: u32 = 64 << 10;
 /// How much of what was written since goes into a conflict answer.
@@ -93,6 +98,7 @@ pub(crate) struct Appends {
     pub(crate) ways: BTreeMap<RegionId, Home>,
     pub(crate) held: Held,
     pub(crate) room: Semaphore,
+    pub(crate) rights: Rights,
     pub(crate) metrics: Arc<Metrics>,
 }
 
@@ -308,10 +314,39 @@ impl Appends {
         by: By,
         deadline: Instant,
     ) -> Result<Appended, NotAppended> {
-        if by != By::Server && self.merging.is_stock(&request.stream) {
-            let numbered = self.merging.number_regions(&mut request);
-            numbered.map_err(NotAppended::Refused)?;
+        let merging = &self.merging;
+        if by == By::Server || !merging.is_stock(&request.stream) {
+            return self.append_once(request, by, deadline).await;
         }
+        let numbered = merging.number_regions(&mut request);
+        numbered.map_err(NotAppended::Refused)?;
+        if !Merging::only_takes(&request) {
+            return self.append_once(request, by, deadline).await;
+        }
+        let (mut tries, mut refused_all_the_same) = (0..FETCHES_MAX, 0..REFUSALS_MAX);
+        loop {
+            let refused = self.append_once(request.clone(), by, deadline).await;
+            let Err(NotAppended::Refused(AppendError::Conflict { reason })) = &refused else {
+                return refused;
+            };
+            if tries.next().is_none() || Instant::now() >= deadline {
+                return refused;
+            }
+            let lacked = self.fetch_rights(&request, reason, deadline).await;
+            let is_over =
+                !lacked.map_err(NotAppended::Refused)? && refused_all_the_same.next().is_none();
+            if is_over {
+                return refused;
+            }
+        }
+    }
+
+    async fn append_once(
+        &self,
+        request: AppendRequest,
+        by: By,
+        deadline: Instant,
+    ) -> Result<Appended, NotAppended> {
         // What it comes to is folded outside of the sequencer, where nobody waits for it.
         let warm = timeout_at(deadline, self.merging.warm(&request.stream)).await;
         match warm {
@@ -697,9 +732,12 @@ impl Home {
         connection.request(request, deadline).await
     }
 
-    // Sends the request, again and with the same ids if it is not answered: the home knows what it
-    // has recorded. Never turns "may be written" into "failed".
-    async fn append(
+    /// Sends the request, again and with the same ids if it is not answered: the home knows what it
+    /// has recorded. Never turns "may be written" into "failed".
+    ///
+    /// # Errors
+    /// As the region answered, or that it did not.
+    pub(crate) async fn append(
         &self,
         request: AppendRequest,
         hops: u8,

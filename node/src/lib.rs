@@ -40,6 +40,7 @@ mod readmission;
 mod reads;
 mod remembered;
 mod reservations;
+mod rights;
 pub mod seams;
 mod sequencer;
 pub mod session;

@@ -304,6 +304,12 @@ pub struct Metrics {
     pub merged_snapshots: Gauge,
     /// The bytes of these files.
     pub merged_snapshot_bytes: Gauge,
+    /// How often this region asked another one for rights to a stock.
+    pub rights_asked: Counter,
+    /// How often it was given some.
+    pub rights_given: Counter,
+    /// Takes, or several of one stock that waited together, for which there were none to be had.
+    pub rights_refused: Counter,
     /// Events that no other region holds: they would strand if this one vanished now.
     pub at_stake_events: Gauge,
     /// How long ago the oldest of them was written.
@@ -478,6 +484,18 @@ impl Metrics {
             merged_snapshot_bytes: list.add(
                 "merged_snapshot_bytes",
                 "The bytes of these files",
+            ),
+            rights_asked: list.add(
+                "rights_asked",
+                "How often this region asked another one for rights to a stock",
+            ),
+            rights_given: list.add(
+                "rights_given",
+                "How often this region was given rights to a stock that it had asked for",
+            ),
+            rights_refused: list.add(
+                "rights_refused",
+                "How often there were no rights to be had for what was to be taken from a stock",
             ),
             at_stake_events: list.add(
                 "at_stake_events",

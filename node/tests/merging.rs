@@ -202,11 +202,12 @@ fn a_stock_is_taken_only_by_rights() {
     let shown = agreed(&federation, stream);
     assert_eq!(shown, json!({"stock": 10, "rights": {"a": 6, "b": 4}}));
     written(&federation, 1, stream, &json!({"op": "take", "by": 4}));
+    // More than all regions hold.
     refused(
         &federation,
         1,
         stream,
-        &json!({"op": "take", "by": 1}),
+        &json!({"op": "take", "by": 7}),
         "conflict",
     );
     written(&federation, 0, stream, &json!({"op": "take", "by": 6}));

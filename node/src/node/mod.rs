@@ -43,6 +43,7 @@ use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
 use crate::merging::{Ledger, Merging, keep_snapshots};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
+use crate::rights::Rights;
 use crate::seams::{Random, Seams};
 use crate::sequencer::{Sequencer, Tools};
 use crate::session::SessionSeal;
@@ -374,6 +375,7 @@ impl Node {
                 .collect(),
             held: links.held(),
             room: Semaphore::new(WAITING_KIB_MAX as usize),
+            rights: Rights::default(),
             metrics: Arc::clone(&metrics),
         };
         let logs = config.members.iter().flat_map(|member| {
