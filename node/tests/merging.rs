@@ -5,6 +5,10 @@
     clippy::unwrap_used,
     reason = "a test that cannot go on says so by panicking"
 )]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a test damages files from outside the node"
+)]
 
 mod support;
 
