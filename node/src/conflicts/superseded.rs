@@ -52,6 +52,8 @@ impl Conflicts {
         let node = self.node().ok_or_else(stopping)?;
         let (lost, names) = (&loss.lost, node.names());
         let event = find(&node, &loss.stream, lost.id)?;
+        // A state has what is on its way to the disk, and may never get there.
+        find(&node, &loss.stream, lost.by)?;
         let winner = WinnerPlace {
             id: lost.by,
             origin: names.of(lost.by_dot.actor.region),
