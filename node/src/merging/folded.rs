@@ -153,11 +153,6 @@ impl Folded {
                 let store = &merging.store;
                 let page =
                     store.read_stream_of(stream, region, followed.next, PAGE_EVENTS, PAGE_BYTES)?;
-                let bytes: usize = page
-                    .iter()
-                    .map(|it| it.data.len() + it.metadata.len())
-                    .sum();
-                let is_last = page.len() < PAGE_EVENTS && bytes < PAGE_BYTES / 2;
                 let settled = page
                     .iter()
                     .position(|it| until.is_some_and(|until| it.timestamp > until));
@@ -165,10 +160,15 @@ impl Folded {
                     self.take(merging, event);
                     self.passed(region);
                 }
+                // A page ends before what is damaged, and the next one says so: only an empty one is the end.
+                if page.is_empty() && !store.damaged().is_empty() {
+                    reached("a merged stream's end was looked for beside damage");
+                    store.stream_last(stream, Some(region), true)?;
+                }
                 let followed = self.followed.entry(region).or_default();
                 if settled.is_some() {
                     followed.settled = until;
-                } else if is_last {
+                } else if page.is_empty() {
                     followed.head = head;
                 }
             }
