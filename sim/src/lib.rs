@@ -24,5 +24,6 @@ pub mod same;
 pub mod scenarios;
 pub mod settled;
 pub mod shrink;
+pub mod states;
 pub mod storms;
 pub mod world;

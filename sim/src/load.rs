@@ -5,6 +5,7 @@ pub mod door;
 pub mod fencer;
 pub mod follow;
 pub mod import;
+pub mod merged;
 pub mod mover;
 
 use std::collections::BTreeMap;
@@ -17,7 +18,7 @@ use meridian_client::{
     AppendError, AppendRequest, Client, Direction, Durability, Expected, ReadAt, SettledRead,
     StreamRead,
 };
-use meridian_clock::{OrderKey, Position};
+use meridian_clock::{OrderKey, Position, RegionId};
 use meridian_event::{EventId, EventType, NewEvent, Revision, StreamId};
 use tokio::time::sleep;
 
@@ -29,11 +30,17 @@ use crate::world::clock::elapsed;
 use crate::world::story::{Answer, What};
 use crate::world::trace::Trace;
 
-/// The category of streams that every region may write.
+/// The category of streams that every region may write, and that come to nothing but their events.
 pub const SHARED: &str = "note";
 const HOMED: &str = "order";
 /// The category of streams with a home that refuses while it is cut off.
 pub const FENCED: &str = "ledger";
+
+/// Whether every region may write `stream`.
+pub fn is_shared(stream: &StreamId) -> bool {
+    let category = stream.category();
+    category == SHARED || merged::kind(category).is_some()
+}
 
 /// The name of one of the streams with a home.
 pub fn homed(plan: &LoadPlan, number: u64) -> String {
@@ -70,6 +77,8 @@ pub struct Writer {
     pub over: Arc<AtomicBool>,
     /// The last revision of each stream that any client was told of.
     pub known: Arc<Mutex<BTreeMap<StreamId, Revision>>>,
+    /// The streams that are merged.
+    pub merged: Vec<StreamId>,
     /// Whether what was acknowledged may be taken back, with a fence.
     pub may_strand: bool,
 }
@@ -88,6 +97,9 @@ impl Writer {
     }
 
     fn draw(&mut self) -> AppendRequest {
+        if self.plan.merged_percent > 0 && self.rng.percent(self.plan.merged_percent) {
+            return self.draw_merged();
+        }
         let rng = &mut self.rng;
         let shared = rng.percent(self.plan.shared_percent);
         let name = if shared {
@@ -106,14 +118,8 @@ impl Writer {
         } else {
             Expected::Any
         };
-        let level = u32::try_from(rng.below(100)).unwrap_or(0);
-        let durability = if level < self.plan.all_percent {
-            Durability::All
-        } else if level < self.plan.all_percent + self.plan.regions_percent {
-            Durability::Regions(2)
-        } else {
-            Durability::Region
-        };
+        let durability = self.draw_durability();
+        let rng = &mut self.rng;
         let count = rng.between(1, self.plan.batch_max);
         let events = (0..count).map(|_| {
             let filler = rng.below(self.plan.event_bytes_max);
@@ -133,6 +139,40 @@ impl Writer {
             stream,
             expected,
             durability,
+        }
+    }
+
+    // A batch of operations on a merged stream.
+    fn draw_merged(&mut self) -> AppendRequest {
+        let stream = self.rng.pick(&self.merged).clone();
+        let kind = merged::kind(stream.category()).expect("its category is one of a kind");
+        let topology = self.federation.topology();
+        let regions: Vec<RegionId> = topology.members.iter().map(|it| it.id).collect();
+        let durability = self.draw_durability();
+        let rng = &mut self.rng;
+        let count = rng.between(1, self.plan.batch_max);
+        let events = (0..count).map(|_| NewEvent {
+            id: EventId::from_random(rng.bytes16()),
+            event_type: EventType::new(EVENT_TYPE).expect("a sound type"),
+            data: merged::operation(rng, kind, &regions).into(),
+            metadata: Bytes::new(),
+        });
+        AppendRequest {
+            events: events.collect(),
+            stream,
+            expected: Expected::Any,
+            durability,
+        }
+    }
+
+    fn draw_durability(&mut self) -> Durability {
+        let level = u32::try_from(self.rng.below(100)).unwrap_or(0);
+        if level < self.plan.all_percent {
+            Durability::All
+        } else if level < self.plan.all_percent + self.plan.regions_percent {
+            Durability::Regions(2)
+        } else {
+            Durability::Region
         }
     }
 
@@ -218,8 +258,7 @@ impl Writer {
         }
         // Not to shared streams: the nearest region may be another one by now, which cannot know of
         // an id that was answered elsewhere a moment ago.
-        let shared = request.stream.category() == SHARED;
-        if !shared && self.rng.percent(self.plan.repeat_percent) {
+        if !is_shared(&request.stream) && self.rng.percent(self.plan.repeat_percent) {
             // A repeated request is answered as it was the first time.
             if let Ok(again) = self.federation.append(request.clone()).await
                 && (again.dots != first.dots || again.first_revision != first.first_revision)
@@ -246,7 +285,7 @@ impl Writer {
         let mut session = self.federation.session();
         // The token comes with the answer, and a repeated request is answered once more: as the first
         // time, unless its region has lost its disk and it is written anew. Not to shared streams, as below.
-        if request.stream.category() == SHARED {
+        if is_shared(&request.stream) {
             return;
         }
         let Ok(appended) = session.append(request.clone()).await else {

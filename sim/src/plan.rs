@@ -3,6 +3,7 @@
 //! A plan is drawn from a seed, and a run depends on its plan alone. Plans are what is kept of a
 //! failure: a seed means something else once the drawing changes, a plan does not.
 
+use meridian_conflict::Kind;
 use serde::{Deserialize, Serialize};
 
 use crate::rng::Rng;
@@ -130,6 +131,15 @@ pub struct LoadPlan {
     /// while it is cut off.
     #[serde(default)]
     pub fenced_percent: u32,
+    /// How many appends in a hundred are operations on streams that every region writes and that are merged.
+    #[serde(default)]
+    pub merged_percent: u32,
+    /// How many such streams there are of each kind, at least one.
+    #[serde(default)]
+    pub merged_streams: u64,
+    /// Which kinds; all of them if none is named.
+    #[serde(default)]
+    pub merged_kinds: Vec<Kind>,
 }
 
 /// One thing that goes wrong.
@@ -426,6 +436,19 @@ impl FaultKind {
     }
 }
 
+impl LoadPlan {
+    // Half of all plans merge something, and a third of these only one kind, so that much of it meets.
+    fn draw_merged(&mut self, rng: &mut Rng) {
+        self.merged_percent = *rng.pick(&[0, 0, 0, 20, 50, 80]);
+        if self.merged_percent > 0 {
+            self.merged_streams = *rng.pick(&[1, 1, 3]);
+            if rng.below(3) == 0 {
+                self.merged_kinds = vec![*rng.pick(&Kind::ALL)];
+            }
+        }
+    }
+}
+
 impl Plan {
     /// Three regions on a good network, with a moderate load and nothing going wrong: what
     /// scenarios begin with.
@@ -462,6 +485,9 @@ impl Plan {
                 moves_ms: 0,
                 drains: false,
                 fenced_percent: 0,
+                merged_percent: 0,
+                merged_streams: 0,
+                merged_kinds: Vec::new(),
             },
             faults: Vec::new(),
         }
@@ -630,6 +656,7 @@ impl Plan {
             true => *rng.pick(&[0, 50, 100]),
             false => *rng.pick(&[0, 0, 0, 50]),
         };
+        plan.load.draw_merged(&mut Rng::part(seed, "merged"));
         plan
     }
 

@@ -3,6 +3,8 @@
 //! Delta debugging over the plan: leave something out or make it smaller, run, and keep the change if
 //! the same invariant is broken. What is left says what the failure needs.
 
+use meridian_conflict::Kind;
+
 use crate::plan::Plan;
 use crate::world::story::regions;
 
@@ -139,6 +141,19 @@ pub fn smaller(plan: &Plan) -> Vec<Step> {
     add("no shared streams".to_owned(), &|plan| {
         plan.load.shared_percent = 0;
     });
+    add("nothing merged".to_owned(), &|plan| {
+        plan.load.merged_percent = 0;
+    });
+    add("one merged stream of a kind".to_owned(), &|plan| {
+        plan.load.merged_streams = plan.load.merged_streams.min(1);
+    });
+    if plan.load.merged_percent > 0 && plan.load.merged_kinds.len() != 1 {
+        for kind in Kind::ALL {
+            add(format!("only {kind} merged"), &|plan| {
+                plan.load.merged_kinds = vec![kind];
+            });
+        }
+    }
     add("no expectations".to_owned(), &|plan| {
         plan.load.conditional_percent = 0;
     });

@@ -23,7 +23,7 @@ use todc_utils::specifications::Specification;
 
 use super::Evidence;
 use crate::history::Outcome;
-use crate::load::{FENCED, SHARED};
+use crate::load::{FENCED, is_shared};
 
 /// How many calls are searched for an order at once. Nearly all of them tell their place, so a window
 /// is there to bound what a red history costs.
@@ -149,7 +149,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         unaware.any(|it| it.from <= at && at <= it.until)
     };
     for call in &evidence.calls {
-        if call.stream.category() == SHARED {
+        if is_shared(&call.stream) {
             continue;
         }
         let is_strict = is_strict(&call.stream);

@@ -5,6 +5,7 @@
 
 mod accounted;
 mod contained;
+mod convergent;
 mod dense;
 mod durable;
 pub mod exactly_once;
@@ -29,6 +30,7 @@ use meridian_store::Generations;
 
 use crate::history::{Call, Read, Repeated, Seen};
 use crate::settled::Settled;
+use crate::states::StateRead;
 use crate::world::LOOK_EVERY;
 
 /// What one node holds in the end.
@@ -133,6 +135,10 @@ pub struct Evidence {
     pub members: Members,
     /// How many regions there were at first.
     pub regions: usize,
+    /// How regions are called.
+    pub names: BTreeMap<String, RegionId>,
+    /// What merged streams came to in each region.
+    pub states: Vec<StateRead>,
 }
 
 impl Evidence {
@@ -183,11 +189,12 @@ impl Evidence {
 /// Everything that is broken, each with the name of the invariant in front.
 pub fn check(evidence: &Evidence) -> Vec<String> {
     type Check = fn(&Evidence) -> Vec<String>;
-    let all: [(&str, Check); 16] = [
+    let all: [(&str, Check); 17] = [
         ("dense", dense::check),
         ("identical", identical::check),
         ("durable", durable::check),
         ("accounted", accounted::check),
+        ("convergent", convergent::check),
         ("rising", rising::check),
         ("sealed", sealed::check),
         ("one-home", one_home::check),

@@ -6,14 +6,14 @@ use meridian_clock::Dot;
 use meridian_event::{Revision, StreamId};
 
 use super::Evidence;
-use crate::load::SHARED;
+use crate::load::is_shared;
 
 pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let mut broken = Vec::new();
     for copy in &evidence.copies {
         let mut given: BTreeMap<(&StreamId, Revision), Dot> = BTreeMap::new();
         for event in copy.logs.values().flatten().flatten() {
-            if event.stream.category() == SHARED || event.stream.is_internal() {
+            if is_shared(&event.stream) || event.stream.is_internal() {
                 continue;
             }
             if let Some(other) = given.insert((&event.stream, event.revision), event.dot) {

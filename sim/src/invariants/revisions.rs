@@ -7,7 +7,7 @@ use meridian_event::{RecordedEvent, StreamId};
 
 use super::Evidence;
 use crate::history::Outcome;
-use crate::load::SHARED;
+use crate::load::is_shared;
 
 pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let mut broken = Vec::new();
@@ -16,7 +16,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
         let mut streams: BTreeMap<(&StreamId, Option<RegionId>), Vec<&RecordedEvent>> =
             BTreeMap::new();
         for event in copy.logs.values().flatten().flatten() {
-            let shared = event.stream.category() == SHARED || event.stream.is_internal();
+            let shared = is_shared(&event.stream) || event.stream.is_internal();
             let part = (&event.stream, shared.then_some(event.dot.origin));
             streams.entry(part).or_default().push(event);
         }
@@ -60,7 +60,7 @@ fn answered_as_recorded(evidence: &Evidence) -> Vec<String> {
             continue;
         }
         let revision = events[0].revision;
-        if call.stream.category() != SHARED && revision != appended.first_revision {
+        if !is_shared(&call.stream) && revision != appended.first_revision {
             broken.push(format!(
                 "a call on {} was told revision {} and is at {revision}",
                 call.stream, appended.first_revision

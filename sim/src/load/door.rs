@@ -1,17 +1,20 @@
 //! Writers that come through the HTTP door of their region, and read pages there.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use meridian_client::{AppendRequest, Appended, Durability, Expected};
 use meridian_clock::{Dot, PartitionId, Position, RegionId, Timestamp};
-use meridian_event::Revision;
+use meridian_conflict::Kind;
+use meridian_event::{Revision, StreamId};
 use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::{sleep, timeout};
 
 use super::follow::{Event, Place, Seen, Source};
-use super::{Writer, homed};
+use super::{Writer, homed, merged};
 use crate::history::{Call, Outcome};
 use crate::http::Connection;
 use crate::world::clock::elapsed;
@@ -24,6 +27,32 @@ pub struct HttpWriter {
     pub source: Source,
     /// The regions' names and numbers.
     pub names: Vec<(String, RegionId)>,
+    /// What counters that only grow have come to here.
+    pub floors: BTreeMap<StreamId, Floor>,
+}
+
+/// What a counter that only grows has come to in one region.
+#[derive(Clone, Copy, Debug)]
+pub struct Floor {
+    // In which life of the region's disk, and after how many fences that took something back.
+    lives: u64,
+    rewinds: usize,
+    at_least: u64,
+}
+
+#[derive(Deserialize)]
+struct Added {
+    #[serde(default = "one")]
+    by: u64,
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[derive(Deserialize)]
+struct StateBody {
+    value: Value,
 }
 
 /// What is known of an attempt.
@@ -85,6 +114,9 @@ impl HttpWriter {
             }
             if self.writer.rng.percent(10) {
                 self.read_stream(&mut connection).await;
+            }
+            if !self.writer.merged.is_empty() && self.writer.rng.percent(30) {
+                self.read_state(&mut connection).await;
             }
         }
     }
@@ -161,7 +193,65 @@ impl HttpWriter {
             elapsed(),
             format_args!("client {client} call {call} over HTTP {word}"),
         );
+        if let Outcome::Written(appended) = &outcome {
+            self.grown(&request, appended.home);
+        }
         self.writer.history.end(call, elapsed(), outcome);
+    }
+
+    // What was added here shows here from now on.
+    fn grown(&mut self, request: &AppendRequest, home: RegionId) {
+        let is_here = self
+            .names
+            .iter()
+            .any(|(name, number)| *name == self.source.region && *number == home);
+        let floor = self.floors.get_mut(&request.stream);
+        if let Some(floor) = floor.filter(|_| is_here) {
+            let added = request.events.iter().map(|event| {
+                let operation = serde_json::from_slice::<Added>(&event.data);
+                operation.map_or(0, |it| it.by)
+            });
+            floor.at_least += added.sum::<u64>();
+        }
+    }
+
+    // A counter that only grows never shows less than it did here before, with what was added here since. What a
+    // fence takes back, or a disk that is lost, is another matter.
+    async fn read_state(&mut self, connection: &mut Option<Connection>) {
+        let stream = self.writer.rng.pick(&self.writer.merged).clone();
+        let lives = self.source.lives.load(Ordering::Relaxed);
+        let path = format!("/v1/streams/{stream}/state");
+        let Some((200, body)) = self.ask(connection, "GET", &path, "").await else {
+            return;
+        };
+        let rewinds = self.source.rewinds.count();
+        let Ok(state) = serde_json::from_slice::<StateBody>(&body) else {
+            let what = format!("convergent: the state of {stream} cannot be read");
+            return self.writer.history.broken(what);
+        };
+        let is_counter = merged::kind(stream.category()) == Some(Kind::GCounter);
+        let Some(shown) = state.value.as_u64().filter(|_| is_counter) else {
+            return;
+        };
+        if lives != self.source.lives.load(Ordering::Relaxed) {
+            return;
+        }
+        let now = Floor {
+            lives,
+            rewinds,
+            at_least: shown,
+        };
+        if let Some(before) = self.floors.insert(stream.clone(), now)
+            && (before.lives, before.rewinds) == (lives, rewinds)
+            && shown < before.at_least
+        {
+            self.writer.history.broken(format!(
+                "convergent: {stream} shows {shown} in {} at {:?}, where it had come to {}",
+                self.source.region,
+                elapsed(),
+                before.at_least
+            ));
+        }
     }
 
     fn understood(&self, request: &AppendRequest, answer: Option<(u16, Vec<u8>)>) -> Answer {
@@ -188,6 +278,7 @@ impl HttpWriter {
             "wrong_expected_revision" => "wrong_expected_revision",
             "not_home" => "not_home",
             "unavailable" => "unavailable",
+            "conflict" if merged::kind(request.stream.category()).is_some() => "conflict",
             "timeout" => "timeout",
             "indeterminate" | "internal" => return Answer::Unknown,
             other => {

@@ -22,6 +22,7 @@ use crate::load::door::HttpWriter;
 use crate::load::fencer::{Fencer, Orders};
 use crate::load::follow::{Follower, Seen, Source};
 use crate::load::import::ImportLane;
+use crate::load::merged;
 use crate::load::mover::Mover;
 use crate::plan::Plan;
 use crate::rng::Rng;
@@ -107,6 +108,7 @@ impl Application {
             trace: self.trace.clone(),
             over: Arc::clone(&self.over),
             known: Arc::clone(&self.known),
+            merged: merged::streams(&self.plan.load),
             may_strand: self.plan.has_fences(),
         };
         let mut writers = Vec::new();
@@ -147,6 +149,7 @@ impl Application {
                 writer: writer(),
                 source: self.source.clone(),
                 names: names.clone(),
+                floors: BTreeMap::new(),
             };
             writers.push(tokio::spawn(http.run()));
         }

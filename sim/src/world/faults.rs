@@ -296,6 +296,7 @@ impl World {
             FaultKind::Wipe { region, down_ms } => {
                 self.forgive(region);
                 self.settled.lost(region);
+                self.states.forget(region);
                 self.kill(region, true, down_ms);
                 self.machines[region].replace_disk();
             }

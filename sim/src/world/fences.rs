@@ -11,7 +11,7 @@ use meridian_store::{Disk, SimDisk};
 
 use super::{LOOK_EVERY, World, region_id};
 use crate::invariants::Unaware;
-use crate::load::SHARED;
+use crate::load::is_shared;
 use crate::plan::Plan;
 
 /// One fence.
@@ -102,6 +102,7 @@ impl World {
             let rewinds = machine.rewinds.count();
             if std::mem::replace(&mut self.fences.rewinds[index], rewinds) != rewinds {
                 self.settled.stranded(index);
+                self.states.forget(index);
                 self.rare("a region stranded what a fence had cut off");
             }
         }
@@ -208,8 +209,7 @@ impl World {
         let machine = self.machines.iter().find(|it| region_id(it.index) == me);
         let stranded = machine.map(|it| stranded_on(&it.disk()));
         let stranded = stranded.unwrap_or_default().into_iter();
-        let of_another =
-            stranded.filter(|it| it.dot.origin != me && it.stream.category() == SHARED);
+        let of_another = stranded.filter(|it| it.dot.origin != me && is_shared(&it.stream));
         of_another.count() as u64
     }
 }

@@ -53,6 +53,7 @@ use crate::load::follow::{Seen, Source};
 use crate::plan::Plan;
 use crate::rng::Rng;
 use crate::settled::{Lag, Settled};
+use crate::states::States;
 
 const QUIC_PORT: u16 = 7000;
 const HTTP_PORT: u16 = 8000;
@@ -231,6 +232,7 @@ struct World {
     forgiven: Vec<Forgiven>,
     committed: BTreeMap<(usize, LogId), Position>,
     settled: Settled,
+    states: States,
     healed_at: Option<Duration>,
     down: Vec<bool>,
     // Whether a region has left, and its machine was switched off for good.
@@ -392,6 +394,7 @@ impl World {
             forgiven: Vec::new(),
             committed: BTreeMap::new(),
             settled: Settled::default(),
+            states: States::default(),
             healed_at: None,
             down: (0..count)
                 .map(|index| index >= count - plan.newcomers)

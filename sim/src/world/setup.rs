@@ -15,7 +15,7 @@ use super::connections::Connections;
 use super::network::{Road, SimNetwork, Troubles};
 use super::trace::Trace;
 use super::{FEDERATION, HTTP_PORT, QUIC_PORT, client_ip, node_ip, region_id};
-use crate::load::{FENCED, SHARED};
+use crate::load::{FENCED, SHARED, merged};
 use crate::plan::Plan;
 use crate::rng::Rng;
 
@@ -68,6 +68,17 @@ pub(super) fn node_config(
         home: HomeRule::Hash,
     };
     let fenced = (FENCED.to_owned(), Isolation::Fenced);
+    let merged = merged::CATEGORIES
+        .iter()
+        .filter(|_| plan.load.merged_percent > 0);
+    let policies = merged.clone().map(|(name, kind)| {
+        let policy = CategoryPolicy {
+            mode: kind.mode(),
+            home: HomeRule::Hash,
+        };
+        ((*name).to_owned(), policy)
+    });
+    let kinds = merged.map(|(name, kind)| ((*name).to_owned(), *kind));
     let has_fenced = plan.load.fenced_percent > 0;
     NodeConfig {
         federation: FEDERATION,
@@ -79,9 +90,12 @@ pub(super) fn node_config(
         listen_quic: SocketAddr::new(any.into(), QUIC_PORT),
         certificates: certificates.of_region(&plan.regions[index].name),
         session_key: Some(certificates.session_key()),
-        categories: BTreeMap::from([(SHARED.to_owned(), shared)]),
+        categories: [(SHARED.to_owned(), shared)]
+            .into_iter()
+            .chain(policies)
+            .collect(),
         isolations: has_fenced.then_some(fenced).into_iter().collect(),
-        kinds: BTreeMap::new(),
+        kinds: kinds.collect(),
         limits: Limits::default(),
         append_timeout: Duration::from_secs(10),
         max_offset: Duration::from_millis(500),

@@ -8,19 +8,22 @@ use std::time::Duration;
 
 use meridian_client::SettledTier;
 use meridian_clock::{LogId, Position, Timestamp};
-use meridian_event::EventId;
+use meridian_event::{EventId, StreamId};
 use meridian_node::ModelStatus;
 use meridian_node::{LostEvents, Node};
 use meridian_projection::{Doing, Place};
 use meridian_store::{Disk, Generations, Health, ReadError};
 
-use super::World;
 use super::clock::EPOCH;
 use super::fences::stranded_on;
 use super::host::Machine;
 use super::story::What;
+use super::{World, region_id};
+use crate::history::Outcome;
 use crate::invariants::{self, Copy, Evidence, Stranded, exactly_once};
 use crate::load::follow::{LogName, Written};
+use crate::load::merged;
+use crate::states::StateRead;
 
 // Not all the time: asking whether all is well reads all logs.
 const SETTLED_EVERY: Duration = Duration::from_millis(200);
@@ -82,6 +85,7 @@ impl World {
                 (false, _) => self.failing_since[index] = None,
             }
         }
+        self.look_at_states(now);
         self.judge_homes();
         for machine in &self.machines {
             if let Some(node) = machine.node() {
@@ -92,6 +96,42 @@ impl World {
         let regions = self.machines.len();
         let founders = regions - self.plan.newcomers;
         self.witness.judge_answers(&answered, regions, founders);
+    }
+
+    fn look_at_states(&mut self, now: Duration) {
+        let streams = merged::streams(&self.plan.load);
+        let nodes: Vec<_> = self
+            .machines
+            .iter()
+            .filter_map(|it| Some((it.index, it.name.clone(), it.node()?)))
+            .collect();
+        let nodes: Vec<_> = nodes
+            .iter()
+            .map(|(index, name, node)| (*index, name.clone(), &**node))
+            .collect();
+        self.states.look(&nodes, &streams, now);
+    }
+
+    // Reads what merged streams come to once all is well, and gives out all that was ever read.
+    fn read_states(&mut self) -> Vec<StateRead> {
+        let streams = merged::streams(&self.plan.load);
+        let now = self.sim.elapsed();
+        for machine in &self.machines {
+            if let Some(node) = machine.node().filter(|_| !self.gone[machine.index]) {
+                let node = (machine.index, machine.name.as_str(), &*node);
+                self.states.end(node, &streams, now);
+            }
+        }
+        let reads = std::mem::take(&mut self.states).into_reads();
+        let lost = |read: &StateRead| {
+            read.shown
+                .as_ref()
+                .is_ok_and(|it| !it.superseded.is_empty())
+        };
+        if reads.iter().any(lost) {
+            self.rare("a write lost to one whose writer had not seen it");
+        }
+        reads
     }
 
     // Runs until all is well; what is not, if time is up first.
@@ -290,6 +330,23 @@ impl World {
             .collect()
     }
 
+    // What is rare about merged streams and shows in the end.
+    fn note_merging(&mut self, evidence: &Evidence) {
+        let is_merged = |stream: &StreamId| merged::kind(stream.category()).is_some();
+        for call in evidence.calls.iter().filter(|it| is_merged(&it.stream)) {
+            if matches!(&call.outcome, Outcome::Refused { code, .. } if *code == "conflict") {
+                self.rare("an operation was refused for what its region held");
+            }
+        }
+        let events = evidence.copies.iter().take(1);
+        let events = events.flat_map(|it| it.logs.values().flatten().flatten());
+        for event in events.filter(|it| is_merged(&it.stream)) {
+            if evidence.stranded.contains_key(&event.id) {
+                self.rare("an operation counts again that a fence had cut off");
+            }
+        }
+    }
+
     pub(super) fn audit(&mut self) {
         let mut copies = Vec::new();
         for machine in &self.machines {
@@ -330,7 +387,14 @@ impl World {
             left_majorities: self.fences.left_majorities(),
             members: self.witness.members().clone(),
             regions: self.machines.len() - self.plan.newcomers,
+            names: self
+                .machines
+                .iter()
+                .map(|it| (it.name.clone(), region_id(it.index)))
+                .collect(),
+            states: self.read_states(),
         };
+        self.note_merging(&evidence);
         self.report.broken.append(&mut self.two_homes);
         self.report.broken.extend(self.witness.broken());
         for machine in &self.machines {
