@@ -21,9 +21,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use meridian_client::{AppendError, AppendRequest};
 use meridian_clock::{LogId, OrderKey, PartitionId, Position, RegionId, Timestamp};
-use meridian_conflict::{Actor, Applied, Kind, Marker, OpMeta, Operation};
-use meridian_event::{NewEvent, Revision, StreamId};
-use meridian_points::reached;
+use meridian_conflict::{Actor, Applied, Kind, Marker, OpDot, OpMeta, Operation, Seen};
+use meridian_event::{EventId, NewEvent, Revision, StreamId};
+use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{Disk, Store};
 use tokio::task::yield_now;
 
@@ -101,6 +101,10 @@ impl Hot {
         if is_due {
             self.due.add(stream);
         }
+        let bytes_max = match buggify("hardly a state is kept in memory") {
+            true => 0,
+            false => bytes_max,
+        };
         while self.bytes > bytes_max && self.drop_oldest(used) {
             reached("the state of a stream was dropped from memory");
         }
@@ -354,7 +358,7 @@ impl Merging {
         for ((event, (operation, meta)), place) in pairs.zip(0..) {
             let is_first = meta.is_none();
             let meta = meta.unwrap_or_else(|| OpMeta {
-                dot: prepared.actor.dot(seen.get(prepared.actor) + 1),
+                dot: next_dot(prepared.actor, &seen, event.id),
                 seen: seen.clone(),
             });
             let metadata = match is_first {
@@ -407,6 +411,9 @@ impl Merging {
     // Where what was brought home was first written.
     fn first_marker(&self, metadata: &[u8]) -> Option<Marker> {
         let first = crate::readmission::first_place(metadata)?;
+        if planted(Bug::LwwByReadmission) {
+            return None;
+        }
         Some(Marker {
             timestamp: first.timestamp,
             region: *self.names.get(&first.origin)?,
@@ -433,6 +440,14 @@ impl Merging {
 // Whether a fresh operation uses rights: those that stranded operations use must not be used twice.
 fn uses_rights((operation, meta): &(Operation, Option<OpMeta>)) -> bool {
     meta.is_none() && matches!(operation, Operation::Take(_) | Operation::Give { .. })
+}
+
+// The dot of the next operation of `actor`, which is the event `id`.
+fn next_dot(actor: Actor, seen: &Seen, id: EventId) -> OpDot {
+    let last = seen.get(actor);
+    // Whoever had not been shown the last operation would count like this.
+    let is_unaware = planted(Bug::ClientDots) && last > 0 && id.0.as_u128().is_multiple_of(2);
+    actor.dot(if is_unaware { last } else { last + 1 })
 }
 
 fn unavailable(reason: String) -> AppendError {

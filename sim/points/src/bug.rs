@@ -79,6 +79,10 @@ bugs! {
         "A lost home's successor opens for fenced categories without waiting until its lease is over.";
     AcknowledgeAlone, "acknowledge-alone", "A fenced category's home answers before a majority holds what it wrote.";
     ReadmitTwice, "readmit-twice", "Stranded events are written again with new ids.";
+    ClientDots, "client-dots",
+        "Operations are numbered as their clients would, who do not know of each other, and not by the sequencer.";
+    LwwByReadmission, "lww-by-readmission",
+        "The last writer wins by when a stranded write came home, not by when it was first written.";
 }
 
 impl Bug {
