@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use meridian_client::{ReadError, SettledTier};
-use meridian_clock::OrderKey;
+use meridian_clock::{OrderKey, Position, Timestamp};
 use meridian_conflict::{Kind, Superseded, Winner};
 use meridian_event::StreamId;
+use meridian_points::reached;
 use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
@@ -91,30 +92,46 @@ impl Node {
             StateTier::Live => None,
             StateTier::Stable => Some(self.watermark(SettledTier::Stable)),
         };
-        let (report, own_upto) = loop {
-            let folding = merging.fold(tier, kind, stream, until);
-            folding.await.map_err(unreadable)?;
-            if let Some(report) = merging.report(tier, kind, stream, until)? {
-                break report;
-            }
-        };
         // What a reader was shown must not be gone after a crash.
         let log = merging.own_log(stream);
         let mut committed = self.store().committed();
         let deadline = Instant::now() + DURABLE_WITHIN;
         loop {
-            committed.borrow_and_update();
-            if tier == StateTier::Stable || self.store().head(log).position >= own_upto {
-                return Ok(report);
-            }
-            if !matches!(timeout_at(deadline, committed.changed()).await, Ok(Ok(()))) {
-                return Err(ReadError::Unavailable {
-                    reason: format!("what was written to stream {stream} last is not durable yet"),
-                    retry_after_ms: 1000,
-                });
+            let folding = merging.fold(tier, kind, stream, until);
+            folding.await.map_err(unreadable)?;
+            let Some((report, made)) = merging.report(tier, kind, stream, until)? else {
+                continue;
+            };
+            loop {
+                committed.borrow_and_update();
+                let is_durable = self.store().head(log).position >= made.own_upto;
+                // The place of what was not written after all may be another event's by now.
+                if merging.forgotten(stream) != made.forgotten {
+                    reached("a state was read with what was not written after all");
+                    break;
+                }
+                if tier == StateTier::Stable || is_durable {
+                    return Ok(report);
+                }
+                if !matches!(timeout_at(deadline, committed.changed()).await, Ok(Ok(()))) {
+                    return Err(ReadError::Unavailable {
+                        reason: format!(
+                            "what was written to stream {stream} last is not durable yet"
+                        ),
+                        retry_after_ms: 1000,
+                    });
+                }
             }
         }
     }
+}
+
+// What a report rests on.
+struct Made {
+    // Of this region's log, it may have what was recorded up to here.
+    own_upto: Position,
+    // How often the states of the partition had been forgotten.
+    forgotten: u64,
 }
 
 impl Merging {
@@ -124,8 +141,8 @@ impl Merging {
         tier: StateTier,
         kind: Kind,
         stream: &StreamId,
-        until: Option<meridian_clock::Timestamp>,
-    ) -> Result<Option<(StateReport, meridian_clock::Position)>, ReadError> {
+        until: Option<Timestamp>,
+    ) -> Result<Option<(StateReport, Made)>, ReadError> {
         let mut hot = self.hot(self.partition(stream));
         let folded = hot.of(tier).entry(stream.clone());
         let folded = folded.or_insert_with(|| self.begin(stream, kind));
@@ -142,8 +159,15 @@ impl Merging {
             return Ok(None);
         }
         let report = StateReport::of(folded);
-        let own_upto = folded.own_upto;
+        let made = Made {
+            own_upto: folded.own_upto,
+            forgotten: hot.forgotten,
+        };
         hot.touch(tier, stream, self.bytes_max);
-        Ok(Some((report, own_upto)))
+        Ok(Some((report, made)))
+    }
+
+    fn forgotten(&self, stream: &StreamId) -> u64 {
+        self.hot(self.partition(stream)).forgotten
     }
 }

@@ -76,6 +76,8 @@ struct Hot {
     bytes: usize,
     used: u64,
     due: Due,
+    // How often all of it was forgotten.
+    forgotten: u64,
 }
 
 impl Hot {
@@ -167,9 +169,14 @@ impl Merging {
         }
     }
 
-    /// Forgets all states of `partition`: its log is not as was thought. What is final is as it was.
+    /// Forgets all states of `partition`: its log is not as was thought, or what was to be written was not. What is
+    /// final is as it was.
     pub(crate) fn forget(&self, partition: PartitionId) {
-        *self.hot(partition) = Hot::default();
+        let mut hot = self.hot(partition);
+        *hot = Hot {
+            forgotten: hot.forgotten + 1,
+            ..Hot::default()
+        };
     }
 
     /// How much there is of states.

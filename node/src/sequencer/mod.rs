@@ -294,6 +294,7 @@ impl Task {
         let waiting = self.recall.hold(number, waiting);
         let committed_blocks = Arc::clone(&self.committed_blocks);
         let commit_seconds = self.tools.metrics.commit_seconds.clone();
+        let merging = Arc::clone(&self.tools.merging);
         let handed_over = Instant::now();
         let done = {
             let waiting = Arc::clone(&waiting);
@@ -307,6 +308,9 @@ impl Task {
                     Err(CommitError::Failed { .. }) => stamping.failed(),
                     // Nothing was written, so nothing is left to promise around.
                     Err(CommitError::DiskFull { .. } | CommitError::Closed) => drop(stamping),
+                }
+                if result.is_err() {
+                    merging.forget(log.partition);
                 }
                 drop(slot);
                 waiting.settle(result.err().as_ref());
