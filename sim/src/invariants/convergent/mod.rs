@@ -34,6 +34,9 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
 
 type Streams<'a> = BTreeMap<&'a StreamId, (Kind, Vec<Recorded>)>;
 
+// The first who showed something, with which digest.
+type First<'a> = Option<(&'a StateRead, [u8; 32])>;
+
 // The operations of each merged stream, in the one order.
 fn operations<'a>(evidence: &'a Evidence, broken: &mut Vec<String>) -> Streams<'a> {
     let mut streams = Streams::new();
@@ -86,8 +89,7 @@ fn counted_once(stream: &StreamId, operations: &[Recorded], evidence: &Evidence)
 fn shown(evidence: &Evidence, streams: &Streams<'_>) -> Vec<String> {
     let mut broken = Vec::new();
     // By stream and how many of its operations count: what they come to, and who showed first with which digest.
-    let mut known: BTreeMap<(&StreamId, usize), (Meaning, Option<(&StateRead, [u8; 32])>)> =
-        BTreeMap::new();
+    let mut known: BTreeMap<(&StreamId, usize), (Meaning, First<'_>)> = BTreeMap::new();
     for read in &evidence.states {
         let stream = &read.stream;
         let nothing = (kind_of(stream), Vec::new());
