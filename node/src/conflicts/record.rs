@@ -35,7 +35,7 @@ impl ConflictId {
     }
 
     /// The record of the write `lost` of `stream`, over which a later one won.
-    pub(crate) fn of_superseded(stream: &StreamId, lost: EventId) -> Self {
+    pub fn of_superseded(stream: &StreamId, lost: EventId) -> Self {
         let name = format!("superseded {lost} {stream}");
         Self(Uuid::new_v5(&NAMESPACE, name.as_bytes()))
     }

@@ -16,7 +16,7 @@ use crate::Node;
 use crate::reads::unreadable;
 
 /// How many writes are listed with a state that lost to later ones. All are in conflict records.
-pub(super) const LISTED_MAX: usize = 64;
+pub const SUPERSEDED_LISTED_MAX: usize = 64;
 /// How long a reader waits until what it would be shown is durable.
 const DURABLE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -60,7 +60,7 @@ impl StateReport {
             winners: folded.state.winners().collect(),
             superseded: {
                 let listed = folded.state.superseded().count();
-                let latest = listed.saturating_sub(LISTED_MAX);
+                let latest = listed.saturating_sub(SUPERSEDED_LISTED_MAX);
                 folded.state.superseded().skip(latest).collect()
             },
             bytes: folded.state.bytes(),

@@ -1,13 +1,14 @@
 //! The ledger: each write over which a later one won gets a conflict record, without anybody asking.
 //!
 //! Each region looks through what it has written itself, from where it got to, a batch at a time: one of two
-//! writes that did not see each other was written here, or it is another region's turn. It waits until what is known
+//! writes that did not see each other was written here, or it is another region's turn. What regions wrote that are
+//! no members now, the first of those that are looks through. It waits until what is known
 //! now of the batch's streams is `final`, and then until `final` has passed the moment at which it was: from there on
 //! everything that comes has seen it, so what lost by then has lost for good, to what it is listed with.
 //!
 //! The winner's region writes the record; the loser's does if it is not there after a while. Both would write the same.
 //!
-//! Always true: a place in the own log is passed only when what was found before it is recorded or waits in memory
+//! Always true: a place in a log is passed only when what was found before it is recorded or waits in memory
 //! for it; so the next life looks again from there.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Merging;
-use super::asked::{LISTED_MAX, StateTier};
+use super::asked::{SUPERSEDED_LISTED_MAX, StateTier};
 use crate::Node;
 use crate::conflicts::{Conflicts, Loss};
 use crate::surely::Surely;
@@ -56,10 +57,10 @@ pub(crate) struct Ledger {
     node: Weak<Node>,
     marks: watch::Receiver<Arc<Marks>>,
     hlc: Arc<Hlc>,
-    partitions: Vec<Part>,
+    parts: BTreeMap<LogId, Part>,
 }
 
-// One partition's own log.
+// One log.
 struct Part {
     log: LogId,
     // All before is settled.
@@ -111,21 +112,8 @@ enum LedgerError {
 impl Ledger {
     /// Takes up where an earlier life of `node` was.
     pub(crate) fn open(node: &Arc<Node>, merging: Arc<Merging>, hlc: Arc<Hlc>) -> Self {
-        let log = |partition| LogId::new(merging.region, PartitionId(partition));
-        let logs = (0..node.config().partitions).map(log);
-        let partitions = logs.map(|log| {
-            let passed = passed(node, log.partition);
-            Part {
-                log,
-                passed,
-                noted: passed,
-                batch: None,
-                again: BTreeMap::new(),
-                awaited: BTreeMap::new(),
-            }
-        });
         Self {
-            partitions: partitions.collect(),
+            parts: BTreeMap::new(),
             conflicts: Arc::clone(node.conflicts()),
             node: Arc::downgrade(node),
             marks: node.links().marks(),
@@ -145,8 +133,8 @@ impl Ledger {
                 () = cancel.cancelled() => return,
                 _ = every.tick() => {}
             }
-            for index in 0..self.partitions.len() {
-                match self.step(index).await {
+            for log in self.logs() {
+                match self.step(log).await {
                     Ok(()) => failing = false,
                     Err(_) if failing => {}
                     Err(error) => {
@@ -154,8 +142,8 @@ impl Ledger {
                         warn!(%error, "the log cannot be looked through for what lost to a later write; it is tried again");
                     }
                 }
-                self.write(index, &cancel).await;
-                self.note(index);
+                self.write(log, &cancel).await;
+                self.note(log);
                 if cancel.is_cancelled() {
                     return;
                 }
@@ -163,8 +151,43 @@ impl Ledger {
         }
     }
 
-    async fn step(&mut self, index: usize) -> Result<(), LedgerError> {
-        let part = &mut self.partitions[index];
+    // Those that this region looks through now.
+    fn logs(&mut self) -> Vec<LogId> {
+        let members = self.merging.homes.federation().members();
+        let is_first = members.first() == Some(&self.merging.region);
+        let partitions = (0..).zip(&self.merging.partitions);
+        let all = partitions.flat_map(|(partition, _)| {
+            let logs = self.merging.homes.logs(PartitionId(partition));
+            logs.iter().copied()
+        });
+        let is_ours = |log: &LogId| {
+            log.origin == self.merging.region || (is_first && !members.contains(&log.origin))
+        };
+        let ours: Vec<LogId> = all.filter(is_ours).collect();
+        self.parts.retain(|log, _| ours.contains(log));
+        let Some(node) = self.node.upgrade() else {
+            return Vec::new();
+        };
+        for log in &ours {
+            self.parts.entry(*log).or_insert_with(|| {
+                let passed = passed(&node, *log);
+                Part {
+                    log: *log,
+                    passed,
+                    noted: passed,
+                    batch: None,
+                    again: BTreeMap::new(),
+                    awaited: BTreeMap::new(),
+                }
+            });
+        }
+        ours
+    }
+
+    async fn step(&mut self, log: LogId) -> Result<(), LedgerError> {
+        let Some(part) = self.parts.get_mut(&log) else {
+            return Ok(());
+        };
         let now = || self.hlc.passed().max(self.hlc.physical_now());
         let Some(batch) = &mut part.batch else {
             if part.awaited.len() < AWAITED_MAX {
@@ -177,7 +200,8 @@ impl Ledger {
             return Ok(());
         };
         let finals = Arc::clone(&self.marks.borrow());
-        if finals.finals.get(index).copied().unwrap_or_default() < batch.since {
+        let partition = usize::from(log.partition.0);
+        if finals.finals.get(partition).copied().unwrap_or_default() < batch.since {
             return Ok(());
         }
         if !batch.is_final {
@@ -218,8 +242,10 @@ impl Ledger {
     }
 
     // Writes the records whose time has come.
-    async fn write(&mut self, index: usize, cancel: &CancellationToken) {
-        let part = &mut self.partitions[index];
+    async fn write(&mut self, log: LogId, cancel: &CancellationToken) {
+        let Some(part) = self.parts.get_mut(&log) else {
+            return;
+        };
         let conflicts = &self.conflicts;
         part.awaited
             .retain(|(stream, id), _| !conflicts.has_superseded(stream, *id));
@@ -254,13 +280,15 @@ impl Ledger {
     }
 
     // What waits in memory only is looked for again by the next life.
-    fn note(&mut self, index: usize) {
-        let part = &mut self.partitions[index];
+    fn note(&mut self, log: LogId) {
+        let Some(part) = self.parts.get_mut(&log) else {
+            return;
+        };
         let settled = part.settled();
         let Some(node) = self.node.upgrade().filter(|_| settled != part.noted) else {
             return;
         };
-        let key = key(part.log.partition);
+        let key = key(log);
         match node.store().small().put(&key, &settled.0.to_be_bytes()) {
             Ok(()) => part.noted = settled,
             Err(error) => {
@@ -270,12 +298,12 @@ impl Ledger {
     }
 }
 
-fn key(partition: PartitionId) -> Vec<u8> {
-    format!("{PASSED}{partition}").into_bytes()
+fn key(log: LogId) -> Vec<u8> {
+    format!("{PASSED}{}/{}", log.origin, log.partition).into_bytes()
 }
 
-fn passed(node: &Node, partition: PartitionId) -> Position {
-    let noted = node.store().small().get(&key(partition)).ok().flatten();
+fn passed(node: &Node, log: LogId) -> Position {
+    let noted = node.store().small().get(&key(log)).ok().flatten();
     let noted = noted.and_then(|bytes| bytes.try_into().ok());
     noted.map_or(Position::ZERO, |bytes| Position(u64::from_be_bytes(bytes)))
 }
@@ -382,7 +410,7 @@ impl super::folded::Folded {
     /// Lets go of what is recorded as superseded, but for the latest.
     pub(super) fn forget_recorded(&mut self, stream: &StreamId, conflicts: &Conflicts) {
         let listed = self.state.superseded().count();
-        let old = listed.saturating_sub(LISTED_MAX);
+        let old = listed.saturating_sub(SUPERSEDED_LISTED_MAX);
         if old == 0 {
             return;
         }

@@ -27,7 +27,7 @@ use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{Disk, Store};
 use tokio::task::yield_now;
 
-pub use self::asked::{StateReport, StateTier};
+pub use self::asked::{SUPERSEDED_LISTED_MAX, StateReport, StateTier};
 use self::folded::{Folded, STEPS_AT_ONCE};
 pub(crate) use self::ledger::Ledger;
 pub(crate) use self::snapshots::keep as keep_snapshots;
