@@ -76,6 +76,12 @@ impl States {
     }
 }
 
+/// What `stream` comes to in `node` now; none while it cannot be read.
+pub fn live(node: &Node, stream: &StreamId) -> Option<StateReport> {
+    let read = read(0, "", node, stream, StateTier::Live, Duration::ZERO);
+    read.shown.ok()
+}
+
 fn read(
     region: usize,
     name: &str,

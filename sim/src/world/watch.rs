@@ -10,7 +10,7 @@ use meridian_client::SettledTier;
 use meridian_clock::{LogId, Position, Timestamp};
 use meridian_event::{EventId, StreamId};
 use meridian_node::ModelStatus;
-use meridian_node::{LostEvents, Node};
+use meridian_node::{ConflictId, LostEvents, Node};
 use meridian_projection::{Doing, Place};
 use meridian_store::{Disk, Generations, Health, ReadError};
 
@@ -23,7 +23,7 @@ use crate::history::Outcome;
 use crate::invariants::{self, Copy, Evidence, Stranded, exactly_once};
 use crate::load::follow::{LogName, Written};
 use crate::load::merged;
-use crate::states::StateRead;
+use crate::states::{self, StateRead};
 
 // Not all the time: asking whether all is well reads all logs.
 const SETTLED_EVERY: Duration = Duration::from_millis(200);
@@ -233,6 +233,7 @@ impl World {
             why.push(format!("digests differ: {digests:?}"));
         }
         if why.is_empty() {
+            why.extend(self.unrecorded());
             let here = self.machines.iter().zip(&self.followed);
             for (machine, followers) in here.filter(|(it, _)| !self.gone[it.index]) {
                 match copy_of(machine) {
@@ -247,6 +248,35 @@ impl World {
             }
         }
         why
+    }
+
+    // A write that lost to a later one, of which a region has no record yet (`accounted`).
+    fn unrecorded(&self) -> Option<String> {
+        let streams = merged::streams(&self.plan.load);
+        for machine in &self.machines {
+            let Some(node) = machine.node().filter(|_| !self.gone[machine.index]) else {
+                continue;
+            };
+            for stream in &streams {
+                let Some(report) = states::live(&node, stream) else {
+                    continue;
+                };
+                let about = |id| {
+                    let record = ConflictId::of_superseded(stream, id);
+                    let all = node
+                        .conflicts()
+                        .list(|_| true, Some(stream), None, usize::MAX - 1);
+                    all.0.iter().any(|it| it.id == record)
+                };
+                if let Some(lost) = report.superseded.iter().find(|it| !about(it.id)) {
+                    return Some(format!(
+                        "{} has no record that {} of {stream} lost to {}",
+                        machine.name, lost.id, lost.by
+                    ));
+                }
+            }
+        }
+        None
     }
 
     // What followers must have been sent of what a node holds.
