@@ -59,6 +59,8 @@ pub const OTHERS: &[&str] = &[
     "a region stranded what a fence had cut off",
     "a seal waited for what was on its way to the disk",
     "an answer waited for a block that held nothing of it",
+    "a merged stream's end was looked for beside damage",
+    "a state was read with what was not written after all",
     "a stream was folded while its own events were under way",
     "an operation counts again that a fence had cut off",
     "rights were not used before what was stranded was home",
