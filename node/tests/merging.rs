@@ -321,7 +321,8 @@ fn recorded_and_reinstated(federation: &Federation, id: &str, lost: &Value) {
         assert_eq!((status, &answer["code"]), (400, &json!("invalid")));
     }
     // Whoever merges in its own way is told of records by a consumer group.
-    let group = json!({"source": {"categories": ["$conflicts"], "types": ["$conflict-superseded"]}});
+    let group =
+        json!({"source": {"categories": ["$conflicts"], "types": ["$conflict-superseded"]}});
     let url = federation.url(0, "/v1/consumers/ledger");
     until("a group follows conflict records", || {
         put(&url, &group.to_string()).is_some_and(|(status, _)| status == 200)
@@ -330,7 +331,7 @@ fn recorded_and_reinstated(federation: &Federation, id: &str, lost: &Value) {
     until("the record is given out", || {
         let fetched = post(&format!("{url}/fetch"), &asked);
         fetched.is_some_and(|(_, page)| {
-            page["events"][0]["stream"] == format!("$conflicts-{id}").as_str()
+            page["events"][0]["event"]["stream"] == format!("$conflicts-{id}").as_str()
         })
     });
     let before = events_of(federation, 1, "document-1");
