@@ -101,7 +101,7 @@ impl Known {
             }
             "pncounter" => {
                 let by = 1 + number % 5;
-                let is_added = (number + r) % 3 > 0;
+                let is_added = !(number + r).is_multiple_of(3);
                 self.sum += if is_added { by as i64 } else { -(by as i64) };
                 json!({"op": if is_added { "add" } else { "subtract" }, "by": by})
             }
@@ -123,7 +123,7 @@ impl Known {
             }
             "orset" => {
                 let element = json!((number * 13) % 20);
-                if number % 3 == 0 && self.take("", Some(&element)) {
+                if number.is_multiple_of(3) && self.take("", Some(&element)) {
                     return json!({"op": "remove", "value": element});
                 }
                 self.put(region, "", &element, 0);
@@ -137,7 +137,7 @@ impl Known {
             }
             "ormap" => {
                 let key = format!("k{}", number % 5);
-                if number % 11 == 0 && self.take(&key, None) {
+                if number.is_multiple_of(11) && self.take(&key, None) {
                     return json!({"op": "remove", "key": key});
                 }
                 let by = 1 + number % 4;

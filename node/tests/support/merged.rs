@@ -32,7 +32,8 @@ pub fn set_up(federation: &Federation) {
     }
     for index in 0..REGIONS {
         until("the categories count here", || {
-            let (_, last) = get(&federation.url(index, "/v1/categories/fields")).unwrap();
+            let (_, last) =
+                get(&federation.url(index, "/v1/categories/fields")).expect("an answer");
             last["type"] == "fields"
         });
     }
@@ -41,7 +42,7 @@ pub fn set_up(federation: &Federation) {
 /// What a stream comes to in a region.
 pub fn state(federation: &Federation, index: usize, stream: &str, tier: &str) -> Value {
     let url = federation.url(index, &format!("/v1/streams/{stream}/state?tier={tier}"));
-    let (status, state) = get(&url).unwrap();
+    let (status, state) = get(&url).expect("an answer");
     assert_eq!(status, 200, "{state}");
     state
 }
