@@ -294,7 +294,8 @@ impl Task {
         let waiting = self.recall.hold(number, waiting);
         let committed_blocks = Arc::clone(&self.committed_blocks);
         let commit_seconds = self.tools.metrics.commit_seconds.clone();
-        let merging = Arc::clone(&self.tools.merging);
+        // The store keeps what is to be called, and must not be kept by it.
+        let merging = Arc::downgrade(&self.tools.merging);
         let handed_over = Instant::now();
         let done = {
             let waiting = Arc::clone(&waiting);
@@ -309,7 +310,9 @@ impl Task {
                     // Nothing was written, so nothing is left to promise around.
                     Err(CommitError::DiskFull { .. } | CommitError::Closed) => drop(stamping),
                 }
-                if result.is_err() {
+                if result.is_err()
+                    && let Some(merging) = merging.upgrade()
+                {
                     merging.forget(log.partition);
                 }
                 drop(slot);
