@@ -64,6 +64,7 @@ impl Attempt {
         let region = match (self.route, &self.doubt) {
             (Route::Home(home), _) => Some(self.moved_to.unwrap_or(home)),
             (Route::Anywhere, Some(doubt)) => Some(doubt.region),
+            (Route::Creator, _) => self.moved_to,
             (Route::Anywhere, None) => None,
         };
         region.filter(|region| !self.unreachable.contains(region))
@@ -334,6 +335,23 @@ mod tests {
         );
         assert_eq!(after_doubt(wrong(revision, Some(3))), "indeterminate");
         assert_eq!(after_doubt(wrong(Expected::Exists, None)), "indeterminate");
+    }
+
+    #[test]
+    fn where_a_stream_was_created_anyone_may_be_asked_even_in_doubt() {
+        let mut attempt = Attempt::new(Route::Creator, None);
+        assert_eq!(attempt.first_choice(), None);
+        assert_eq!(attempt.second_choice(&NEAREST), Some(NEAR));
+        attempt.unanswered(NEAR, "it was lost".to_owned());
+        attempt.could_not_reach(NEAR, "it is gone".to_owned());
+        assert_eq!(attempt.second_choice(&NEAREST), Some(FAR));
+        let elsewhere = AppendError::NotHome {
+            stream: stream(),
+            home: HOME,
+            epoch: Epoch::FIRST,
+        };
+        attempt.answered(FAR, Err(elsewhere));
+        assert_eq!(attempt.first_choice(), Some(HOME));
     }
 
     fn any_answer() -> impl Strategy<Value = Result<Appended, AppendError>> {

@@ -315,7 +315,8 @@ impl Client {
     fn detour(route: Route, deadline: Instant) -> Instant {
         const AT_LEAST: Duration = Duration::from_secs(1);
         match route {
-            Route::Anywhere => deadline,
+            // The one that is asked may be the home, or make itself that.
+            Route::Anywhere | Route::Creator => deadline,
             Route::Home(_) => {
                 let now = Instant::now();
                 let share = deadline.saturating_duration_since(now) / 3;
@@ -331,9 +332,10 @@ impl Client {
     pub async fn read_stream(&self, read: StreamRead, at: ReadAt) -> Result<StreamPage, ReadError> {
         let deadline = Instant::now() + self.inner.request_timeout;
         let mut only = self.region_for(&read.stream, at);
-        let mut request = match (at, only) {
-            (ReadAt::Home, Some(_)) => Request::ReadAtHome(read.clone()),
-            _ => Request::ReadStream(read.clone()),
+        // Where a stream was created, any region can tell.
+        let mut request = match at == ReadAt::Home && self.route(&read.stream) != Route::Anywhere {
+            true => Request::ReadAtHome(read.clone()),
+            false => Request::ReadStream(read.clone()),
         };
         let mut backoff = Backoff::default();
         loop {
@@ -457,7 +459,7 @@ impl Client {
             ReadAt::Region(region) => Some(region),
             ReadAt::Home => match self.route(stream) {
                 Route::Home(home) => Some(home),
-                Route::Anywhere => None,
+                Route::Anywhere | Route::Creator => None,
             },
         }
     }
@@ -532,7 +534,7 @@ impl Client {
     pub fn route(&self, stream: &StreamId) -> Route {
         let rule = self.inner.regions.known().policies.route(stream);
         match (rule, self.moved().get(stream)) {
-            (Route::Home(_), Some(home)) => Route::Home(*home),
+            (Route::Home(_) | Route::Creator, Some(home)) => Route::Home(*home),
             _ => rule,
         }
     }
@@ -549,7 +551,7 @@ impl Client {
         match rule {
             Route::Anywhere => {}
             Route::Home(rule) if rule == home => drop(moved.remove(stream)),
-            Route::Home(_) => {
+            Route::Home(_) | Route::Creator => {
                 if moved.len() >= MOVED_MAX {
                     moved.clear();
                 }

@@ -300,6 +300,42 @@ async fn a_stream_that_was_moved_is_written_and_read_straight_at_its_new_home() 
 }
 
 #[tokio::test]
+async fn whoever_is_asked_tells_where_a_stream_was_created() {
+    fn created_in_the_west(_: RegionId, _: usize, request: &Request) -> Deed {
+        Deed::Answer(match request {
+            Request::ReadAtHome(_) => Response::ReadStream(Err(ReadError::NotHome { home: WEST })),
+            Request::Append { request, .. } => Response::Append(Ok(done(WEST, request))),
+            other => panic!("{other:?} is not asked here"),
+        })
+    }
+    fn at_home(region: RegionId, before: usize, request: &Request) -> Deed {
+        match request {
+            Request::ReadAtHome(read) => Deed::Answer(Response::ReadStream(Ok(page(read)))),
+            _ => obliging(region, before, request),
+        }
+    }
+    let world = World::start(created_in_the_west, at_home);
+    let client = world.client_preferring("east").await;
+    let id = |name| StreamId::new(name).unwrap();
+    assert_eq!(
+        client.route(&id("visit-1")),
+        meridian_conflict::Route::Creator
+    );
+    client.append(append("visit-1", &[1])).await.unwrap();
+    client.append(append("visit-1", &[2])).await.unwrap();
+    assert_eq!(world.regions_asked(), [EAST, WEST]);
+    let read = StreamRead {
+        stream: id("visit-2"),
+        from: 0,
+        direction: Direction::Forwards,
+        limit: 10,
+    };
+    client.read_stream(read, ReadAt::Home).await.unwrap();
+    client.append(append("visit-2", &[3])).await.unwrap();
+    assert_eq!(world.regions_asked(), [EAST, WEST, EAST, WEST, WEST]);
+}
+
+#[tokio::test]
 async fn a_doubtful_multi_writer_append_stays_at_its_region_even_across_calls() {
     let world = World::start(|_, _, _| Deed::Die, obliging);
     let client = world.client_preferring("east").await;

@@ -30,6 +30,9 @@ pub enum HomeRule {
     Hash,
     /// Always this region.
     Fixed(RegionId),
+    /// The region where the stream's first event was written. Which that is, is no part of the policies: it has
+    /// to be looked up.
+    Creator,
 }
 
 /// What the home of a category's streams does while it cannot reach the other regions.
@@ -61,6 +64,9 @@ pub enum Route {
     Home(RegionId),
     /// To whichever region it reached.
     Anywhere,
+    /// To the home of whoever created the stream, which any region can tell; a new one to the region that is to
+    /// be its home.
+    Creator,
 }
 
 /// Why policies cannot be used.
@@ -208,19 +214,37 @@ impl Policies {
 
     /// Where appends to `stream` go.
     pub fn route(&self, stream: &StreamId) -> Route {
-        self.route_without(stream, &BTreeSet::new())
-    }
-
-    /// Where appends to `stream` go while the regions `drained` are home to nothing. A stream that its
-    /// category homes in one of those goes where hashing puts it.
-    pub fn route_without(&self, stream: &StreamId, drained: &BTreeSet<RegionId>) -> Route {
         let policy = self.of(stream.category());
         match (policy.mode, policy.home) {
-            (Mode::Lww | Mode::Crdt, _) => Route::Anywhere,
-            (Mode::Home, HomeRule::Fixed(region)) if !drained.contains(&region) => {
-                Route::Home(region)
+            (Mode::Home, HomeRule::Creator) => Route::Creator,
+            _ => self.route_without(stream, &BTreeSet::new()),
+        }
+    }
+
+    /// Where appends to `stream` go while the regions `drained` are home to nothing, as far as that can be told
+    /// without knowing who created it; see [`Policies::home_by`].
+    pub fn route_without(&self, stream: &StreamId, drained: &BTreeSet<RegionId>) -> Route {
+        let policy = self.of(stream.category());
+        match policy.mode {
+            Mode::Lww | Mode::Crdt => Route::Anywhere,
+            Mode::Home => Route::Home(self.home_by(&policy.home, stream, drained)),
+        }
+    }
+
+    /// The home of `stream` by `rule`, while the regions `drained` are home to nothing. A stream that is fixed in
+    /// one of those goes where hashing puts it, and so does one whose creator the rule leaves open: where that is
+    /// known, it is [`HomeRule::Fixed`].
+    pub fn home_by(
+        &self,
+        rule: &HomeRule,
+        stream: &StreamId,
+        drained: &BTreeSet<RegionId>,
+    ) -> RegionId {
+        match rule {
+            HomeRule::Fixed(region) if !drained.contains(region) => *region,
+            HomeRule::Fixed(_) | HomeRule::Hash | HomeRule::Creator => {
+                rendezvous(stream, &self.members, drained)
             }
-            (Mode::Home, _) => Route::Home(rendezvous(stream, &self.members, drained)),
         }
     }
 }
@@ -289,6 +313,20 @@ mod tests {
         assert_eq!(policies.route(&stream("cart-1")), Route::Anywhere);
         assert_eq!(policies.route(&stream("ledger-1")), Route::Home(A));
         assert!(matches!(policies.route(&stream("order-1")), Route::Home(_)));
+    }
+
+    #[test]
+    fn who_created_a_stream_is_no_part_of_the_policies() {
+        let created = CategoryPolicy {
+            mode: Mode::Home,
+            home: HomeRule::Creator,
+        };
+        let policies = policies(&[A, B, C]).with("visit", created, Isolation::Available, None);
+        let (name, none) = (stream("visit-1"), BTreeSet::new());
+        assert_eq!(policies.route(&name), Route::Creator);
+        assert_eq!(policies.home_by(&HomeRule::Fixed(B), &name, &none), B);
+        let hashed = policies.home_by(&HomeRule::Hash, &name, &none);
+        assert_eq!(policies.home_by(&HomeRule::Creator, &name, &none), hashed);
     }
 
     #[test]

@@ -22,13 +22,14 @@ use uuid::Uuid;
 
 use crate::config::MemberConfig;
 use crate::control::Federation;
-use crate::homes::{Homes, Place, being_set, majority};
+use crate::creating::never_created;
+use crate::homes::{Homes, Place, being_set, creators, majority};
 use crate::merging::Merging;
 use crate::metrics::{AppendOutcome, Metrics, Peer};
 use crate::node::{read_lock, write_lock};
 use crate::odd;
 use crate::rights::Rights;
-use crate::sequencer::{Outcome, Sequencer, coming};
+use crate::sequencer::{Outcome, Sequencer, coming, record_coming};
 
 /// After a home could not be dialled, how long requests for it are refused at once. Nothing was
 /// written, so the caller is better served by knowing than by waiting.
@@ -56,7 +57,7 @@ pub(crate) type Held = watch::Receiver<Arc<BTreeMap<RegionId, VersionVector>>>;
 
 /// Who asks for an append.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
+pub(crate) enum By {
     /// A client, through so many other nodes.
     Client { hops: u8 },
     /// This node itself.
@@ -120,6 +121,16 @@ impl Appends {
                     request.stream
                 ),
             });
+        }
+        if hops > 0 && request.stream.category() == creators::CATEGORY {
+            let creator = creators::check(&request, self.partitions)?;
+            let creates = request.expected == Expected::None;
+            if creates && !self.homes.may_create(&self.homes.federation(), creator) {
+                return Err(AppendError::Unavailable {
+                    reason: format!("region {creator} is no member now, and creates nothing"),
+                    retry_after_ms: 1000,
+                });
+            }
         }
         // A request that was passed on is within the limits of the door that took it, and may have more:
         // what a region brings home says where it was first.
@@ -206,7 +217,9 @@ impl Appends {
         }
     }
 
-    async fn route_until(
+    /// Tries until `deadline`, while the stream is being moved; says why an attempt may have written it that was not
+    /// answered.
+    pub(crate) async fn route_until(
         &self,
         mut request: AppendRequest,
         by: By,
@@ -214,10 +227,54 @@ impl Appends {
         may_be_written: &mut Option<String>,
     ) -> Result<Appended, AppendError> {
         let mut changes = self.homes.watch();
+        let mut committed = self.store.committed();
+        // Who created the stream, as its arbiter said, and after which change.
+        let mut told: Option<(u64, RegionId)> = None;
         loop {
             let federation = Arc::clone(&changes.borrow_and_update());
+            committed.borrow_and_update();
             let place = self.homes.place(&federation, &request.stream);
-            let refused = match place.map_err(|error| unreadable(&error))? {
+            let mut place = place.map_err(|error| unreadable(&error))?;
+            let creator = told.filter(|(version, _)| *version == federation.version);
+            if place == Place::New {
+                // One that is home to nothing now creates nothing: where it would go from here, it is created.
+                let seat = match creator {
+                    Some((_, creator)) => self.homes.seat_if(&federation, &request.stream, creator),
+                    None => self.homes.seat_if_new(&federation, &request.stream),
+                };
+                if seat.home != self.region {
+                    place = Place::Elsewhere {
+                        home: seat.home,
+                        epoch: seat.epoch,
+                    };
+                }
+            }
+            let refused = match place {
+                Place::New if creator.is_some() => {
+                    reached("a region waited for the record of a stream that it is home to");
+                    AppendError::Unavailable {
+                        reason: record_coming(&request.stream),
+                        retry_after_ms: 1000,
+                    }
+                }
+                Place::New => {
+                    let (stream, expected) = (&request.stream, request.expected);
+                    let creates = expected.matches(None);
+                    let asked = tokio::select! {
+                        biased;
+                        asked = self.ask_creator(stream, creates, deadline) => asked?,
+                        // Another arbiter may be asked by now.
+                        changed = changes.changed() => match changed {
+                            Ok(()) => continue,
+                            Err(_) => return Err(moved_away(stream)),
+                        },
+                    };
+                    let Some(creator) = asked else {
+                        return Err(never_created(stream, expected));
+                    };
+                    told = Some((federation.version, creator));
+                    continue;
+                }
                 Place::Anywhere | Place::Here { .. } => {
                     match self.append_here(request, by, deadline).await {
                         Ok(appended) => return Ok(appended),
@@ -262,8 +319,8 @@ impl Appends {
                     }
                 }
             };
-            // The stream is being moved: whoever gains it waits for the last of it, and others may hear
-            // of it later than we do. That takes a moment.
+            // The stream is being moved, or was just created: whoever gains it waits for the last of it, and
+            // others may hear of it later than we do. That takes a moment.
             reached("an append waited while its stream was moved");
             if Instant::now() + MOVING_AGAIN >= deadline {
                 return Err(match refused {
@@ -274,6 +331,8 @@ impl Appends {
             tokio::select! {
                 biased;
                 changed = changes.changed() => if changed.is_err() { return Err(refused) },
+                // What is missing may have come.
+                changed = committed.changed(), if place == Place::New => if changed.is_err() { return Err(refused) },
                 () = sleep(MOVING_AGAIN) => {}
             }
         }
@@ -599,7 +658,7 @@ impl Appends {
             direction: Direction::Forwards,
             limit: EVENTS_SINCE_MAX,
             bytes_max: EVENTS_SINCE_BYTES_MAX,
-            in_turn: true,
+            in_turn: self.homes.has_home(stream),
         };
         let since = actual.filter(|actual| *actual >= from);
         let events_since = since.map_or(Vec::new(), |_| {

@@ -20,6 +20,7 @@ pub mod config;
 mod conflicts;
 mod consumers;
 mod control;
+mod creating;
 mod cursor;
 mod door;
 mod feed;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use crate::cursor::LiveCursor;
 use crate::feed::Page;
 use crate::homes::{Place, being_set};
+use crate::sequencer::record_coming;
 use crate::{Node, live};
 
 /// The largest page of events that is read at once.
@@ -36,7 +37,7 @@ impl Node {
             Direction::Backwards => meridian_store::Direction::Backwards,
         };
         let from = Revision(read.from);
-        let shared = self.homes().seat(&read.stream).is_none();
+        let shared = !self.homes().has_home(&read.stream);
         // One more than asked tells whether there is more.
         let range = StreamRange {
             from,
@@ -107,6 +108,20 @@ impl Node {
                     };
                 }
                 Place::Elsewhere { home, .. } => return Err(ReadError::NotHome { home }),
+                Place::New => match self.home_of_new(&read.stream, deadline).await? {
+                    // There is nothing in it.
+                    None => return self.read_stream(read),
+                    Some(home) if home != self.config().region => {
+                        return Err(ReadError::NotHome { home });
+                    }
+                    Some(_) if Instant::now() + COMING_AGAIN >= deadline => {
+                        return Err(ReadError::Unavailable {
+                            reason: record_coming(&read.stream),
+                            retry_after_ms: 1000,
+                        });
+                    }
+                    Some(_) => sleep(COMING_AGAIN).await,
+                },
                 place @ (Place::Coming { .. } | Place::Undecided) => {
                     if Instant::now() + COMING_AGAIN >= deadline {
                         let reason = match place {

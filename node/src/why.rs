@@ -233,7 +233,7 @@ impl Node {
                 place.ok_or_else(|| not_held("no event here has this id".to_owned()))
             }
             Named::At(stream, revision) => {
-                if self.homes().seat(&stream).is_none() {
+                if !self.homes().has_home(&stream) {
                     return Err(invalid(
                         "every region may write this stream, and each gives revisions of its own"
                             .to_owned(),

@@ -85,7 +85,7 @@ impl Ca {
 }
 
 /// The two regions, wherever they listen. `cart` streams are written anywhere, `ledger` streams
-/// are homed in the east.
+/// are homed in the east, `visit` streams where they are created.
 pub fn topology(east: SocketAddr, west: SocketAddr) -> Topology {
     let member = |id, name: &str, addr: SocketAddr| Member {
         id,
@@ -103,6 +103,7 @@ pub fn topology(east: SocketAddr, west: SocketAddr) -> Topology {
                 "ledger".to_owned(),
                 policy(Mode::Home, HomeRule::Fixed(EAST)),
             ),
+            ("visit".to_owned(), policy(Mode::Home, HomeRule::Creator)),
         ]),
     }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Set {
     /// How writes are settled
     #[arg(long, value_enum)]
     mode: Mode,
-    /// Who is home, in mode home: `hash`, or `fixed:` and a region's name
+    /// Who is home, in mode home: `hash`, `creator`, or `fixed:` and a region's name
     #[arg(long)]
     home: Option<String>,
     /// What a home does that cannot reach a majority of the regions, in mode home

@@ -116,9 +116,15 @@ fn show(homes: Vec<Value>, output: Output) -> anyhow::Result<Outcome> {
     }
     let rows = homes.iter().map(|home| {
         let text = |key: &str| home[key].as_str().unwrap_or_default().to_owned();
+        let rule = match (home["rule"]["fixed"].as_str(), home["creator"].as_str()) {
+            (Some(region), _) => format!("fixed:{region}"),
+            (None, Some(region)) => format!("creator, {region}"),
+            (None, None) => text("rule"),
+        };
         let region = match home["home"].as_str() {
-            Some(region) => region.to_owned(),
-            None => "every region".to_owned(),
+            Some(region) => region,
+            None if rule == "creator" => "whoever creates it",
+            None => "every region",
         };
         let epoch = &home["epoch"];
         let state = match home["moving_from"].as_str() {
@@ -127,11 +133,12 @@ fn show(homes: Vec<Value>, output: Output) -> anyhow::Result<Outcome> {
         };
         vec![
             text("stream"),
-            region,
+            region.to_owned(),
+            rule,
             format!("{}.{}", epoch["major"], epoch["minor"]),
             state,
         ]
     });
-    output.table(&["stream", "home", "epoch", ""], rows.collect())?;
+    output.table(&["stream", "home", "rule", "epoch", ""], rows.collect())?;
     Ok(Outcome::Done)
 }

@@ -431,12 +431,13 @@ impl Reader<'_> {
                 }
                 Some(home) => match home.get_ref().split_once(':') {
                     None if home.get_ref() == "hash" => HomeRule::Hash,
+                    None if home.get_ref() == "creator" => HomeRule::Creator,
                     Some(("fixed", region)) => {
                         HomeRule::Fixed(self.region(&key, home, region, members)?)
                     }
                     _ => {
                         let reason = format!(
-                            "is {:?}; write \"hash\", or \"fixed:\" and a region's name",
+                            "is {:?}; write \"hash\", \"creator\", or \"fixed:\" and a region's name",
                             home.get_ref()
                         );
                         return Err(self.invalid(&key, home, reason));
@@ -609,6 +610,9 @@ home = "fixed:eu-west"
         assert_eq!(node.categories["cart"].mode, Mode::Crdt);
         assert_eq!(node.categories["ledger"].home, HomeRule::Fixed(RegionId(1)));
         assert!(node.policies().is_ok());
+        let created = SOUND.replacen("fixed:eu-west", "creator", 1);
+        let node = load_text(&created).expect("a sound file").node;
+        assert_eq!(node.categories["ledger"].home, HomeRule::Creator);
     }
 
     #[test]
@@ -689,7 +693,11 @@ home = "fixed:eu-west"
             ),
             ("localhost:7111", "localhost", "write an address and a port"),
             ("fixed:eu-west", "fixed:eu-wst", "did you mean \"eu-west\"?"),
-            ("fixed:eu-west", "eu-west", "write \"hash\", or \"fixed:\""),
+            (
+                "fixed:eu-west",
+                "eu-west",
+                "write \"hash\", \"creator\", or \"fixed:\"",
+            ),
             (
                 "home = \"fixed:eu-west\"",
                 "isolation = \"strict\"",

@@ -124,7 +124,8 @@ key = "certificates/region.key"
             r#"# How a category's streams are written (a category is a stream's name up to the first '-'). One
 # that is not listed is mode = "home" with home = "hash". The same in every region.
 #   mode  "home": one region orders each stream; "lww" or "crdt": every region may write it
-#   home  in mode "home": "hash" spreads streams over the regions, "fixed:<region>" names one
+#   home  in mode "home": "hash" spreads streams over the regions, "fixed:<region>" names one, "creator" is
+#         the region where a stream's first event was written
 #   isolation  in mode "home", what a home does that cannot reach a majority of the regions: "available"
 #         goes on taking writes, which are set aside if the others go on without it; "fenced" refuses
 #         them, and acknowledges only what a majority of the regions holds. Two regions have no

@@ -146,6 +146,17 @@ pub(crate) enum Command {
         /// Whether it holds no event of it.
         is_free: bool,
     },
+    /// Moves streams some of which have their homes where they were created.
+    MoveCreated {
+        /// Which; at most [`MOVES_MAX`].
+        streams: Vec<StreamId>,
+        /// Who created them, where that matters and they were not moved before.
+        creators: BTreeMap<StreamId, RegionId>,
+        /// The last change that was known before that was looked up.
+        as_of: u64,
+        /// Where to.
+        to: RegionId,
+    },
 }
 
 impl fmt::Display for Command {
@@ -153,7 +164,7 @@ impl fmt::Display for Command {
         match self {
             Self::Found(_) => out.write_str("found the federation"),
             Self::GoOn(federation) => write!(out, "go on from change {}", federation.version),
-            Self::Move { streams, to } => {
+            Self::Move { streams, to } | Self::MoveCreated { streams, to, .. } => {
                 write!(out, "move {} streams to region {to}", streams.len())
             }
             Self::Declined { change, .. } => write!(out, "decline a part of change {change}"),
@@ -388,5 +399,20 @@ pub(crate) enum Refusal {
         remain: usize,
         /// Of how many.
         of: usize,
+    },
+    /// It is home to nobody.
+    #[error(
+        "stream {stream} has no events yet, and its home is where its first one is written; append that in \
+         the region that is to be its home"
+    )]
+    NotCreated {
+        /// The stream.
+        stream: StreamId,
+    },
+    /// What the request rests on may not count any more.
+    #[error("a region was fenced, by change {change}, while the move was asked for; ask again")]
+    FencedSince {
+        /// The change.
+        change: u64,
     },
 }

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_clock::{Epoch, PartitionId, RegionId};
-use meridian_conflict::{Policies, Route};
+use meridian_conflict::{HomeRule, Mode, Policies, Route};
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
 
@@ -155,7 +155,13 @@ impl Federation {
         let done = match command {
             Command::Found(foundation) => self.found(foundation),
             Command::GoOn(known) => Ok(self.go_on(known)),
-            Command::Move { streams, to } => self.move_streams(streams, *to),
+            Command::Move { streams, to } => self.move_streams(streams, &BTreeMap::new(), *to),
+            Command::MoveCreated {
+                streams,
+                creators,
+                as_of,
+                to,
+            } => self.move_created(streams, creators, *as_of, *to),
             Command::Opened { change, by } => Ok(self.open(*change, *by)),
             Command::Declined {
                 change,
@@ -246,37 +252,49 @@ impl Federation {
         last.map_or_else(BTreeSet::new, |rule| rule.drained.clone())
     }
 
-    /// Where `stream`'s home is by `policies`; `None` when every region writes it.
+    /// Where `stream`'s home is by `policies`; `None` when every region writes it, or when that rests on who created
+    /// it: see [`Federation::seat_by`].
     pub(crate) fn seat(&self, policies: &Policies, stream: &StreamId) -> Option<Seat> {
-        let Route::Home(first) = policies.route_without(stream, &self.admitted) else {
-            return None;
-        };
-        if let Some(moved) = self.moved.get(stream) {
-            return Some(Seat {
-                home: moved.home,
-                epoch: moved.epoch(),
-                change: moved.change,
-                needs: moved.needs.clone(),
-                moving_from: (!moved.opened).then_some(moved.from),
-            });
+        let policy = policies.of(stream.category());
+        match (policy.mode, policy.home) {
+            (Mode::Lww | Mode::Crdt, _) => None,
+            (Mode::Home, HomeRule::Creator) => self.moved_seat(stream),
+            (Mode::Home, rule) => {
+                let moved = self.moved_seat(stream);
+                Some(moved.unwrap_or_else(|| self.seat_by(policies, stream, &rule)))
+            }
         }
+    }
+
+    /// Where `stream`'s home is if it was ever moved.
+    pub(crate) fn moved_seat(&self, stream: &StreamId) -> Option<Seat> {
+        let moved = self.moved.get(stream)?;
+        Some(Seat {
+            home: moved.home,
+            epoch: moved.epoch(),
+            change: moved.change,
+            needs: moved.needs.clone(),
+            moving_from: (!moved.opened).then_some(moved.from),
+        })
+    }
+
+    /// Where `stream`'s home is by `rule`, unless it was moved.
+    pub(crate) fn seat_by(&self, policies: &Policies, stream: &StreamId, rule: &HomeRule) -> Seat {
         let mut seat = Seat {
-            home: first,
+            home: policies.home_by(rule, stream, &self.admitted),
             epoch: Epoch::FIRST,
             change: 0,
             needs: Vec::new(),
             moving_from: None,
         };
-        for rule in &self.rules {
-            let Route::Home(home) = policies.route_without(stream, &rule.drained) else {
-                continue;
-            };
+        for change in &self.rules {
+            let home = policies.home_by(rule, stream, &change.drained);
             if home != seat.home {
-                let lost: Need = (seat.home, rule.change);
-                seat.moving_from = (!rule.opened.contains(&home)).then_some(seat.home);
+                let lost: Need = (seat.home, change.change);
+                seat.moving_from = (!change.opened.contains(&home)).then_some(seat.home);
                 seat.home = home;
-                seat.change = rule.change;
-                if rule.is_fence {
+                seat.change = change.change;
+                if change.is_fence {
                     // Whoever was lost may not have held all that came before.
                     seat.needs.insert(0, lost);
                     seat.epoch.major += 1;
@@ -287,10 +305,33 @@ impl Federation {
                 }
             }
         }
-        Some(seat)
+        seat
     }
 
-    fn move_streams(&mut self, streams: &[StreamId], to: RegionId) -> Result<Outcome, Refusal> {
+    // Moves streams some of which rest on who created them, as whoever asks held it after change `as_of`.
+    fn move_created(
+        &mut self,
+        streams: &[StreamId],
+        creators: &BTreeMap<StreamId, RegionId>,
+        as_of: u64,
+        to: RegionId,
+    ) -> Result<Outcome, Refusal> {
+        // A fence may have cut off what whoever asks held, if it put that region out.
+        let is_newer = |rule: &&RuleChange| rule.is_fence && rule.change > as_of;
+        if let Some(rule) = self.rules.iter().find(is_newer) {
+            return Err(Refusal::FencedSince {
+                change: rule.change,
+            });
+        }
+        self.move_streams(streams, creators, to)
+    }
+
+    fn move_streams(
+        &mut self,
+        streams: &[StreamId],
+        creators: &BTreeMap<StreamId, RegionId>,
+        to: RegionId,
+    ) -> Result<Outcome, Refusal> {
         self.member(to)?;
         if self.out.contains_key(&to) {
             return Err(Refusal::Fenced { region: to });
@@ -311,9 +352,16 @@ impl Federation {
                     stream: stream.clone(),
                 });
             }
-            let Some(seat) = self.seat(&policies, stream) else {
-                return Err(Refusal::NoHome {
-                    stream: stream.clone(),
+            let created = || {
+                let rule = HomeRule::Fixed(*creators.get(stream)?);
+                let is_created = policies.route(stream) == Route::Creator;
+                is_created.then(|| self.seat_by(&policies, stream, &rule))
+            };
+            let Some(seat) = self.seat(&policies, stream).or_else(created) else {
+                let stream = stream.clone();
+                return Err(match policies.route(&stream) {
+                    Route::Creator => Refusal::NotCreated { stream },
+                    Route::Home(_) | Route::Anywhere => Refusal::NoHome { stream },
                 });
             };
             if seat.home == to {
@@ -628,6 +676,7 @@ mod tests {
             categories: BTreeMap::from([
                 ("cart".to_owned(), policy(Mode::Crdt, HomeRule::Hash)),
                 ("order".to_owned(), policy(Mode::Home, HomeRule::Fixed(A))),
+                ("visit".to_owned(), policy(Mode::Home, HomeRule::Creator)),
             ]),
         };
         let outcome = federation.apply(&Command::Found(foundation));
@@ -644,6 +693,95 @@ mod tests {
 
     fn stream(name: &str) -> StreamId {
         StreamId::new(name).expect("a sound name")
+    }
+
+    fn moving_created(as_of: u64) -> Command {
+        let streams = vec![stream("order-1"), stream("visit-1")];
+        Command::MoveCreated {
+            streams,
+            creators: BTreeMap::from([(stream("visit-1"), C)]),
+            as_of,
+            to: B,
+        }
+    }
+
+    #[test]
+    fn a_stream_is_moved_from_where_it_was_created_and_not_before_it_was() {
+        let mut federation = founded();
+        assert_eq!(
+            federation.apply(&moving(&["visit-1"], B)),
+            Outcome::Refused(Refusal::NotCreated {
+                stream: stream("visit-1")
+            })
+        );
+        let moved = federation.apply(&moving_created(1));
+        assert_eq!(moved, Outcome::Changed(2));
+        let seat = federation.moved_seat(&stream("visit-1"));
+        let seat = seat.expect("it was moved");
+        assert_eq!((seat.home, seat.moving_from), (B, Some(C)));
+        assert_eq!(seat.needs, [(C, 2)]);
+        let (_, policies) = federation.policies().expect("it is founded");
+        assert_eq!(federation.seat(&policies, &stream("visit-1")), Some(seat));
+        assert_eq!(federation.seat(&policies, &stream("visit-2")), None);
+        // From then on that it was created somewhere is of no account.
+        federation.apply(&Command::Opened { change: 2, by: B });
+        let moved = federation.apply(&moving(&["visit-1"], C));
+        assert_eq!(moved, Outcome::Changed(4));
+    }
+
+    #[test]
+    fn what_was_known_before_a_fence_moves_nothing() {
+        let mut federation = founded();
+        let fenced = federation.apply(&Command::Fence {
+            region: A,
+            force: false,
+        });
+        let Outcome::Changed(change) = fenced else {
+            panic!("{fenced:?}")
+        };
+        assert_eq!(
+            federation.apply(&moving_created(change - 1)),
+            Outcome::Refused(Refusal::FencedSince { change })
+        );
+        let moved = federation.apply(&moving_created(change));
+        assert!(matches!(moved, Outcome::Changed(_)), "{moved:?}");
+    }
+
+    #[test]
+    fn a_created_stream_sits_where_a_fixed_one_would() {
+        let mut federation = founded();
+        for command in [
+            Command::Drain(A),
+            Command::Opened { change: 2, by: B },
+            Command::Opened { change: 2, by: C },
+            Command::Resume(A),
+            Command::Opened { change: 5, by: A },
+        ] {
+            federation.apply(&command);
+        }
+        let (_, policies) = federation.policies().expect("it is founded");
+        let (fixed, created) = (stream("order-1"), stream("visit-1"));
+        let of_fixed = federation.seat(&policies, &fixed).expect("it has a home");
+        let if_created = federation.seat_by(&policies, &created, &HomeRule::Fixed(A));
+        assert_eq!((of_fixed.home, of_fixed.epoch), (A, if_created.epoch));
+        assert_eq!(if_created.home, A);
+        assert_eq!(if_created.change, of_fixed.change);
+    }
+
+    /// Nodes read what is asked of them from their files, and from each other.
+    #[test]
+    fn the_move_of_a_created_stream_is_written_as_it_ever_was() {
+        let bytes = postcard::to_stdvec(&moving_created(5)).expect("it encodes");
+        let mut expected = vec![19, 2, 7];
+        expected.extend(b"order-1");
+        expected.push(7);
+        expected.extend(b"visit-1");
+        expected.extend([1, 7]);
+        expected.extend(b"visit-1");
+        expected.extend([2, 5, 1]);
+        assert_eq!(bytes, expected);
+        let rule = postcard::to_stdvec(&HomeRule::Creator).expect("it encodes");
+        assert_eq!(rule, [2]);
     }
 
     #[test]

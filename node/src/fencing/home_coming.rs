@@ -167,7 +167,7 @@ fn left_to_others(node: &Weak<Node>, tails: &[Tail]) -> u64 {
     let blocks = tails.iter().filter(|tail| tail.log.origin != me);
     let blocks = blocks.flat_map(|tail| &tail.blocks);
     let events = blocks.filter_map(|block| block.to_events().ok()).flatten();
-    let theirs = events.filter(|event| node.homes().seat(&event.stream).is_none());
+    let theirs = events.filter(|event| !node.homes().has_home(&event.stream));
     theirs.count() as u64
 }
 

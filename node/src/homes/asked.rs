@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_clock::{Epoch, RegionId};
+use meridian_conflict::HomeRule;
 use meridian_event::StreamId;
 use tokio::time::{Instant, timeout_at};
 
@@ -27,6 +28,10 @@ pub struct StreamHome {
     pub epoch: Epoch,
     /// The region it comes from, while that has not handed it over.
     pub moving_from: Option<RegionId>,
+    /// By which rule; `None` when every region writes it.
+    pub rule: Option<HomeRule>,
+    /// The region that created it, where the rule asks for that and it is known here.
+    pub creator: Option<RegionId>,
 }
 
 /// Why streams were not moved, or are not known to be.
@@ -60,11 +65,20 @@ impl Node {
     /// Where `stream`'s home is, as far as this node knows.
     pub fn stream_home(&self, stream: &StreamId) -> StreamHome {
         let seat = self.homes().seat(stream);
+        let policy = self.homes().policies().of(stream.category());
+        let rule = (self.homes().has_home(stream)).then_some(policy.home);
+        let creator = match rule {
+            // One that cannot be read has been told of already.
+            Some(HomeRule::Creator) => self.homes().creator(stream).unwrap_or_default(),
+            _ => None,
+        };
         StreamHome {
             stream: stream.clone(),
             home: seat.as_ref().map(|seat| seat.home),
             epoch: seat.as_ref().map_or(Epoch::FIRST, |seat| seat.epoch),
             moving_from: seat.and_then(|seat| seat.moving_from),
+            rule,
+            creator,
         }
     }
 
@@ -95,10 +109,7 @@ impl Node {
         }
         let began = Instant::now();
         for some in streams.chunks(MOVES_MAX) {
-            let command = Command::Move {
-                streams: some.to_vec(),
-                to: region,
-            };
+            let command = self.move_of(some, region, began + DECIDE_WITHIN).await?;
             self.decide(command).await?;
         }
         let mut federation = self.homes().watch();
@@ -110,6 +121,37 @@ impl Node {
         drop(timeout_at(began + wait, federation.wait_for(is_over)).await);
         let homes = streams.iter().map(|stream| self.stream_home(stream));
         Ok(homes.collect())
+    }
+
+    // The command that moves `streams`; with who created them, as what is decided does not tell that.
+    async fn move_of(
+        &self,
+        streams: &[StreamId],
+        to: RegionId,
+        deadline: Instant,
+    ) -> Result<Command, MoveError> {
+        let federation = self.homes().federation();
+        let mut creators = BTreeMap::new();
+        for stream in streams {
+            if !self.homes().rests_on_creator(&federation, stream) {
+                continue;
+            }
+            let creator = self.surely_creator(stream, deadline).await;
+            // Of one that nobody created, the answer says so.
+            if let Some(creator) = creator.map_err(MoveError::Unavailable)? {
+                creators.insert(stream.clone(), creator);
+            }
+        }
+        let streams = streams.to_vec();
+        Ok(match creators.is_empty() {
+            true => Command::Move { streams, to },
+            false => Command::MoveCreated {
+                streams,
+                creators,
+                as_of: federation.version,
+                to,
+            },
+        })
     }
 
     /// Makes the region called `name` home to nothing, so that its node can be stopped and no writer
@@ -218,9 +260,11 @@ fn refused(refusal: &Refusal, names: &BTreeMap<RegionId, String>) -> MoveError {
                 name(region)
             ))
         }
-        Refusal::NoFence | Refusal::MinorityRemains { .. } | Refusal::BeingSet { .. } => {
-            MoveError::Conflict(refusal.to_string())
-        }
+        Refusal::NoFence
+        | Refusal::MinorityRemains { .. }
+        | Refusal::BeingSet { .. }
+        | Refusal::NotCreated { .. }
+        | Refusal::FencedSince { .. } => MoveError::Conflict(refusal.to_string()),
         Refusal::LastRegion { region } => MoveError::Conflict(format!(
             "{} is the last region that is home to streams; resume another one first",
             name(region)

@@ -27,7 +27,7 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::Homes;
+use super::{Homes, creators};
 use crate::control::fence::Fence;
 use crate::control::{Consensus, Federation};
 
@@ -134,8 +134,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Homes {
-    /// What the home of `stream` does while it is cut off.
+    /// What the home of `stream` does while it is cut off. Who created a stream is told as its own end would be.
     pub(crate) fn isolation(&self, stream: &StreamId) -> Isolation {
+        let of_record = creators::of_record(stream, self.partitions);
+        let stream = of_record.as_ref().unwrap_or(stream);
         self.policies().isolation(stream.category())
     }
 

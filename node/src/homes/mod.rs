@@ -7,6 +7,8 @@
 //! it will ever give a revision to, with how far it held the partition's other logs. The new home opens
 //! once it holds all of that. In between nobody writes; whoever wants to, waits.
 //!
+//! In some categories a stream's home rests on who created it, which [`creators`] tell.
+//!
 //! Start reading at [`Homes::place`].
 //!
 //! What a lost region leaves behind opens once all up to its cut is here; and, in `fenced` categories, once
@@ -16,6 +18,7 @@
 //! it holds that transfer, and all that came before it, no other region does.
 
 mod asked;
+pub(crate) mod creators;
 mod lease;
 mod transfer;
 
@@ -25,15 +28,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::{Epoch, Hlc, LogId, Merge, PartitionId, Position, RegionId};
-use meridian_conflict::{Isolation, Policies};
+use meridian_conflict::{Isolation, Mode, Policies};
 use meridian_event::{EventId, StreamId, partition_of};
 use meridian_points::{Bug, planted, reached};
 use meridian_store::{ReadError, Store};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use tracing::warn;
 use uuid::Uuid;
 
 pub use self::asked::{MoveError, StreamHome};
+use self::creators::Creators;
 pub(crate) use self::lease::{Hold, keep_lease, majority};
 use self::lease::{Lease, Waits};
 pub(crate) use self::transfer::hand_over;
@@ -88,6 +93,8 @@ pub(crate) enum Place {
     },
     /// Nobody writes it while its category's policy is being set.
     Undecided,
+    /// Its home is where it was created, and nothing here says yet that it was.
+    New,
 }
 
 /// Why nobody writes `stream` for now.
@@ -131,6 +138,18 @@ pub(crate) struct Homes {
     waits: Mutex<Waits>,
     // Whether all that this region stranded is home again.
     brought_home: AtomicBool,
+    // Of streams whose homes rest on that.
+    creators: Creators,
+}
+
+/// What a stream's home rests on.
+enum Sitting {
+    /// Nothing: it has none.
+    Anywhere,
+    /// Who creates it, which is not known here.
+    New,
+    /// This is it.
+    At(Seat),
 }
 
 impl Homes {
@@ -162,6 +181,7 @@ impl Homes {
             lease: Mutex::default(),
             waits: Mutex::default(),
             brought_home: AtomicBool::new(false),
+            creators: Creators::default(),
         }
     }
 
@@ -192,16 +212,36 @@ impl Homes {
         logs.map_or(&[], Vec::as_slice)
     }
 
-    /// Where `stream`'s home is; `None` when every region writes it.
-    pub(crate) fn seat(&self, stream: &StreamId) -> Option<Seat> {
-        self.seat_in(&self.federation(), stream)
+    /// Whether one region orders `stream`, be it known here which or not.
+    pub(crate) fn has_home(&self, stream: &StreamId) -> bool {
+        let is_shared = matches!(stream.category(), CATEGORY | creators::CATEGORY);
+        !is_shared && self.policies().of(stream.category()).mode == Mode::Home
     }
 
-    fn seat_in(&self, federation: &Federation, stream: &StreamId) -> Option<Seat> {
-        match stream.category() == CATEGORY {
-            true => None,
-            false => federation.seat(&self.policies_in(federation), stream),
+    /// Where `stream`'s home is; `None` when every region writes it, or nothing here tells who created it.
+    pub(crate) fn seat(&self, stream: &StreamId) -> Option<Seat> {
+        match self.sitting(&self.federation(), stream) {
+            Ok(Sitting::At(seat)) => Some(seat),
+            Ok(Sitting::Anywhere | Sitting::New) => None,
+            Err(error) => {
+                warn!(%stream, %error, "who created a stream cannot be read");
+                None
+            }
         }
+    }
+
+    fn sitting(&self, federation: &Federation, stream: &StreamId) -> Result<Sitting, ReadError> {
+        if stream.category() == CATEGORY {
+            return Ok(Sitting::Anywhere);
+        }
+        if self.rests_on_creator(federation, stream) {
+            let creator = self.creator(stream)?;
+            return Ok(creator.map_or(Sitting::New, |creator| {
+                Sitting::At(self.seat_if(federation, stream, creator))
+            }));
+        }
+        let seat = federation.seat(&self.policies_in(federation), stream);
+        Ok(seat.map_or(Sitting::Anywhere, Sitting::At))
     }
 
     /// The policies that count now.
@@ -246,11 +286,18 @@ impl Homes {
         federation: &Federation,
         stream: &StreamId,
     ) -> Result<Place, ReadError> {
-        if federation.is_being_set(stream.category()) {
+        let of_record = creators::of_record(stream, self.partitions);
+        let category = of_record.as_ref().unwrap_or(stream).category();
+        if federation.is_being_set(category) {
             return Ok(Place::Undecided);
         }
-        let Some(seat) = self.seat_in(federation, stream) else {
-            return Ok(Place::Anywhere);
+        if let Some(stream) = of_record {
+            return self.place_of_record(federation, &stream);
+        }
+        let seat = match self.sitting(federation, stream)? {
+            Sitting::Anywhere => return Ok(Place::Anywhere),
+            Sitting::New => return Ok(Place::New),
+            Sitting::At(seat) => seat,
         };
         let from = seat.needs.first().map(|(from, _)| *from);
         if planted(Bug::KeepHome) && from == Some(self.region) {
@@ -277,9 +324,10 @@ impl Homes {
     /// lease. Only asks, unlike [`Homes::place`], by which a home opens.
     pub(crate) fn orders(&self, stream: &StreamId) -> bool {
         let federation = self.federation();
-        let seat = self.seat_in(&federation, stream);
-        let Some(seat) = seat.filter(|seat| seat.home == self.region) else {
-            return false;
+        let sitting = self.sitting(&federation, stream);
+        let seat = match sitting {
+            Ok(Sitting::At(seat)) if seat.home == self.region => seat,
+            _ => return false,
         };
         let partition = stream.partition(self.partitions);
         let is_fenced = self.isolation(stream) == Isolation::Fenced;

@@ -112,6 +112,7 @@ pub(super) async fn set(
     let home = match asked.home {
         None | Some(HomeRuleView::Hash) => HomeRule::Hash,
         Some(HomeRuleView::Fixed(region)) => HomeRule::Fixed(door.region_id(&region)?),
+        Some(HomeRuleView::Creator) => HomeRule::Creator,
     };
     let policy = CategoryPolicy {
         mode: asked.mode.into(),

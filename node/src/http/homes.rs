@@ -12,7 +12,7 @@ use super::Door;
 use super::body::{parse, read_json_body};
 use super::params::{Name, Params, Stream};
 use super::problem::Problem;
-use super::views::HomeView;
+use super::views::{HomeRuleView, HomeView};
 use crate::StreamHome;
 
 /// How many streams are listed at most.
@@ -77,7 +77,7 @@ pub(super) struct MoveMany {
     responses(
         (status = 200, description = "Its home now", body = HomeView),
         (status = 400, description = "`invalid`: no such region, or a stream without a home", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: its last move is not over", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: its last move is not over, or it is to be created first", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "`unavailable`: nothing can be decided now, nothing changed", body = Problem, content_type = "application/problem+json"),
         (status = 504, description = "`indeterminate`: it may have been decided; ask again", body = Problem, content_type = "application/problem+json"),
     )
@@ -115,7 +115,7 @@ pub(super) async fn move_one(
     responses(
         (status = 200, description = "Their homes now", body = HomesView),
         (status = 400, description = "`invalid`: no such region, or a stream without a home", body = Problem, content_type = "application/problem+json"),
-        (status = 409, description = "`conflict`: the last move of one is not over", body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "`conflict`: the last move of one is not over, or it is to be created first", body = Problem, content_type = "application/problem+json"),
         (status = 503, description = "`unavailable`: nothing can be decided now", body = Problem, content_type = "application/problem+json"),
         (status = 504, description = "`indeterminate`: it may have been decided; ask again", body = Problem, content_type = "application/problem+json"),
     )
@@ -310,6 +310,8 @@ fn view(door: &Door, home: StreamHome) -> HomeView {
         home: home.home.map(name),
         epoch: home.epoch.into(),
         moving_from: home.moving_from.map(name),
+        rule: home.rule.map(|rule| HomeRuleView::new(&rule, door)),
+        creator: home.creator.map(name),
     }
 }
 

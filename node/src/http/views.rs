@@ -222,8 +222,13 @@ pub(super) struct HomeView {
     pub(super) stream: String,
     /// How writes to it are settled.
     pub(super) mode: ModeView,
-    /// The name of its home region; null when every region may write it.
+    /// The name of its home region; null when every region may write it, or when its home is where it is created
+    /// and this node knows of nobody who did.
     pub(super) home: Option<String>,
+    /// By which rule, unless it was moved; null when every region may write it.
+    pub(super) rule: Option<HomeRuleView>,
+    /// The region that created it, where its home rests on that and this node knows it; null otherwise.
+    pub(super) creator: Option<String>,
     /// Since which epoch.
     pub(super) epoch: EpochView,
     /// The region that it comes from, while that has not handed it over; null otherwise.
@@ -272,6 +277,18 @@ pub(super) enum HomeRuleView {
     Hash,
     /// Always the region of this name.
     Fixed(String),
+    /// The region where the stream's first event was written.
+    Creator,
+}
+
+impl HomeRuleView {
+    pub(super) fn new(rule: &HomeRule, door: &Door) -> Self {
+        match rule {
+            HomeRule::Hash => Self::Hash,
+            HomeRule::Fixed(region) => Self::Fixed(door.region_name(*region)),
+            HomeRule::Creator => Self::Creator,
+        }
+    }
 }
 
 /// What a home does that cannot reach a majority of the regions.
@@ -307,12 +324,9 @@ pub(super) struct CategoryView {
 impl CategoryView {
     pub(super) fn new(category: &str, report: CategoryReport, door: &Door) -> Self {
         let policy = &report.policy;
-        let home = match (policy.mode, &policy.home) {
-            (Mode::Lww | Mode::Crdt, _) => None,
-            (Mode::Home, HomeRule::Hash) => Some(HomeRuleView::Hash),
-            (Mode::Home, HomeRule::Fixed(region)) => {
-                Some(HomeRuleView::Fixed(door.region_name(*region)))
-            }
+        let home = match policy.mode {
+            Mode::Lww | Mode::Crdt => None,
+            Mode::Home => Some(HomeRuleView::new(&policy.home, door)),
         };
         let isolation = match (policy.mode, report.isolation) {
             (Mode::Lww | Mode::Crdt, _) => None,

@@ -248,7 +248,7 @@ impl Home {
                 partition: branch.log.partition.0,
                 generation: branch.generation,
             };
-            let has_home = node.homes().seat(&branch.first().stream).is_some();
+            let has_home = node.homes().has_home(&branch.first().stream);
             let is_ours = branch.log.origin == node.config().region;
             (first, has_home, is_ours)
         };

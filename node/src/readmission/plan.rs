@@ -38,8 +38,8 @@ pub(super) struct Plan {
 
 /// Makes branches of what `tails` hold.
 ///
-/// Transfers of homes are left out: what they gave up counts no more, and nobody may follow them again. An
-/// event that was stranded more than once counts as what it was first.
+/// Transfers of homes are left out: what they gave up counts no more, and nobody may follow them again. So is who
+/// created a stream: others may have said it anew. An event that was stranded more than once counts as what it was first.
 pub(super) fn plan(tails: Vec<(LogId, u32, Vec<RecordedEvent>)>) -> Plan {
     let mut all: Vec<(LogId, u32, RecordedEvent)> = tails
         .into_iter()
@@ -48,7 +48,12 @@ pub(super) fn plan(tails: Vec<(LogId, u32, Vec<RecordedEvent>)>) -> Plan {
                 .into_iter()
                 .map(move |event| (log, generation, event))
         })
-        .filter(|(_, _, event)| event.stream.category() != homes::CATEGORY)
+        .filter(|(_, _, event)| {
+            !matches!(
+                event.stream.category(),
+                homes::CATEGORY | homes::creators::CATEGORY
+            )
+        })
         .collect();
     all.sort_by_key(|(log, generation, event)| (event.order_key(), *log, *generation));
     let mut seen = BTreeSet::<EventId>::new();
@@ -141,7 +146,14 @@ pub(super) mod tests {
 
     #[test]
     fn transfers_of_homes_are_left_where_they_are() {
-        let plan = plan(vec![(A, 1, vec![event("$homes-4", 1, 0, 10)])]);
+        let plan = plan(vec![(
+            A,
+            1,
+            vec![
+                event("$homes-4", 1, 0, 10),
+                event("$creators-0-visit-1", 2, 0, 11),
+            ],
+        )]);
         assert_eq!(plan, Plan::default());
     }
 

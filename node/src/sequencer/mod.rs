@@ -28,7 +28,7 @@ use self::promises::Marks;
 use self::recall::{Recall, Repeat};
 use crate::control::Federation;
 use crate::fencing::out_reason;
-use crate::homes::{Homes, Place, being_set};
+use crate::homes::{Homes, Place, being_set, creators};
 use crate::identity::FirstWrite;
 use crate::merging::Merging;
 use crate::metrics::Metrics;
@@ -248,10 +248,21 @@ impl Task {
             if request.stream.is_internal() {
                 federation = self.tools.homes.federation();
             }
+            let repeated = match &shut {
+                Some(reason) => Err(unavailable(reason.clone())),
+                None => {
+                    let at = head.position.plus(1 + u64::from(block.count()));
+                    self.repeat_creator(&federation, &request.stream, at, stamped, number)
+                }
+            };
+            if let Ok(Some((repeat, timestamp))) = &repeated {
+                block.push_batch(*timestamp, &repeat.stream, Revision(0), &repeat.events);
+                stamped = *timestamp;
+            }
             let at = head.position.plus(1 + u64::from(block.count()));
-            let outcome = match &shut {
-                Some(reason) => Outcome::Refused(unavailable(reason.clone())),
-                None => match self.decide(&federation, &request, is_own, at, stamped, number) {
+            let outcome = match repeated {
+                Err(error) => Outcome::Refused(error),
+                Ok(_) => match self.decide(&federation, &request, is_own, at, stamped, number) {
                     Ok(Decision::Answer(outcome)) => outcome,
                     Ok(Decision::Write {
                         appended,
@@ -330,6 +341,40 @@ impl Task {
         }
     }
 
+    // What has to stand in front of the first event of `stream` in this log: who created it. As `decide`.
+    fn repeat_creator(
+        &mut self,
+        federation: &Federation,
+        stream: &StreamId,
+        at: Position,
+        stamped: Timestamp,
+        number: u64,
+    ) -> Result<Option<(AppendRequest, Timestamp)>, AppendError> {
+        let log = self.tools.log;
+        let repeat = self.tools.homes.to_repeat(federation, stream);
+        let Some(repeat) = repeat.map_err(|error| unavailable(error.to_string()))? else {
+            return Ok(None);
+        };
+        let own = slice::from_ref(&log);
+        if let Repeat::Again(_) = self.recall.repeat(&self.tools.store, own, &repeat)? {
+            return Ok(None);
+        }
+        let timestamp = self.tools.time.stamp_above(stamped);
+        let timestamp = timestamp.map_err(|error| stamp_error(&error))?;
+        let appended = Appended {
+            stream: repeat.stream.clone(),
+            first_revision: Revision(0),
+            last_revision: Revision(0),
+            home: log.origin,
+            dots: vec![log.dot(at)],
+            timestamp,
+            durability: Durability::Region,
+            could_strand: self.tools.members > 1,
+        };
+        self.recall.wrote(number, 0, &repeat, &appended);
+        Ok(Some((repeat, timestamp)))
+    }
+
     // Decides one request. What it writes is remembered at once, as part of block `number`.
     fn decide(
         &mut self,
@@ -377,6 +422,7 @@ impl Task {
             }
             Place::Coming { from } => return Err(coming(&request.stream, from)),
             Place::Undecided => return Err(unavailable(being_set(&request.stream))),
+            Place::New => return Err(unavailable(record_coming(&request.stream))),
             Place::Here { .. } => {
                 let lease = self.tools.homes.check_lease(&request.stream);
                 lease.map_err(unavailable)?;
@@ -396,7 +442,10 @@ impl Task {
                 ),
             });
         }
-        if !request.expected.matches(actual) && !planted(Bug::IgnoreExpected) {
+        // A record is never written on: whoever asks is told what it says.
+        let is_said = request.stream.category() == creators::CATEGORY && actual.is_some();
+        let fits = request.expected.matches(actual) || planted(Bug::IgnoreExpected);
+        if is_said || !fits {
             return Ok(Decision::Answer(Outcome::WrongRevision { actual }));
         }
         let first_revision = actual.map_or(Revision(0), Revision::next);
@@ -467,6 +516,13 @@ pub(crate) fn coming(stream: &StreamId, from: RegionId) -> AppendError {
         "stream {stream} is being moved here from region {from}, whose last events of it are not \
          here yet"
     ))
+}
+
+/// Why `stream`, which is created, cannot be written here yet.
+pub(crate) fn record_coming(stream: &StreamId) -> String {
+    format!(
+        "which region created stream {stream} is told, and what tells it is not here yet; send it again"
+    )
 }
 
 fn unavailable(reason: String) -> AppendError {

@@ -369,6 +369,8 @@ impl Backend for Fake {
             home,
             epoch: Epoch { major: 2, minor: 1 },
             moving_from: None,
+            rule: home.is_some().then_some(HomeRule::Creator),
+            creator: home,
         }
     }
 

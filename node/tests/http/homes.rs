@@ -6,7 +6,7 @@ use crate::fake::{Served, json, problem};
 
 fn home(stream: &str) -> Value {
     json!({
-        "stream": stream, "mode": "home", "home": "eu-west",
+        "stream": stream, "mode": "home", "home": "eu-west", "rule": "creator", "creator": "eu-west",
         "epoch": {"major": 2, "minor": 1}, "moving_from": null,
     })
 }
@@ -19,7 +19,7 @@ async fn a_home_has_its_region_and_epoch() {
     assert_eq!(
         read("/v1/homes/cart-1").await,
         json!({
-            "stream": "cart-1", "mode": "crdt", "home": null,
+            "stream": "cart-1", "mode": "crdt", "home": null, "rule": null, "creator": null,
             "epoch": {"major": 2, "minor": 1}, "moving_from": null,
         })
     );

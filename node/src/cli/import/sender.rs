@@ -205,7 +205,7 @@ impl QuicSender {
             .as_ref()
             .and_then(|region| self.by_region.get(region));
         let client = match self.any.route(&line.stream) {
-            Route::Anywhere => local.unwrap_or(&self.any),
+            Route::Anywhere | Route::Creator => local.unwrap_or(&self.any),
             Route::Home(_) => &self.any,
         };
         let request = AppendRequest {
