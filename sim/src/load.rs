@@ -32,7 +32,8 @@ use crate::world::trace::Trace;
 
 /// The category of streams that every region may write, and that come to nothing but their events.
 pub const SHARED: &str = "note";
-const HOMED: &str = "order";
+/// The category of streams with a home.
+pub const HOMED: &str = "order";
 /// The category of streams with a home that refuses while it is cut off.
 pub const FENCED: &str = "ledger";
 

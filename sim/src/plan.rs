@@ -140,6 +140,9 @@ pub struct LoadPlan {
     /// Which kinds; all of them if none is named.
     #[serde(default)]
     pub merged_kinds: Vec<Kind>,
+    /// Whether the streams with a home have it where they are created.
+    #[serde(default)]
+    pub created: bool,
 }
 
 /// One thing that goes wrong.
@@ -488,6 +491,7 @@ impl Plan {
                 merged_percent: 0,
                 merged_streams: 0,
                 merged_kinds: Vec::new(),
+                created: false,
             },
             faults: Vec::new(),
         }
@@ -657,6 +661,11 @@ impl Plan {
             false => *rng.pick(&[0, 0, 0, 50]),
         };
         plan.load.draw_merged(&mut Rng::part(seed, "merged"));
+        plan.load.created = Rng::part(seed, "created").below(3) == 0;
+        if plan.load.created {
+            // So many that some are created while things go wrong.
+            plan.load.streams *= 8;
+        }
         plan
     }
 

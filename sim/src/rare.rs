@@ -32,7 +32,11 @@ pub const REQUIRED: &[&str] = &[
 pub const OTHERS: &[&str] = &[
     "a block came that was already held",
     "a home was declined for its timestamps",
+    "a region created a stream",
     "a region left for good",
+    "a region was told who had created a stream",
+    "a region waited for the record of a stream that it is home to",
+    "an arbiter waited for what a lost region left",
     "a home without its lease refused",
     "a successor waited for a lease to be over",
     "what a fenced home tells waited for a majority",

@@ -15,7 +15,7 @@ use super::connections::Connections;
 use super::network::{Road, SimNetwork, Troubles};
 use super::trace::Trace;
 use super::{FEDERATION, HTTP_PORT, QUIC_PORT, client_ip, node_ip, region_id};
-use crate::load::{FENCED, SHARED, merged};
+use crate::load::{FENCED, HOMED, SHARED, merged};
 use crate::plan::Plan;
 use crate::rng::Rng;
 
@@ -67,6 +67,13 @@ pub(super) fn node_config(
         mode: Mode::Lww,
         home: HomeRule::Hash,
     };
+    let created = CategoryPolicy {
+        mode: Mode::Home,
+        home: HomeRule::Creator,
+    };
+    let homed = [HOMED, FENCED].map(|category| (category.to_owned(), created.clone()));
+    let mut categories = BTreeMap::from([(SHARED.to_owned(), shared)]);
+    categories.extend(plan.load.created.then_some(homed).into_iter().flatten());
     let fenced = (FENCED.to_owned(), Isolation::Fenced);
     let merged = merged::CATEGORIES
         .iter()
@@ -78,6 +85,7 @@ pub(super) fn node_config(
         };
         ((*name).to_owned(), policy)
     });
+    categories.extend(policies);
     let kinds = merged.map(|(name, kind)| ((*name).to_owned(), *kind));
     let has_fenced = plan.load.fenced_percent > 0;
     NodeConfig {
@@ -90,10 +98,7 @@ pub(super) fn node_config(
         listen_quic: SocketAddr::new(any.into(), QUIC_PORT),
         certificates: certificates.of_region(&plan.regions[index].name),
         session_key: Some(certificates.session_key()),
-        categories: [(SHARED.to_owned(), shared)]
-            .into_iter()
-            .chain(policies)
-            .collect(),
+        categories,
         isolations: has_fenced.then_some(fenced).into_iter().collect(),
         kinds: kinds.collect(),
         limits: Limits::default(),
