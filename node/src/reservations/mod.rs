@@ -194,7 +194,7 @@ impl Node {
                 },
                 Place::Coming { from } => unavailable(coming(&stream, from).to_string()),
                 Place::Undecided => unavailable(being_set(&stream)),
-                Place::Anywhere => {
+                Place::Anywhere | Place::New => {
                     return Err(unavailable(
                         "the policy of reservations was changed, which nobody may".to_owned(),
                     ));
