@@ -264,6 +264,7 @@ async fn long_set(plan: &Plan) -> anyhow::Result<Long> {
     // Its last snapshot comes once the last operations are final.
     sleep(Duration::from_secs(5)).await;
     node.shutdown().await;
+    drop(node);
     let states = config.data.join("states");
     let mut file_bytes = 0;
     for folder in files::in_folder(&states)? {
