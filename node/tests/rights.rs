@@ -358,7 +358,12 @@ fn rights_are_given_by_name_and_recorded_by_number() {
         (
             json!({"op": "give", "by": 1, "to": "mars"}),
             "invalid",
-            "there is no region \"mars\"; the regions are a, b, c",
+            "there is no region \"mars\" to give to; the regions are a, b, c",
+        ),
+        (
+            json!({"op": "give", "by": 1, "to": 9}),
+            "invalid",
+            "there is no region 9 to give to",
         ),
         (
             json!({"op": "give", "by": 1, "to": "a"}),

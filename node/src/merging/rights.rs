@@ -19,26 +19,44 @@ impl Merging {
     /// is wrong with it is found where it is recorded.
     ///
     /// # Errors
-    /// When there is no such region.
+    /// When there is no such region, or it is no member now.
     pub(crate) fn number_regions(&self, request: &mut AppendRequest) -> Result<(), AppendError> {
         for event in &mut request.events {
             let Ok(Value::Object(mut operation)) = serde_json::from_slice(&event.data) else {
                 continue;
             };
-            let Some(name) = operation.get("to").and_then(Value::as_str) else {
-                continue;
+            let to = operation.get("to");
+            let region = match to {
+                Some(Value::String(name)) => self.names.get(name).copied(),
+                Some(Value::Number(number)) => {
+                    let number = number.as_u64().and_then(|it| u16::try_from(it).ok());
+                    let known = |region: &RegionId| self.names.values().any(|it| it == region);
+                    number.map(RegionId).filter(known)
+                }
+                _ => continue,
             };
-            let Some(region) = self.names.get(name) else {
-                let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
+            // What is given to one that left is lost for good.
+            let members = self.homes.federation().members();
+            let region = region.filter(|it| members.is_empty() || members.contains(it));
+            let Some(region) = region else {
+                let known: Vec<&str> = self
+                    .names
+                    .iter()
+                    .filter(|(_, region)| members.is_empty() || members.contains(region))
+                    .map(|(name, _)| name.as_str())
+                    .collect();
                 return Err(AppendError::Invalid {
                     reason: format!(
-                        "there is no region {name:?}; the regions are {}",
+                        "there is no region {} to give to; the regions are {}",
+                        to.cloned().unwrap_or_default(),
                         known.join(", ")
                     ),
                 });
             };
-            operation.insert("to".to_owned(), region.0.into());
-            event.data = Value::Object(operation).to_string().into();
+            if to.is_some_and(Value::is_string) {
+                operation.insert("to".to_owned(), region.0.into());
+                event.data = Value::Object(operation).to_string().into();
+            }
         }
         Ok(())
     }
