@@ -42,6 +42,8 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
             match asked.get(id) {
                 // The server's own.
                 None if event.stream.is_internal() => {}
+                // Rights to a stock that a node has asked for.
+                None if event.event_type.as_str() == "$given" => {}
                 None => broken.push(format!("{id} at {:?} was never asked for", event.dot)),
                 Some(stream) if **stream != event.stream => broken.push(format!(
                     "{id} was meant for {stream} and is in {}",

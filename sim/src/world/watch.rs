@@ -1,7 +1,7 @@
 //! The one who watches: what can only be seen while it lasts, whether all is well again, and what
 //! every node holds in the end.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -261,14 +261,15 @@ impl World {
                 let Some(report) = states::live(&node, stream) else {
                     continue;
                 };
-                let about = |id| {
-                    let record = ConflictId::of_superseded(stream, id);
-                    let all = node
-                        .conflicts()
-                        .list(|_| true, Some(stream), None, usize::MAX - 1);
-                    all.0.iter().any(|it| it.id == record)
-                };
-                if let Some(lost) = report.superseded.iter().find(|it| !about(it.id)) {
+                if report.superseded.is_empty() {
+                    continue;
+                }
+                let all = node
+                    .conflicts()
+                    .list(|_| true, Some(stream), None, usize::MAX - 1);
+                let all: BTreeSet<ConflictId> = all.0.iter().map(|it| it.id).collect();
+                let has_record = |id| all.contains(&ConflictId::of_superseded(stream, id));
+                if let Some(lost) = report.superseded.iter().find(|it| !has_record(it.id)) {
                     return Some(format!(
                         "{} has no record that {} of {stream} lost to {}",
                         machine.name, lost.id, lost.by
