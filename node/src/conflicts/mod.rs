@@ -17,7 +17,7 @@ mod resolve;
 mod set_aside;
 mod superseded;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
@@ -153,15 +153,19 @@ impl Conflicts {
     fn take(&self, events: &[RecordedEvent], cursor: &str) {
         let small = self.shared.store.small();
         let mut records = self.lock();
-        let mut changed = BTreeMap::new();
+        let mut changed = BTreeSet::new();
+        // There may be many records, and they come one by one: not all are counted each time.
+        let mut more_open = 0;
         for event in events {
             if let Some(id) = ConflictId::of_stream(&event.stream) {
+                let was_open = records.get(&id).is_some_and(|it| it.status().is_open());
                 let record = records.entry(id).or_default();
                 record.take(event);
-                changed.insert(id, record.status());
+                more_open += i64::from(record.status().is_open()) - i64::from(was_open);
+                changed.insert(id);
             }
         }
-        for id in changed.keys() {
+        for id in &changed {
             let value = records.get(id).map(serde_json::to_vec);
             let Some(Ok(value)) = value else { continue };
             if let Err(error) = small.put(format!("{KNOWN}{}", id.0).as_bytes(), &value) {
@@ -174,7 +178,8 @@ impl Conflicts {
                 break;
             };
             reached("a conflict record was left out of the list");
-            records.remove(&id);
+            let left_out = records.remove(&id);
+            more_open -= i64::from(left_out.is_some_and(|it| it.status().is_open()));
             if let Err(error) = small.remove(format!("{KNOWN}{}", id.0).as_bytes()) {
                 tracing::warn!(%error, "what is known of an old conflict record cannot be forgotten");
             }
@@ -187,7 +192,7 @@ impl Conflicts {
         if let Err(error) = noted {
             tracing::warn!(%error, "how far conflict records are followed cannot be noted; they are read again after a restart");
         }
-        self.count_open();
+        self.shared.metrics.conflicts_open.inc_by(more_open);
     }
 
     fn count_open(&self) {

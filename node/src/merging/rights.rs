@@ -19,7 +19,7 @@ impl Merging {
     /// is wrong with it is found where it is recorded.
     ///
     /// # Errors
-    /// When there is no such region, or it is no member now.
+    /// When there is no such region, or it has left for good.
     pub(crate) fn number_regions(&self, request: &mut AppendRequest) -> Result<(), AppendError> {
         for event in &mut request.events {
             let Ok(Value::Object(mut operation)) = serde_json::from_slice(&event.data) else {
@@ -35,16 +35,8 @@ impl Merging {
                 }
                 _ => continue,
             };
-            // What is given to one that left is lost for good.
-            let members = self.homes.federation().members();
-            let region = region.filter(|it| members.is_empty() || members.contains(it));
             let Some(region) = region else {
-                let known: Vec<&str> = self
-                    .names
-                    .iter()
-                    .filter(|(_, region)| members.is_empty() || members.contains(region))
-                    .map(|(name, _)| name.as_str())
-                    .collect();
+                let known: Vec<&str> = self.names.keys().map(String::as_str).collect();
                 return Err(AppendError::Invalid {
                     reason: format!(
                         "there is no region {} to give to; the regions are {}",
@@ -53,6 +45,14 @@ impl Merging {
                     ),
                 });
             };
+            if self.homes.federation().left.contains(&region) {
+                return Err(AppendError::Conflict {
+                    reason: format!(
+                        "region {} has left, and what it was given would be lost; give to another one",
+                        to.cloned().unwrap_or_default()
+                    ),
+                });
+            }
             if to.is_some_and(Value::is_string) {
                 operation.insert("to".to_owned(), region.0.into());
                 event.data = Value::Object(operation).to_string().into();
