@@ -31,6 +31,7 @@ use tracing::warn;
 
 use super::Merging;
 use super::asked::{SUPERSEDED_LISTED_MAX, StateTier};
+use super::folded::STEPS_AT_ONCE;
 use crate::Node;
 use crate::conflicts::{Conflicts, Loss};
 use crate::surely::Surely;
@@ -170,7 +171,11 @@ impl Ledger {
         };
         for log in &ours {
             self.parts.entry(*log).or_insert_with(|| {
-                let passed = passed(&node, *log);
+                // Another life of the log may have had other events there; another region's may have been cut.
+                let passed = match log.origin == self.merging.region {
+                    true => passed(&node, &key(*log, self.merging.generation)),
+                    false => Position::ZERO,
+                };
                 Part {
                     log: *log,
                     passed,
@@ -213,10 +218,8 @@ impl Ledger {
             let Some(kind) = self.merging.kind(stream).filter(|kind| has_losers(*kind)) else {
                 continue;
             };
-            self.merging
-                .fold(StateTier::Live, kind, stream, None)
-                .await?;
-            for loss in self.merging.losses(stream, kind) {
+            let (_, losses) = self.merging.look(stream, kind).await?;
+            for loss in losses {
                 if !seen.contains(loss.lost.dot) || !seen.contains(loss.lost.by_dot) {
                     part.again.insert(stream.clone(), *from);
                 } else if !self.conflicts.has_superseded(stream, loss.lost.id) {
@@ -285,10 +288,11 @@ impl Ledger {
             return;
         };
         let settled = part.settled();
-        let Some(node) = self.node.upgrade().filter(|_| settled != part.noted) else {
+        let is_new = settled != part.noted && log.origin == self.merging.region;
+        let Some(node) = self.node.upgrade().filter(|_| is_new) else {
             return;
         };
-        let key = key(log);
+        let key = key(log, self.merging.generation);
         match node.store().small().put(&key, &settled.0.to_be_bytes()) {
             Ok(()) => part.noted = settled,
             Err(error) => {
@@ -298,12 +302,12 @@ impl Ledger {
     }
 }
 
-fn key(log: LogId) -> Vec<u8> {
-    format!("{PASSED}{}/{}", log.origin, log.partition).into_bytes()
+fn key(log: LogId, generation: u32) -> Vec<u8> {
+    format!("{PASSED}{}/{generation}", log.partition).into_bytes()
 }
 
-fn passed(node: &Node, log: LogId) -> Position {
-    let noted = node.store().small().get(&key(log)).ok().flatten();
+fn passed(node: &Node, key: &[u8]) -> Position {
+    let noted = node.store().small().get(key).ok().flatten();
     let noted = noted.and_then(|bytes| bytes.try_into().ok());
     noted.map_or(Position::ZERO, |bytes| Position(u64::from_be_bytes(bytes)))
 }
@@ -357,12 +361,8 @@ impl Merging {
             let Some(kind) = self.kind(&stream) else {
                 continue;
             };
-            self.fold(StateTier::Live, kind, &stream, None).await?;
-            let seen = {
-                let hot = self.hot(self.partition(&stream));
-                hot.live.get(&stream).map(|it| it.state.seen().clone())
-            };
-            streams.insert(stream, (from, seen.unwrap_or_default()));
+            let (seen, _) = self.look(&stream, kind).await?;
+            streams.insert(stream, (from, seen));
             yield_now().await;
         }
         Ok(Some(Batch {
@@ -373,17 +373,42 @@ impl Merging {
         }))
     }
 
-    // What is listed as superseded of `stream`.
-    fn losses(&self, stream: &StreamId, kind: Kind) -> Vec<Loss> {
-        let hot = self.hot(self.partition(stream));
-        let listed = hot.live.get(stream).into_iter();
-        let listed = listed.flat_map(|it| it.state.superseded());
-        let losses = listed.map(|lost| Loss {
+    // What is known of `stream`, all that has come included, and what is listed as superseded.
+    async fn look(&self, stream: &StreamId, kind: Kind) -> Result<(Seen, Vec<Loss>), ReadError> {
+        loop {
+            self.fold(StateTier::Live, kind, stream, None).await?;
+            if let Some(looked) = self.look_now(stream, kind)? {
+                return Ok(looked);
+            }
+        }
+    }
+
+    // `None` when it has to be folded anew.
+    fn look_now(
+        &self,
+        stream: &StreamId,
+        kind: Kind,
+    ) -> Result<Option<(Seen, Vec<Loss>)>, ReadError> {
+        let mut hot = self.hot(self.partition(stream));
+        let folded = hot.live.entry(stream.clone());
+        let folded = folded.or_insert_with(|| self.begin(stream, kind));
+        if !folded.is(kind) {
+            *folded = self.begin(stream, kind);
+        }
+        // It is nearly there already.
+        while !folded.follow(self, stream, None, false, STEPS_AT_ONCE)? {}
+        if !folded.is_exact() {
+            self.fold_anew(&mut hot, StateTier::Live, stream);
+            return Ok(None);
+        }
+        let losses = folded.state.superseded().map(|lost| Loss {
             stream: stream.clone(),
             kind,
             lost,
         });
-        losses.collect()
+        let looked = (folded.state.seen().clone(), losses.collect());
+        hot.touch(StateTier::Live, stream, self.bytes_max);
+        Ok(Some(looked))
     }
 
     // Whether this region is the first to write the record: the winner's, the loser's if that is no member.
