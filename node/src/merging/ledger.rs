@@ -324,8 +324,9 @@ impl Merging {
         part.passed = part.passed.min(head);
         let policies = self.homes.policies();
         let mut names: BTreeMap<String, Position> = BTreeMap::new();
-        for (stream, from) in std::mem::take(&mut part.again) {
-            names.insert(stream.as_str().to_owned(), from);
+        // They stay there until the batch has them: the log may not be readable now.
+        for (stream, from) in &part.again {
+            names.insert(stream.as_str().to_owned(), *from);
         }
         let mut upto = part.passed;
         if !policies.kinds().any(has_losers) {
@@ -365,6 +366,7 @@ impl Merging {
             streams.insert(stream, (from, seen));
             yield_now().await;
         }
+        part.again.clear();
         Ok(Some(Batch {
             streams,
             upto,
