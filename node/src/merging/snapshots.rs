@@ -203,6 +203,8 @@ pub(super) struct Due {
 struct Awaited {
     // Whether there is enough for another one.
     is_due: bool,
+    // Up to where it was looked at in vain: there is nothing new before more is final.
+    tried: Timestamp,
     // What was final when our clock stood there.
     seen: Option<(Timestamp, Seen)>,
 }
@@ -215,14 +217,15 @@ impl Due {
         } else if self.streams.len() < DUE_MAX {
             let awaited = Awaited {
                 is_due: true,
-                seen: None,
+                ..Awaited::default()
             };
             self.streams.insert(stream.clone(), awaited);
         }
     }
 
-    fn streams(&self) -> Vec<StreamId> {
-        let due = self.streams.iter().filter(|(_, it)| it.is_due);
+    fn streams(&self, settled: Timestamp) -> Vec<StreamId> {
+        let is_due = |it: &Awaited| it.is_due && it.tried < settled;
+        let due = self.streams.iter().filter(|(_, it)| is_due(it));
         due.map(|(stream, _)| stream.clone()).collect()
     }
 
@@ -230,10 +233,18 @@ impl Due {
         self.streams.get(stream)?.seen.clone()
     }
 
+    // There is too little before `settled` for one.
+    fn tried(&mut self, stream: &StreamId, settled: Timestamp) {
+        if let Some(awaited) = self.streams.get_mut(stream) {
+            awaited.tried = settled;
+        }
+    }
+
     // There is one now. What is remembered goes first when there is no room for what is due.
     fn done(&mut self, stream: &StreamId, seen: (Timestamp, Seen)) {
         let awaited = Awaited {
             is_due: false,
+            tried: Timestamp::ZERO,
             seen: Some(seen),
         };
         self.streams.insert(stream.clone(), awaited);
@@ -261,14 +272,16 @@ pub(crate) async fn keep(
             _ = every.tick() => {}
         }
         for partition in 0..merging.partitions.len() {
-            for stream in merging.due(partition) {
-                let now = hlc.passed().max(hlc.physical_now());
-                let marks = Arc::clone(&marks.borrow());
+            let settled = {
+                let marks = marks.borrow();
                 let tier = match planted(Bug::CollectAtStable) {
                     true => &marks.stable,
                     false => &marks.finals,
                 };
-                let settled = tier.get(partition).copied().unwrap_or_default();
+                tier.get(partition).copied().unwrap_or_default()
+            };
+            for stream in merging.due(partition, settled) {
+                let now = hlc.passed().max(hlc.physical_now());
                 match merging.snapshot(&stream, settled, now, &conflicts).await {
                     Ok(()) => failing = false,
                     Err(_) if failing => {}
@@ -295,9 +308,10 @@ enum SnapshotError {
 }
 
 impl Merging {
-    fn due(&self, partition: usize) -> Vec<StreamId> {
+    fn due(&self, partition: usize, settled: Timestamp) -> Vec<StreamId> {
         let hot = self.partitions[partition].lock();
-        hot.unwrap_or_else(PoisonError::into_inner).due.streams()
+        let hot = hot.unwrap_or_else(PoisonError::into_inner);
+        hot.due.streams(settled)
     }
 
     // Keeps what `stream` comes to at `settled`, if that is worth it. Our clock stands at `now`.
@@ -324,6 +338,8 @@ impl Merging {
             folded = Folded::new(kind);
         }
         if !is_due(folded.count(), before, folded.state.bytes()) {
+            let mut hot = self.hot(self.partition(stream));
+            hot.due.tried(stream, settled);
             return Ok(());
         }
         let mut seen = self.hot(self.partition(stream)).due.seen(stream);
