@@ -269,7 +269,7 @@ impl From<Page> for SettledPage {
     }
 }
 
-fn bytes_of(events: &[meridian_event::RecordedEvent]) -> usize {
+pub(crate) fn bytes_of(events: &[meridian_event::RecordedEvent]) -> usize {
     events
         .iter()
         .map(|event| event.data.len() + event.metadata.len())

@@ -130,6 +130,11 @@ impl Seen {
         self.iter().filter(is_beyond).collect()
     }
 
+    /// The last included dot of the first actor of which `other` does not include as much.
+    pub(super) fn first_beyond(&self, other: &Self) -> Option<OpDot> {
+        self.iter().find(|dot| !other.contains(*dot))
+    }
+
     /// Drops each actor whose last included dot `other` includes. Returns whether nothing is left.
     pub(super) fn reset(&mut self, other: &Context<'_>) -> bool {
         self.0
@@ -195,12 +200,6 @@ impl<'a> Context<'a> {
     pub(super) fn beyond(&self, clock: &Seen) -> Seen {
         let others = self.seen.iter().filter(|dot| dot.actor != self.dot.actor);
         others.filter(|dot| !clock.contains(*dot)).collect()
-    }
-
-    /// Whether all that it includes has come.
-    pub(super) fn is_within(&self, clock: &Seen) -> bool {
-        let mut others = self.seen.iter().filter(|dot| dot.actor != self.dot.actor);
-        others.all(|dot| clock.contains(dot))
     }
 }
 

@@ -108,6 +108,9 @@ pub(super) struct Cells {
     // Writes that have seen some that are still to come, so that what they replaced may still change.
     #[serde(skip)]
     incomplete: BTreeSet<(Name, Rank)>,
+    // Each of them under one operation that it has seen and that has not come: by actor and counter.
+    #[serde(skip)]
+    waiting: BTreeMap<Actor, BTreeSet<(u64, Name, Rank)>>,
     #[serde(skip)]
     listed: BTreeSet<(Rank, Name)>,
     #[serde(skip)]
@@ -205,30 +208,25 @@ impl Cells {
         cell.rise(rank);
         self.incomplete.insert((name.clone(), rank));
         self.list(name, touched);
-        if context.is_within(clock) {
-            self.complete(name, rank);
-        }
+        self.wait_or_complete(name.clone(), rank, clock);
         is_exact
     }
 
     /// Completes the writes all of whose context has come, now that `clock` has.
     pub(super) fn settle(&mut self, clock: &Seen) {
-        if self.incomplete.is_empty() {
-            return;
+        let mut come = Vec::new();
+        for (actor, waiting) in &mut self.waiting {
+            let has_come = clock.get(*actor);
+            while waiting
+                .first()
+                .is_some_and(|(counter, ..)| *counter <= has_come)
+                && let Some((_, name, rank)) = waiting.pop_first()
+            {
+                come.push((name, rank));
+            }
         }
-        let is_complete = |(name, rank): &&(Name, Rank)| {
-            let cell = self.cells.get(name);
-            let write = cell.and_then(|cell| cell.writes.get(rank));
-            write.is_none_or(|write| clock.covers(&write.seen))
-        };
-        let complete: Vec<(Name, Rank)> = self
-            .incomplete
-            .iter()
-            .filter(is_complete)
-            .cloned()
-            .collect();
-        for (name, rank) in complete {
-            self.complete(&name, rank);
+        for (name, rank) in come {
+            self.wait_or_complete(name, rank, clock);
         }
     }
 
@@ -339,8 +337,10 @@ impl Cells {
                 if write.is_listed() {
                     cells.listed.insert((*rank, name.clone()));
                 }
-                if !clock.covers(&write.seen) {
+                if let Some(missing) = write.seen.first_beyond(clock) {
                     cells.incomplete.insert((name.clone(), *rank));
+                    let waiting = cells.waiting.entry(missing.actor).or_default();
+                    waiting.insert((missing.counter, name.clone(), *rank));
                 }
             }
         }
@@ -396,6 +396,18 @@ impl Cells {
                 marker: rank.marker,
             })
         })
+    }
+
+    /// Completes a write, unless something that it has seen is still to come; then it waits for that.
+    fn wait_or_complete(&mut self, name: Name, rank: Rank, clock: &Seen) {
+        let write = self.cells.get(&name).and_then(|it| it.writes.get(&rank));
+        match write.and_then(|write| write.seen.first_beyond(clock)) {
+            None => self.complete(&name, rank),
+            Some(missing) => {
+                let waiting = self.waiting.entry(missing.actor).or_default();
+                waiting.insert((missing.counter, name, rank));
+            }
+        }
     }
 
     /// Everything that this write had seen has come: what it replaced is settled.

@@ -1,8 +1,8 @@
 //! One stream's state, and how far it has followed the logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
-use meridian_clock::{OrderKey, Position, RegionId, Timestamp};
+use meridian_clock::{LogId, OrderKey, Position, RegionId, Timestamp};
 use meridian_conflict::{Applied, Kind, Marker, OpMeta, Operation, Outcome, State};
 use meridian_event::{RecordedEvent, Revision, StreamId};
 use meridian_points::{Bug, planted, reached};
@@ -10,11 +10,12 @@ use meridian_store::ReadError;
 use tracing::warn;
 
 use super::Merging;
+use crate::reads::bytes_of;
 
-/// How many pages of a log are read before others may have the processor.
+/// How many pages of each log are read before others may have the processor.
 pub(super) const STEPS_AT_ONCE: usize = 1;
-const PAGE_EVENTS: usize = 4096;
-const PAGE_BYTES: usize = 4 << 20;
+const PAGE_EVENTS: usize = 2048;
+const PAGE_BYTES: usize = 2 << 20;
 
 /// How far one region's log is followed.
 #[derive(Clone, Copy, Default)]
@@ -24,6 +25,16 @@ struct Followed {
     // How far the log went when all of it was folded.
     head: Position,
     // What comes next is stamped later than this.
+    settled: Option<Timestamp>,
+}
+
+/// What comes next in one region's log.
+struct Page {
+    region: RegionId,
+    events: VecDeque<RecordedEvent>,
+    // The stamp of its last event, when more may follow.
+    ends_at: Option<Timestamp>,
+    // What comes after it is stamped later than this.
     settled: Option<Timestamp>,
 }
 
@@ -132,48 +143,85 @@ impl Folded {
         recording: bool,
         steps: usize,
     ) -> Result<bool, ReadError> {
-        let partition = merging.partition(stream);
-        let mut steps = 0..steps;
-        for log in merging.homes.logs(partition) {
-            let region = log.origin;
-            let is_read = |it: &Followed| it.head > Position::ZERO;
-            let own = self.followed.get(&region).filter(|it| is_read(it));
-            if recording && region == merging.region && own.is_some() {
-                continue;
+        for _ in 0..steps {
+            let mut pages = Vec::new();
+            for log in merging.homes.logs(merging.partition(stream)) {
+                let own = self.followed.get(&log.origin);
+                let is_read = own.is_some_and(|it| it.head > Position::ZERO);
+                if recording && log.origin == merging.region && is_read {
+                    continue;
+                }
+                pages.extend(self.page(merging, stream, *log, until)?);
             }
-            loop {
-                let head = merging.store.head(*log).position;
-                let followed = *self.followed.entry(region).or_default();
-                if followed.head == head || (until.is_some() && followed.settled == until) {
-                    break;
-                }
-                if steps.next().is_none() {
-                    return Ok(false);
-                }
-                let store = &merging.store;
-                let page =
-                    store.read_stream_of(stream, region, followed.next, PAGE_EVENTS, PAGE_BYTES)?;
-                let settled = page
-                    .iter()
-                    .position(|it| until.is_some_and(|until| it.timestamp > until));
-                for event in &page[..settled.unwrap_or(page.len())] {
-                    self.take(merging, event);
-                    self.passed(region);
-                }
-                // A page ends before what is damaged, and the next one says so: only an empty one is the end.
-                if page.is_empty() && !store.damaged().is_empty() {
-                    reached("a merged stream's end was looked for beside damage");
-                    store.stream_last(stream, Some(region), true)?;
-                }
-                let followed = self.followed.entry(region).or_default();
-                if settled.is_some() {
-                    followed.settled = until;
-                } else if page.is_empty() {
-                    followed.head = head;
-                }
+            if pages.is_empty() {
+                return Ok(true);
+            }
+            self.take_in_order(merging, pages);
+        }
+        Ok(false)
+    }
+
+    /// What comes next in one log; nothing when all that was asked for is folded.
+    fn page(
+        &mut self,
+        merging: &Merging,
+        stream: &StreamId,
+        log: LogId,
+        until: Option<Timestamp>,
+    ) -> Result<Option<Page>, ReadError> {
+        let (store, region) = (&merging.store, log.origin);
+        let head = store.head(log).position;
+        let followed = self.followed.entry(region).or_default();
+        if followed.head == head || (until.is_some() && followed.settled == until) {
+            return Ok(None);
+        }
+        let mut events =
+            store.read_stream_of(stream, region, followed.next, PAGE_EVENTS, PAGE_BYTES)?;
+        // A page ends before what is damaged, and the next one says so: only an empty one is the end.
+        if events.is_empty() {
+            if !store.damaged().is_empty() {
+                reached("a merged stream's end was looked for beside damage");
+                store.stream_last(stream, Some(region), true)?;
+            }
+            followed.head = head;
+            return Ok(None);
+        }
+        let is_full = events.len() == PAGE_EVENTS || bytes_of(&events) > PAGE_BYTES / 2;
+        let is_later = |it: &RecordedEvent| until.is_some_and(|until| it.timestamp > until);
+        let settled = events.iter().position(is_later);
+        events.truncate(settled.unwrap_or(events.len()));
+        let ends_at = events.iter().map(|it| it.timestamp).max();
+        Ok(Some(Page {
+            region,
+            ends_at: ends_at.filter(|_| is_full && settled.is_none()),
+            settled: until.filter(|_| settled.is_some()),
+            events: events.into(),
+        }))
+    }
+
+    /// Folds pages of several logs as the one order has them, up to where the first of them ends: an operation comes
+    /// after what it has seen, as far as that is here, and nothing has to be kept for what is seen later.
+    fn take_in_order(&mut self, merging: &Merging, mut pages: Vec<Page>) {
+        let ends_at = pages.iter().filter_map(|page| page.ends_at).min();
+        loop {
+            let heads = pages.iter_mut().filter_map(|page| {
+                let key = page.events.front()?.order_key();
+                let is_before_end = ends_at.is_none_or(|end| key.timestamp <= end);
+                is_before_end.then_some((key, page))
+            });
+            let Some((_, page)) = heads.min_by_key(|(key, _)| *key) else {
+                break;
+            };
+            if let Some(event) = page.events.pop_front() {
+                self.take(merging, &event);
+                self.passed(page.region);
             }
         }
-        Ok(true)
+        for page in pages.iter().filter(|page| page.events.is_empty()) {
+            if page.settled.is_some() {
+                self.followed.entry(page.region).or_default().settled = page.settled;
+            }
+        }
     }
 
     fn take(&mut self, merging: &Merging, event: &RecordedEvent) {
