@@ -212,6 +212,19 @@ impl Store {
         self.core.read_stream(stream, range, None)
     }
 
+    /// The first missing revision of `stream`, which regions write in turn, if because of it reads do not show an event
+    /// among the first ones of its origins: up to the positions in `seen`, in the logs of the stream's partition.
+    ///
+    /// # Errors
+    /// When it is damaged, or the disk fails.
+    pub fn stream_hidden(
+        &self,
+        stream: &StreamId,
+        seen: &[(RegionId, Position)],
+    ) -> Result<Option<Revision>, ReadError> {
+        self.core.stream_hidden(stream, seen)
+    }
+
     /// Committed events of `stream` that were first written in region `origin`, in the order of their revisions,
     /// from `from` on: at most `limit` of them, and `bytes_max` of data and metadata, but at least one. Nothing is
     /// given that stands behind one that is not here.

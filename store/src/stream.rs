@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meridian_clock::{LogId, RegionId, Timestamp};
+use meridian_clock::{LogId, Position, RegionId, Timestamp};
 use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
 
 use crate::core::{Core, Segment};
@@ -26,34 +26,63 @@ type Shape = BTreeMap<RegionId, Written>;
 struct Written {
     first: Revision,
     last: Revision,
-    // The segments that hold some of it, each with the first and last revision there.
-    segments: Vec<(u64, Revision, Revision)>,
+    // The segments that hold some of it, from old to new.
+    parts: Vec<Part>,
+}
+
+/// What a segment holds of it.
+#[derive(Clone, Copy)]
+struct Part {
+    segment: u64,
+    first: Revision,
+    last: Revision,
+    count: u64,
+}
+
+impl Part {
+    // Whether every revision from the first to the last is there.
+    fn has_all(&self) -> bool {
+        self.last.0.checked_sub(self.first.0) == self.count.checked_sub(1)
+    }
+}
+
+/// How much of a stream is here without a gap.
+struct Whole {
+    // The last revision before the first gap, if any stands before it.
+    last: Option<Revision>,
+    // Whether there is no gap at all.
+    is_all: bool,
 }
 
 impl Written {
     // Whatever it is, it is in these segments.
     fn unknown(segments: &Segments) -> Self {
         let (first, last) = (Revision(0), Revision(u64::MAX));
-        let numbers = segments.keys();
+        let parts = segments.keys().map(|segment| Part {
+            segment: *segment,
+            first,
+            last,
+            count: 0,
+        });
         Self {
             first,
             last,
-            segments: numbers.map(|number| (*number, first, last)).collect(),
+            parts: parts.collect(),
         }
     }
 
     // The segments that hold something at or beyond `from`, in the direction of reading.
     fn segments_from(&self, from: Revision, forwards: bool) -> VecDeque<u64> {
-        let held = self.segments.iter();
+        let held = self.parts.iter();
         match forwards {
             true => held
-                .filter(|(_, _, last)| *last >= from)
-                .map(|(number, ..)| *number)
+                .filter(|part| part.last >= from)
+                .map(|part| part.segment)
                 .collect(),
             false => held
                 .rev()
-                .filter(|(_, first, _)| *first <= from)
-                .map(|(number, ..)| *number)
+                .filter(|part| part.first <= from)
+                .map(|part| part.segment)
                 .collect(),
         }
     }
@@ -140,6 +169,18 @@ impl Core {
         shape.retain(|region, _| origin.is_none_or(|it| it == *region));
         let by_revision = range.in_turn || is_by_revision(&shape);
         let forwards = range.direction == Direction::Forwards;
+        let mut start = range.from;
+        if range.in_turn && !forwards && origin.is_none() {
+            // What stands behind a revision that is not here yet is not told.
+            let whole = self.whole(&segments, hash, &shape)?;
+            if !whole.is_all {
+                self.damage().refuse_unindexed(|_| true)?;
+            }
+            match whole.last {
+                Some(last) => start = start.min(last),
+                None => return Ok(Vec::new()),
+            }
+        }
         let mut skip = 0;
         if !by_revision {
             // Numbers from peers: they may be absurd, but must not stop us.
@@ -156,8 +197,8 @@ impl Core {
             .iter()
             .map(|(origin, written)| {
                 let from = match (by_revision, forwards) {
-                    (true, true) => range.from.max(written.first),
-                    (true, false) => range.from.min(written.last),
+                    (true, true) => start.max(written.first),
+                    (true, false) => start.min(written.last),
                     (false, true) => written.first,
                     (false, false) => written.last,
                 };
@@ -182,16 +223,16 @@ impl Core {
             }
         };
         // Reading stops at a gap between revisions: what was before a move is still on its way here,
-        // or damage took the index with it. From the end of a stream it begins anew below the gap.
+        // or damage took the index with it.
         let expected = match forwards {
             true => shape.values().map(|it| it.first).min(),
             false => shape.values().map(|it| it.last).max(),
         };
         let expected = Cell::new(expected.map(|end| match forwards {
             // Its first revisions may be what is missing.
-            true if range.in_turn => range.from,
-            true => end.max(range.from),
-            false => end.min(range.from),
+            true if range.in_turn => start,
+            true => end.max(start),
+            false => end.min(start),
         }));
         let mut met_gap = false;
         let follows = |row: &StreamRow| {
@@ -219,23 +260,9 @@ impl Core {
                 false => next_row()?,
             };
             asked += 1;
-            if row.is_none() && !is_full && !forwards && range.in_turn && expected.get().is_some() {
-                // Nothing is held of what stands below.
-                self.damage().refuse_unindexed(|_| true)?;
-                return Ok(Vec::new());
-            }
-            if let Some((_, it)) = &row
-                && !follows(it)
-            {
+            if row.as_ref().is_some_and(|(_, it)| !follows(it)) {
                 met_gap = true;
-                if forwards || !range.in_turn {
-                    row = None;
-                } else {
-                    self.damage().refuse_unindexed(|_| true)?;
-                    events.clear();
-                    pending = None;
-                    (asked, bytes) = (1, 0);
-                }
+                row = None;
             }
             if let (Some((segment, row)), Some((held, offset, ordinals))) = (&row, &mut pending)
                 && held.number == segment.number
@@ -274,18 +301,97 @@ impl Core {
         Ok(events)
     }
 
+    /// See [`Store::stream_hidden`](crate::Store::stream_hidden).
+    pub(crate) fn stream_hidden(
+        &self,
+        stream: &StreamId,
+        seen: &[(RegionId, Position)],
+    ) -> Result<Option<Revision>, ReadError> {
+        let hash = stream_hash(stream.as_str());
+        let segments = self.segments();
+        let shape = self.shape(&segments, hash)?;
+        let whole = self.whole(&segments, hash, &shape)?;
+        if whole.is_all {
+            return Ok(None);
+        }
+        let missing = whole.last.map_or(Revision(0), Revision::next);
+        for (origin, position) in seen {
+            let Some(written) = shape.get(origin) else {
+                continue;
+            };
+            // Its revisions rise with its positions: the first one behind the gap tells.
+            let mut rows = OriginRows::new(&segments, hash, *origin, written, missing, true);
+            let Some((segment, row)) = rows.next(self)? else {
+                continue;
+            };
+            let events = self.events_at(&segment, row.place.offset, &[row.place.ordinal])?;
+            if events.iter().any(|event| event.dot.position <= *position) {
+                return Ok(Some(missing));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Up to where a stream that regions write in turn is here without a gap.
+    fn whole(&self, segments: &Segments, stream: u128, shape: &Shape) -> Result<Whole, ReadError> {
+        let last = shape.values().map(|it| it.last).max();
+        let mut parts: Vec<&Part> = shape.values().flat_map(|it| &it.parts).collect();
+        let count = parts
+            .iter()
+            .fold(0u64, |count, part| count.saturating_add(part.count));
+        if last.is_none_or(|last| count > last.0) {
+            return Ok(Whole { last, is_all: true });
+        }
+        let mut next = Revision(0);
+        parts.sort_unstable_by_key(|part| part.first);
+        for part in parts {
+            if part.first != next || !part.has_all() {
+                break;
+            }
+            next = part.last.next();
+        }
+        let mut origins: Vec<OriginRows<'_>> = shape
+            .iter()
+            .map(|(origin, written)| {
+                OriginRows::new(segments, stream, *origin, written, next, true)
+            })
+            .collect();
+        loop {
+            let mut is_here = false;
+            for origin in &mut origins {
+                if (origin.peek(self)?).is_some_and(|(_, row)| row.revision == next) {
+                    origin.next(self)?;
+                    next = next.next();
+                    is_here = true;
+                }
+            }
+            if !is_here {
+                break;
+            }
+        }
+        Ok(Whole {
+            last: next.0.checked_sub(1).map(Revision),
+            is_all: false,
+        })
+    }
+
     fn shape(&self, segments: &Segments, stream: u128) -> Result<Shape, ReadError> {
         let mut shape = Shape::new();
         for segment in segments.values() {
-            for (origin, first, last) in self.ask(segment, |index| index.stream_origins(stream))? {
-                let written = shape.entry(origin).or_insert(Written {
-                    first,
-                    last,
-                    segments: Vec::new(),
+            for it in self.ask(segment, |index| index.stream_origins(stream))? {
+                let written = shape.entry(it.origin).or_insert(Written {
+                    first: it.first,
+                    last: it.last,
+                    parts: Vec::new(),
                 });
-                written.first = written.first.min(first);
-                written.last = written.last.max(last);
-                written.segments.push((segment.number, first, last));
+                written.first = written.first.min(it.first);
+                written.last = written.last.max(it.last);
+                written.parts.push(Part {
+                    segment: segment.number,
+                    first: it.first,
+                    last: it.last,
+                    count: it.count,
+                });
             }
         }
         Ok(shape)

@@ -33,7 +33,7 @@ use serde::{Deserialize, Serialize};
 use super::filter::{Filter, FilterBits};
 use super::memory::SmallPlace;
 use super::table::{PAGE_BYTES, PageWriter, Table, TableReader, read_page, write_table};
-use super::{BlockRow, IndexError, MemoryIndex, Place, StreamRow, Summary};
+use super::{BlockRow, IndexError, MemoryIndex, OriginPart, Place, StreamRow, Summary};
 use crate::segment::{LOG_FOLDER, index_path};
 use crate::{Disk, DiskFile};
 
@@ -490,10 +490,7 @@ impl FileIndex {
         Ok(may_hold.then_some(file))
     }
 
-    pub(super) fn stream_origins(
-        &self,
-        stream: u128,
-    ) -> Result<Vec<(RegionId, Revision, Revision)>, IndexError> {
+    pub(super) fn stream_origins(&self, stream: u128) -> Result<Vec<OriginPart>, IndexError> {
         let mut origins = Vec::new();
         let Some(file) = self.file_with_stream(stream)? else {
             return Ok(origins);
@@ -508,10 +505,16 @@ impl FileIndex {
             let Some(next) = first.origin.0.checked_add(1) else {
                 break;
             };
+            let begin = at;
             at = streams.lower_bound(&stream_key(stream, RegionId(next), Revision(0)))?;
             let last = streams.row(at.saturating_sub(1))?.map(stream_row);
             let last = last.map_or(first.revision, |last| last.revision);
-            origins.push((first.origin, first.revision, last));
+            origins.push(OriginPart {
+                origin: first.origin,
+                first: first.revision,
+                last,
+                count: at.saturating_sub(begin),
+            });
         }
         Ok(origins)
     }

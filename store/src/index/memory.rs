@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap};
 use meridian_clock::{LogId, Position, RegionId, Timestamp};
 use meridian_event::{BlockHeader, Chain, Revision};
 
-use super::{BlockRow, EventKeys, LogSpan, Place, StreamRow, Summary};
+use super::{BlockRow, EventKeys, LogSpan, OriginPart, Place, StreamRow, Summary};
 use crate::envelope::Envelope;
 
 // Places are multiples of 8 within a file, so 32 bits of eighths reach 32 GiB.
@@ -325,13 +325,18 @@ impl MemoryIndex {
         self.ids.get(&halves(id)).map(|place| place.place())
     }
 
-    pub(super) fn stream_origins(&self, stream: u128) -> Vec<(RegionId, Revision, Revision)> {
+    pub(super) fn stream_origins(&self, stream: u128) -> Vec<OriginPart> {
         let Some(events) = self.streams.get(&halves(stream)) else {
             return Vec::new();
         };
         events
             .origins()
-            .map(|it| (it.origin, it.first.revision, it.last().revision))
+            .map(|it| OriginPart {
+                origin: it.origin,
+                first: it.first.revision,
+                last: it.last().revision,
+                count: 1 + it.rest.len() as u64,
+            })
             .collect()
     }
 

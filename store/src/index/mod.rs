@@ -64,6 +64,16 @@ pub(crate) struct StreamRow {
     pub(crate) place: Place,
 }
 
+/// What one origin wrote to a stream, as far as it is in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct OriginPart {
+    pub(crate) origin: RegionId,
+    pub(crate) first: Revision,
+    pub(crate) last: Revision,
+    /// How many events; fewer than from first to last where others wrote between them.
+    pub(crate) count: u64,
+}
+
 /// What is indexed of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct EventKeys {
@@ -213,11 +223,8 @@ impl Index {
         }
     }
 
-    /// The origins that wrote to a stream, each with its first and last revision here.
-    pub(crate) fn stream_origins(
-        &self,
-        stream: u128,
-    ) -> Result<Vec<(RegionId, Revision, Revision)>, IndexError> {
+    /// What each origin wrote to a stream, as far as it is here, by origin.
+    pub(crate) fn stream_origins(&self, stream: u128) -> Result<Vec<OriginPart>, IndexError> {
         match self {
             Self::Memory(index) => Ok(index.stream_origins(stream)),
             Self::File(index) => index.stream_origins(stream),

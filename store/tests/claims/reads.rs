@@ -189,6 +189,17 @@ fn of_a_stream_that_moves_back_and_forth_nothing_is_told_from_behind_a_hole() {
     let down = |from: u64, to: u64| (to..=from).rev().collect::<Vec<u64>>();
     assert_eq!(read(u64::MAX, Direction::Backwards, 100), down(9, 0));
     assert_eq!(read(15, Direction::Backwards, 3), down(9, 7));
+    // Nor by a page that ends before it comes to the hole.
+    assert_eq!(read(u64::MAX, Direction::Backwards, 3), down(9, 7));
+    let hidden = |origin, position| {
+        let seen = [(RegionId(origin), Position(position))];
+        let hidden = store.stream_hidden(&stream("order-1"), &seen);
+        hidden.expect("readable").map(|missing| missing.0)
+    };
+    assert_eq!(hidden(1, 10), None, "these are shown");
+    assert_eq!(hidden(1, 11), Some(10), "position 11 is revision 20");
+    assert_eq!(hidden(3, 1), Some(10));
+    assert_eq!(hidden(2, 10), None, "nothing of it is here");
 
     let late = stream("order-2");
     for (log, revisions) in [(log(2), 5..8)] {
@@ -214,6 +225,7 @@ fn of_a_stream_that_moves_back_and_forth_nothing_is_told_from_behind_a_hole() {
     let all: Vec<u64> = (0..40).collect();
     assert_eq!(read(0, Direction::Forwards, 100), all);
     assert_eq!(read(u64::MAX, Direction::Backwards, 100), down(39, 0));
+    assert_eq!([hidden(1, 20), hidden(3, 10)], [None, None]);
     let last = store
         .stream_last(&stream("order-1"), None, true)
         .expect("readable");
