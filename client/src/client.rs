@@ -21,8 +21,8 @@ use crate::wire::{Hello, Request, Response};
 use crate::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConnectError, Consumer, Limits,
     LivePage, LiveRead, LiveReader, ReadError, Resolver, Session, SessionRequest, SessionResponse,
-    SessionToken, SettledPage, SettledRead, SettledReader, SettledTier, StreamPage, StreamRead,
-    StreamReader, Topology,
+    SessionToken, SettledPage, SettledRead, SettledReader, SettledTier, StateRead, StreamPage,
+    StreamRead, StreamReader, StreamState, Topology,
 };
 
 /// A node to begin with.
@@ -370,6 +370,23 @@ impl Client {
         StreamReader::new(self.clone(), read, at)
     }
 
+    /// What a stream of a merged category comes to: in the nearest region when `at` is `None`. Only what every region
+    /// has is the same in all of them, so [`crate::StateTier::Live`] may differ from one to the next.
+    ///
+    /// # Errors
+    /// When there is no such state, or it cannot be read within the request time-out.
+    pub async fn state(
+        &self,
+        read: StateRead,
+        at: Option<RegionId>,
+    ) -> Result<StreamState, ReadError> {
+        let deadline = Instant::now() + self.inner.request_timeout;
+        match self.read_until(&Request::State(read), at, deadline).await? {
+            (_, Response::State(state)) => state,
+            (region, _) => Err(not_an_answer(region)),
+        }
+    }
+
     /// Follows everything that one region holds, in the order it arrives there: the nearest region
     /// when `at` is `None`. A cursor from an earlier page is good only at the region that gave it.
     pub fn live(&self, read: LiveRead, at: Option<RegionId>) -> LiveReader {
@@ -450,6 +467,14 @@ impl Client {
 
     pub(crate) fn request_timeout(&self) -> Duration {
         self.inner.request_timeout
+    }
+
+    pub(crate) fn regions(&self) -> &Arc<Regions> {
+        &self.inner.regions
+    }
+
+    pub(crate) fn jitter(&self) -> &Jitter {
+        &self.inner.jitter
     }
 
     /// The only region that may answer, if there is only one.
@@ -613,12 +638,14 @@ fn read_error(response: &Response) -> Option<&ReadError> {
         Response::ReadStream(Err(error))
         | Response::Live(Err(error))
         | Response::Settled(Err(error))
+        | Response::State(Err(error))
         | Response::Await(Err(error)) => Some(error),
         Response::InSession {
             response:
                 SessionResponse::ReadStream(Err(error))
                 | SessionResponse::Live(Err(error))
-                | SessionResponse::Settled(Err(error)),
+                | SessionResponse::Settled(Err(error))
+                | SessionResponse::State(Err(error)),
             ..
         } => Some(error),
         _ => None,

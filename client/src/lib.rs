@@ -27,9 +27,11 @@ mod readers;
 mod regions;
 mod request;
 mod reservation;
+mod reserving;
 mod resolve;
 pub mod server;
 mod session;
+mod state;
 pub mod tls;
 mod topology;
 pub mod wire;
@@ -55,4 +57,5 @@ pub use reservation::{
 };
 pub use resolve::Resolver;
 pub use session::{Session, SessionRequest, SessionResponse, SessionToken};
+pub use state::{StateRead, StateTier, StreamState};
 pub use topology::{Member, Topology};

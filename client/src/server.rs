@@ -247,6 +247,7 @@ impl Class {
             | Request::InSession { .. }
             | Request::Consume(ConsumerRequest::Fetch(_))
             | Request::ReadAtHome(_)
+            | Request::State(_)
             | Request::Await(_) => Self::Live,
         }
     }
@@ -451,8 +452,10 @@ fn refusal(request: &Request, reason: &str, retry_after_ms: u64) -> Response {
             SessionRequest::ReadStream(_) => Response::ReadStream(Err(read())),
             SessionRequest::Live(_) => Response::Live(Err(read())),
             SessionRequest::Settled(_) => Response::Settled(Err(read())),
+            SessionRequest::State(_) => Response::State(Err(read())),
         },
         Request::Await(_) => Response::Await(Err(read())),
+        Request::State(_) => Response::State(Err(read())),
         Request::Consume(_) => Response::Consume(Err(read().into())),
         Request::Reserve { .. } => Response::Reserve(Err(ReserveError::Unavailable {
             reason: reason.to_owned(),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::wire::{Request, Response};
 use crate::{
     AppendError, AppendRequest, Appended, Client, LivePage, LiveRead, ReadAt, ReadError,
-    SettledPage, SettledRead, StreamPage, StreamRead,
+    SettledPage, SettledRead, StateRead, StreamPage, StreamRead, StreamState,
 };
 
 /// How long a region may take to catch up with a session when nobody says.
@@ -52,6 +52,8 @@ pub enum SessionRequest {
     Live(LiveRead),
     /// Read a page of the one order, or wait for some.
     Settled(SettledRead),
+    /// Read what a stream comes to.
+    State(StateRead),
 }
 
 /// What is answered in a session, one variant for each [`SessionRequest`].
@@ -65,6 +67,8 @@ pub enum SessionResponse {
     Live(Result<LivePage, ReadError>),
     /// To [`SessionRequest::Settled`].
     Settled(Result<SettledPage, ReadError>),
+    /// To [`SessionRequest::State`].
+    State(Result<StreamState, ReadError>),
 }
 
 impl From<SessionRequest> for Request {
@@ -74,6 +78,7 @@ impl From<SessionRequest> for Request {
             SessionRequest::ReadStream(read) => Self::ReadStream(read),
             SessionRequest::Live(read) => Self::Live(read),
             SessionRequest::Settled(read) => Self::Settled(read),
+            SessionRequest::State(read) => Self::State(read),
         }
     }
 }
@@ -85,6 +90,7 @@ impl From<SessionResponse> for Response {
             SessionResponse::ReadStream(page) => Self::ReadStream(page),
             SessionResponse::Live(page) => Self::Live(page),
             SessionResponse::Settled(page) => Self::Settled(page),
+            SessionResponse::State(state) => Self::State(state),
         }
     }
 }
@@ -191,6 +197,24 @@ impl Session {
         let wait = Duration::from_millis(u64::from(read.wait_ms));
         match self.ask(SessionRequest::Settled(read), at, wait).await? {
             (_, Response::Settled(page)) => page,
+            (region, other) => Err(does_not_know(region, &other)),
+        }
+    }
+
+    /// [`Client::state`], with all that the session has seen in it.
+    ///
+    /// # Errors
+    /// As [`Client::state`], and [`ReadError::Stale`].
+    pub async fn state(
+        &mut self,
+        read: StateRead,
+        at: Option<RegionId>,
+    ) -> Result<StreamState, ReadError> {
+        match self
+            .ask(SessionRequest::State(read), at, Duration::ZERO)
+            .await?
+        {
+            (_, Response::State(state)) => state,
             (region, other) => Err(does_not_know(region, &other)),
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, ConsumerError, ConsumerRequest,
     ConsumerResponse, LivePage, LiveRead, ReadError, ReservationAnswer, ReservationRequest,
     ReserveError, SessionRequest, SessionResponse, SessionToken, SettledPage, SettledRead,
-    StreamPage, StreamRead, Topology,
+    StateRead, StreamPage, StreamRead, StreamState, Topology,
 };
 
 /// The newest version of this protocol that this build speaks.
@@ -132,6 +132,8 @@ pub enum Request {
         /// How many nodes have passed it on so far.
         hops: u8,
     },
+    /// Read what a stream comes to.
+    State(StateRead),
 }
 
 /// What a node answers, one variant for each [`Request`].
@@ -165,6 +167,8 @@ pub enum Response {
     Consume(Result<ConsumerResponse, ConsumerError>),
     /// To [`Request::Reserve`].
     Reserve(Result<ReservationAnswer, ReserveError>),
+    /// To [`Request::State`].
+    State(Result<StreamState, ReadError>),
 }
 
 /// The frame kinds of this protocol. Those of replication are below.
@@ -289,6 +293,9 @@ impl Response {
             Self::Consume(_) => Self::Consume(Err(ConsumerError::Unavailable {
                 reason: format!("{reason}; ask for fewer events"),
                 retry_after_ms: 0,
+            })),
+            Self::State(_) => Self::State(Err(ReadError::Invalid {
+                reason: format!("{reason}; read this state over HTTP"),
             })),
             Self::InSession { response, .. } => Self::from(response.clone()).without_events(reason),
             Self::Topology(_) | Self::Await(_) | Self::Reserve(_) | Self::NotUnderstood { .. } => {

@@ -142,6 +142,7 @@ fn obliging(region: RegionId, _: usize, request: &Request) -> Deed {
         | Request::Await(_)
         | Request::Consume(_)
         | Request::ReadAtHome(_)
+        | Request::State(_)
         | Request::Reserve { .. } => Response::NotUnderstood {
             reason: "an older node".to_owned(),
         },

@@ -40,6 +40,7 @@ fn do_it(request: &Request) -> Response {
         | Request::Await(_)
         | Request::Consume(_)
         | Request::ReadAtHome(_)
+        | Request::State(_)
         | Request::Reserve { .. } => Response::NotUnderstood {
             reason: "an older node".to_owned(),
         },

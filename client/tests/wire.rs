@@ -15,10 +15,10 @@ use meridian_client::{
     EventFilter, Expected, Gone, LiveCursor, LivePage, LiveRead, Member, ReadError, Reservation,
     ReservationAct, ReservationAnswer, ReservationKey, ReservationRequest, ReserveError,
     SessionRequest, SessionResponse, SessionToken, SettledPage, SettledRead, SettledTier,
-    StreamPage, StreamRead, Topology, Verdict,
+    StateRead, StateTier, StreamPage, StreamRead, StreamState, Topology, Verdict,
 };
 use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
-use meridian_conflict::{CategoryPolicy, HomeRule, Mode};
+use meridian_conflict::{CategoryPolicy, HomeRule, Kind, Mode};
 use meridian_event::frame::{self, FRAME_BODY_BYTES_MAX};
 use meridian_event::{Category, EventId, EventType, NewEvent, RecordedEvent, Revision, StreamId};
 use proptest::prelude::*;
@@ -513,6 +513,8 @@ const CONSUMERS: &[u8] = include_bytes!("../golden/wire-v1-consumers.bin");
 
 const HOMES: &[u8] = include_bytes!("../golden/wire-v1-homes.bin");
 
+const STATES: &[u8] = include_bytes!("../golden/wire-v1-states.bin");
+
 const RESERVATIONS: &[u8] = include_bytes!("../golden/wire-v1-reservations.bin");
 
 /// Clients and nodes of this build are in the field: if this fails, a change of the messages has
@@ -525,6 +527,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
         (every_consumer_message(), CONSUMERS),
         (every_message_to_homes(), HOMES),
         (every_message_about_reservations(), RESERVATIONS),
+        (every_message_about_states(), STATES),
     ] {
         let differs = now.iter().zip(then).position(|(now, then)| now != then);
         assert_eq!(differs, None, "the bytes differ from there on");
@@ -535,7 +538,7 @@ fn every_message_still_has_the_bytes_it_always_had() {
 #[test]
 fn the_golden_bytes_still_mean_what_they_meant() {
     let (mut asked, mut answered) = (Vec::new(), Vec::new());
-    for golden in [GOLDEN, LATER, CONSUMERS, HOMES, RESERVATIONS] {
+    for golden in [GOLDEN, LATER, CONSUMERS, HOMES, RESERVATIONS, STATES] {
         let mut rest = golden;
         while let Some((kind, body, length)) = frame::split(rest).unwrap() {
             match kind {
@@ -555,7 +558,8 @@ fn the_golden_bytes_still_mean_what_they_meant() {
             later_requests(),
             consumer_requests(),
             home_requests(),
-            reservation_requests()
+            reservation_requests(),
+            state_requests()
         ]
         .concat()
     );
@@ -566,7 +570,8 @@ fn the_golden_bytes_still_mean_what_they_meant() {
             later_responses(),
             consumer_responses(),
             home_responses(),
-            reservation_responses()
+            reservation_responses(),
+            state_responses()
         ]
         .concat()
     );
@@ -621,6 +626,18 @@ fn an_answer_that_fits_in_no_frame_says_so_in_a_smaller_one() {
     );
     assert!(told, "{read:?}");
 
+    let state = smaller(Response::State(Ok(StreamState {
+        kind: Kind::GSet,
+        json: "1".repeat(FRAME_BODY_BYTES_MAX),
+        order_key: OrderKey::ZERO,
+        digest: [0; 32],
+        skipped: 0,
+    })));
+    let Response::State(Err(ReadError::Invalid { reason })) = state else {
+        panic!("a state that is too long is refused, not {state:?}");
+    };
+    assert!(reason.contains("over HTTP"), "{reason}");
+
     // The writer still learns where the stream is.
     let conflict = |events_since| AppendError::WrongExpectedRevision {
         stream: stream(),
@@ -632,6 +649,58 @@ fn an_answer_that_fits_in_no_frame_says_so_in_a_smaller_one() {
         smaller(Response::Append(Err(conflict(vec![large])))),
         Response::Append(Err(conflict(Vec::new())))
     );
+}
+
+/// What is asked about states, and answered.
+fn state_requests() -> Vec<Request> {
+    let read = |tier| StateRead {
+        stream: stream(),
+        tier,
+    };
+    vec![
+        Request::State(read(StateTier::Live)),
+        Request::InSession {
+            token: SessionToken("AQID".to_owned()),
+            wait_ms: 2000,
+            request: SessionRequest::State(read(StateTier::Stable)),
+        },
+    ]
+}
+
+fn state_responses() -> Vec<Response> {
+    let state = || StreamState {
+        kind: Kind::OrMap,
+        json: r#"{"hits":3}"#.to_owned(),
+        order_key: OrderKey {
+            timestamp: Timestamp(0x0102_0304_0506_0708),
+            region: RegionId(2),
+            partition: PartitionId(7),
+            position: Position(300),
+        },
+        digest: [7; 32],
+        skipped: 1,
+    };
+    vec![
+        Response::State(Ok(state())),
+        Response::State(Err(ReadError::Invalid {
+            reason: "because".to_owned(),
+        })),
+        Response::InSession {
+            token: SessionToken("AQID".to_owned()),
+            response: SessionResponse::State(Ok(state())),
+        },
+    ]
+}
+
+fn every_message_about_states() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (id, request) in (200..).zip(state_requests()) {
+        wire::encode_request(&mut bytes, id, 1500, &request).unwrap();
+    }
+    for (id, response) in (200..).zip(state_responses()) {
+        wire::encode_response(&mut bytes, id, &response);
+    }
+    bytes
 }
 
 fn any_event() -> impl Strategy<Value = NewEvent> {

@@ -121,6 +121,13 @@ impl Service for Door {
                         retry_after_ms: 1000,
                     }),
                 }),
+                Request::State(read) => Response::State(match node {
+                    Some(node) => node.state(&read).await,
+                    None => Err(ReadError::Unavailable {
+                        reason: stopping,
+                        retry_after_ms: 1000,
+                    }),
+                }),
                 Request::Settled(read) => Response::Settled(match node {
                     Some(node) => node.read_settled(&read).await,
                     None => Err(ReadError::Unavailable {

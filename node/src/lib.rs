@@ -65,7 +65,7 @@ pub use consumers::{
 pub use fencing::{FenceReport, FenceStanding, MembershipReport, RegionStanding, Standing};
 pub use homes::{MoveError, StreamHome};
 pub use identity::{Identity, IdentityError};
-pub use merging::{SUPERSEDED_LISTED_MAX, StateReport, StateTier};
+pub use merging::{SUPERSEDED_LISTED_MAX, StateReport};
 pub use node::{Node, StartError};
 pub use projections::{ModelStatus, ProjectionError, ProjectionStatus, Projections};
 pub use readmission::Readmission;

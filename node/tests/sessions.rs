@@ -22,7 +22,8 @@ use futures_util::StreamExt;
 use meridian_client::tls::Identity;
 use meridian_client::{
     AppendRequest, Client, ClientConfig, Direction, Durability, Expected, LiveRead, ReadAt,
-    ReadError, Seed, Session, SettledRead, SettledTier, StreamRead,
+    ReadError, ReservationAct, ReservationAnswer, ReservationKey, ReservationRequest, ReserveError,
+    Seed, Session, SettledRead, SettledTier, StateRead, StateTier, StreamRead,
 };
 use meridian_clock::{Dot, PartitionId, Position, RegionId};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
@@ -640,5 +641,117 @@ async fn the_commands_wait_for_an_event_to_be_settled() {
     assert!(said.contains("it has not arrived there"), "{said}");
     let (code, said) = run(&["await", "17"]);
     assert_eq!(code, Some(2), "{said}");
+    world.stop().await;
+}
+
+fn adds(stream: &StreamId, by: u64, number: u64) -> AppendRequest {
+    let mut request = append(stream, number);
+    request.events[0].data = json!({"op": "add", "by": by}).to_string().into();
+    request
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_reads_a_state_with_all_that_it_wrote_or_is_told_that_the_region_is_stale() {
+    let world = World::new().await;
+    let url = format!("http://{}/v1/categories/visits", world.nodes[A].http_addr());
+    let body = json!({"mode": "crdt", "type": "pn-counter"});
+    let is_set = async {
+        loop {
+            let set = world.send(world.http.put(&url).json(&body), &[]).await;
+            if set.status == 200 && set.body["waits_for"] == json!([]) {
+                break;
+            }
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(PATIENCE, is_set).await.expect("it is set");
+
+    let stream = StreamId::new("visits-home").unwrap();
+    let read = |tier| StateRead {
+        stream: stream.clone(),
+        tier,
+    };
+    let [at_a, at_c] = [A, C].map(|index| Some(RegionId(u16::try_from(index).unwrap())));
+    let client = world.client(A).await;
+    let mut session = client.session().wait_up_to(Duration::from_millis(200));
+    session.append(adds(&stream, 2, 1)).await.unwrap();
+    let mine = session.state(read(StateTier::Live), at_a).await.unwrap();
+    assert_eq!(mine.value().unwrap(), json!(2));
+    let everywhere = async {
+        loop {
+            let state = client.state(read(StateTier::Stable), at_c).await;
+            if state.is_ok_and(|state| state.digest == mine.digest) {
+                break;
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, everywhere).await.expect("it is settled");
+
+    world.cuts[C].set(true);
+    session.append(adds(&stream, 3, 2)).await.unwrap();
+    let state = format!("/v1/streams/{stream}/state");
+    let behind = world.get(C, &state, &[]).await;
+    assert_eq!(behind.body["value"], 2, "c is behind");
+    let token = session.token().0.as_str();
+    let headers = [("meridian-session", token), ("meridian-wait-ms", "200")];
+    for tier in ["live", "stable"] {
+        let path = format!("{state}?tier={tier}");
+        world.get(C, &path, &headers).await.is_stale();
+    }
+    world.cuts[C].set(false);
+    let mut there = Session::resume(world.client(C).await, session.token().clone())
+        .wait_up_to(Duration::from_secs(30));
+    for tier in [StateTier::Live, StateTier::Stable] {
+        let state = there.state(read(tier), at_c).await.unwrap();
+        assert_eq!(state.value().unwrap(), json!(5));
+    }
+
+    let order = StateRead {
+        stream: StreamId::new("order-1").unwrap(),
+        tier: StateTier::Live,
+    };
+    let refused = client.state(order, None).await.unwrap_err().to_string();
+    assert!(refused.contains("has no state"), "{refused}");
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_clients_one_reserves_a_key_and_both_know_who() {
+    let world = World::new().await;
+    let asked = |owner: &str, act, id| ReservationRequest {
+        key: ReservationKey {
+            namespace: "email".to_owned(),
+            key: "a@b.example".to_owned(),
+        },
+        owner: owner.to_owned(),
+        act,
+        id: uuid::Uuid::from_u128(id),
+    };
+    let claim = ReservationAct::Claim { hold_for: None };
+    let (one, two) = (world.client(A).await, world.client(C).await);
+    let held = one.reserve(asked("one", claim, 1)).await.unwrap();
+    // Asked again with its id it is the same reservation.
+    assert_eq!(one.reserve(asked("one", claim, 1)).await, Ok(held.clone()));
+    let refused = two.reserve(asked("two", claim, 2)).await;
+    let Err(ReserveError::Reserved(holder)) = refused else {
+        panic!("one has it: {refused:?}");
+    };
+    assert_eq!((holder.owner.as_str(), holder.dot), ("one", held.dot));
+    let released = one
+        .carry_out(asked("one", ReservationAct::Release, 3))
+        .await
+        .unwrap();
+    assert!(matches!(
+        released,
+        ReservationAnswer::Free { released: true, .. }
+    ));
+    let held = two.reserve(asked("two", claim, 4)).await.unwrap();
+    assert_eq!(held.owner, "two");
+    let invalid = two.reserve(asked("", claim, 5)).await;
+    assert!(
+        matches!(invalid, Err(ReserveError::Invalid { .. })),
+        "{invalid:?}"
+    );
     world.stop().await;
 }

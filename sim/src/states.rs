@@ -5,9 +5,10 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use meridian_client::SettledTier;
+use meridian_client::StateTier;
 use meridian_clock::Timestamp;
 use meridian_event::StreamId;
-use meridian_node::{Node, StateReport, StateTier};
+use meridian_node::{Node, StateReport};
 
 /// How often a region's states are looked at, one after the other.
 const LOOK_EVERY: Duration = Duration::from_millis(400);

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, EventFilter, Limits, LiveCursor,
-    ReadError, Reservation, ReservationKey, ReserveError, SessionToken, SettledTier, StreamPage,
-    StreamRead,
+    ReadError, Reservation, ReservationKey, ReserveError, SessionToken, SettledTier, StateTier,
+    StreamPage, StreamRead,
 };
 use meridian_clock::{OrderKey, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, Isolation, Kind};
@@ -21,10 +21,10 @@ use crate::metrics::Metrics;
 use crate::projections::Projections;
 use crate::reads::unreadable;
 use crate::seams::BoxFuture;
-use crate::session::Seen;
+use crate::session::{Seen, Shown};
 use crate::{
     CategoryReport, Conflicts, Consumers, DigestEntry, FenceReport, MembershipReport, MoveError,
-    Node, NodeStatus, OrderReason, RegionStanding, StateReport, StateTier, StreamHome, WhyError,
+    Node, NodeStatus, OrderReason, RegionStanding, StateReport, StreamHome, WhyError,
 };
 
 /// How settled the events are that a reader sees.
@@ -113,11 +113,11 @@ pub trait Backend: Send + Sync + 'static {
     /// A token for what was seen.
     fn token(&self, seen: &Seen) -> SessionToken;
 
-    /// Waits, up to `wait`, until reads of a tier show everything that was seen.
+    /// Waits, up to `wait`, until reads of `shown` show everything that was seen.
     fn catch_up<'a>(
         &'a self,
         seen: &'a Seen,
-        tier: Tier,
+        shown: Shown<'a>,
         wait: Duration,
     ) -> BoxFuture<'a, Result<(), ReadError>>;
 
@@ -336,10 +336,10 @@ impl Backend for Node {
     fn catch_up<'a>(
         &'a self,
         seen: &'a Seen,
-        tier: Tier,
+        shown: Shown<'a>,
         wait: Duration,
     ) -> BoxFuture<'a, Result<(), ReadError>> {
-        Box::pin(Self::catch_up(self, seen, tier, wait))
+        Box::pin(Self::catch_up(self, seen, shown, wait))
     }
 
     fn await_settled(&self, asked: AwaitSettled) -> BoxFuture<'_, Result<Awaited, ReadError>> {

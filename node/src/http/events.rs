@@ -17,6 +17,7 @@ use super::problem::Problem;
 use super::session::Session;
 use super::views::{EventView, EventsPageView};
 use super::{Changes, Door, EventsRead, Tier, sse};
+use crate::session::Shown;
 
 /// How many events a follower is sent in one go.
 const FOLLOW_PAGE_EVENTS: u32 = 256;
@@ -123,12 +124,12 @@ pub(super) async fn read(
     let limit = params.limit.map(|limit| check_limit(Some(limit)));
     if wants_event_stream(&headers) {
         let remaining = limit.transpose()?;
-        session.catch_up(&door, read.tier).await?;
+        session.catch_up(&door, Shown::Tier(read.tier)).await?;
         return follow(door, read, remaining, session).await;
     }
 
     read.limit = limit.unwrap_or_else(|| check_limit(None))?;
-    session.catch_up(&door, read.tier).await?;
+    session.catch_up(&door, Shown::Tier(read.tier)).await?;
     let page = door
         .backend
         .read_events(read)

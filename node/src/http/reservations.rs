@@ -12,11 +12,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::Door;
 use super::body::{parse, read_json_body};
 use super::params::Params;
 use super::problem::Problem;
 use super::session::{Session, SessionHeader};
-use super::{Door, Tier};
+use crate::reservations::stream_of;
+use crate::session::Shown;
 use crate::shown::rfc3339;
 
 /// What makes a repeated request known.
@@ -193,7 +195,8 @@ pub(super) async fn read(
     Key(key): Key,
     mut session: Session,
 ) -> Result<(SessionHeader, Json<ReservationView>), Problem> {
-    session.catch_up(&door, Tier::Live).await?;
+    let stream = stream_of(&key);
+    session.catch_up(&door, Shown::Stream(&stream)).await?;
     let here = door.region_name(door.backend.region());
     let found = door.backend.reservation(&key);
     let Some(reservation) = found.map_err(|error| Problem::of_read(&error))? else {

@@ -6,9 +6,9 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::Door;
 use super::problem::Problem;
-use super::{Door, Tier};
-use crate::session::{Seen, WAIT_MAX};
+use crate::session::{Seen, Shown, WAIT_MAX};
 
 /// Carries a token, in requests and in answers.
 pub(super) const SESSION_HEADER: HeaderName = HeaderName::from_static("meridian-session");
@@ -39,12 +39,12 @@ impl FromRequestParts<Door> for Session {
 }
 
 impl Session {
-    /// Waits until reads of `tier` show what this session has seen.
+    /// Waits until reads of `shown` show what this session has seen.
     ///
     /// # Errors
     /// `stale` when that takes too long.
-    pub(super) async fn catch_up(&self, door: &Door, tier: Tier) -> Result<(), Problem> {
-        let caught_up = door.backend.catch_up(&self.seen, tier, self.wait).await;
+    pub(super) async fn catch_up(&self, door: &Door, shown: Shown<'_>) -> Result<(), Problem> {
+        let caught_up = door.backend.catch_up(&self.seen, shown, self.wait).await;
         caught_up.map_err(|error| Problem::of_read(&error))
     }
 

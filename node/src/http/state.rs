@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use meridian_client::SettledTier;
+use meridian_client::{SettledTier, StateTier};
 use meridian_conflict::Superseded;
 use meridian_event::StreamId;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,8 @@ use super::params::{Params, Stream};
 use super::problem::Problem;
 use super::session::Session;
 use super::{Changes, Door, Tier, sse};
-use crate::{ConflictId, StateReport, StateTier};
+use crate::session::Shown;
+use crate::{ConflictId, StateReport};
 
 /// How often a follower is told at most what a stream comes to.
 const TOLD_EVERY: Duration = Duration::from_millis(50);
@@ -203,7 +204,7 @@ pub(super) async fn read(
         StateTierParam::Live => (StateTier::Live, Tier::Live),
         StateTierParam::Stable => (StateTier::Stable, Tier::Settled(SettledTier::Stable)),
     };
-    session.catch_up(&door, waits_for).await?;
+    session.catch_up(&door, Shown::Tier(waits_for)).await?;
     if wants_event_stream(&headers) {
         let held = headers.get("last-event-id");
         let held = held.and_then(|held| held.to_str().ok()).map(str::to_owned);

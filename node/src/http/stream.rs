@@ -6,11 +6,12 @@ use meridian_client::{Direction, StreamRead};
 use serde::Deserialize;
 use utoipa::{IntoParams, ToSchema};
 
+use super::Door;
 use super::params::{Params, Stream, check_limit};
 use super::problem::Problem;
 use super::session::{Session, SessionHeader};
 use super::views::{EventView, StreamPageView};
-use super::{Door, Tier};
+use crate::session::Shown;
 
 /// Which page of a stream.
 #[derive(Debug, Deserialize, IntoParams)]
@@ -78,7 +79,7 @@ pub(super) async fn read(
         direction,
         limit: check_limit(params.limit)?,
     };
-    session.catch_up(&door, Tier::Live).await?;
+    session.catch_up(&door, Shown::Stream(&read.stream)).await?;
     let page = door
         .backend
         .read_stream(read)

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use meridian_client::{ReadError, SettledTier};
+use meridian_client::{ReadError, SettledTier, StateRead, StateTier, StreamState};
 use meridian_clock::{OrderKey, Position, Timestamp};
 use meridian_conflict::{Kind, Superseded, Winner};
 use meridian_event::StreamId;
@@ -19,15 +19,6 @@ use crate::reads::unreadable;
 pub const SUPERSEDED_LISTED_MAX: usize = 64;
 /// How long a reader waits until what it would be shown is durable.
 const DURABLE_WITHIN: Duration = Duration::from_secs(2);
-
-/// How much of what was written a state is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StateTier {
-    /// All that is held here.
-    Live,
-    /// What is settled: the same in every region that has come as far.
-    Stable,
-}
 
 /// What a stream comes to.
 #[derive(Clone, Debug, PartialEq)]
@@ -123,6 +114,20 @@ impl Node {
                 }
             }
         }
+    }
+}
+
+impl Node {
+    /// What a stream comes to here, as clients are told it.
+    pub(crate) async fn state(&self, read: &StateRead) -> Result<StreamState, ReadError> {
+        let report = self.read_state(&read.stream, read.tier).await?;
+        Ok(StreamState {
+            kind: report.kind,
+            json: report.value.to_string(),
+            order_key: report.order_key,
+            digest: report.digest,
+            skipped: report.skipped,
+        })
     }
 }
 

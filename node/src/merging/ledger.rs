@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::iter;
+use meridian_client::StateTier;
 use meridian_clock::{Hlc, LogId, PartitionId, Position, Timestamp};
 use meridian_conflict::{Kind, Seen};
 use meridian_event::{BlockError, EventId, StreamId};
@@ -30,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Merging;
-use super::asked::{SUPERSEDED_LISTED_MAX, StateTier};
+use super::asked::SUPERSEDED_LISTED_MAX;
 use super::folded::STEPS_AT_ONCE;
 use crate::Node;
 use crate::conflicts::{Conflicts, Loss};

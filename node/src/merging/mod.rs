@@ -19,7 +19,7 @@ mod snapshots;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use meridian_client::{AppendError, AppendRequest};
+use meridian_client::{AppendError, AppendRequest, StateTier};
 use meridian_clock::{LogId, OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{Actor, Applied, Kind, Marker, OpDot, OpMeta, Operation, Seen};
 use meridian_event::{EventId, NewEvent, Revision, StreamId};
@@ -27,7 +27,7 @@ use meridian_points::{Bug, buggify, planted, reached};
 use meridian_store::{Disk, Store};
 use tokio::task::yield_now;
 
-pub use self::asked::{SUPERSEDED_LISTED_MAX, StateReport, StateTier};
+pub use self::asked::{SUPERSEDED_LISTED_MAX, StateReport};
 use self::folded::{Folded, STEPS_AT_ONCE};
 pub(crate) use self::ledger::Ledger;
 pub(crate) use self::snapshots::keep as keep_snapshots;

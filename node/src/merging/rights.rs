@@ -1,12 +1,12 @@
 //! What a stock lacks, and whom it is given to.
 
-use meridian_client::{AppendError, AppendRequest};
+use meridian_client::{AppendError, AppendRequest, StateTier};
 use meridian_clock::RegionId;
 use meridian_conflict::{Kind, Operation};
 use meridian_event::StreamId;
 use serde_json::Value;
 
-use super::{Merging, StateTier, unavailable};
+use super::{Merging, unavailable};
 use crate::rights::Shortfall;
 
 impl Merging {

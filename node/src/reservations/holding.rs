@@ -25,7 +25,7 @@ const PAGE: u32 = 8;
 
 /// The stream of `key`. Keys are any text, and as long as a stream's name may be; so the name has a hash, and
 /// the events have the key.
-pub(super) fn stream_of(key: &ReservationKey) -> StreamId {
+pub(crate) fn stream_of(key: &ReservationKey) -> StreamId {
     let mut hasher = blake3::Hasher::new();
     let namespace_bytes = u64::try_from(key.namespace.len()).unwrap_or(u64::MAX);
     hasher.update(&namespace_bytes.to_le_bytes());

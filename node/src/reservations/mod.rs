@@ -27,8 +27,8 @@ use meridian_points::reached;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
-pub(crate) use self::holding::is_reservation;
-use self::holding::{Decision, Holder, Standing, Walk, event_id, from_the_end, stream_of};
+use self::holding::{Decision, Holder, Standing, Walk, event_id, from_the_end};
+pub(crate) use self::holding::{is_reservation, stream_of};
 use crate::Node;
 use crate::append::until_out;
 use crate::homes::{Place, being_set};

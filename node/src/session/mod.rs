@@ -15,10 +15,11 @@ use std::time::Duration;
 use meridian_client::wire::Response;
 use meridian_client::{
     AppendError, LivePage, ReadError, SessionRequest, SessionResponse, SessionToken, SettledPage,
-    StreamPage,
+    SettledTier, StateTier, StreamPage,
 };
-use meridian_clock::LogId;
-use meridian_points::{Bug, planted};
+use meridian_clock::{LogId, Position, RegionId};
+use meridian_event::StreamId;
+use meridian_points::{Bug, planted, reached};
 use tokio::time::{Instant, timeout_at};
 
 pub use key::{new_key, parse_key};
@@ -26,6 +27,7 @@ pub use token::{Seen, SessionSeal, TokenError};
 
 use crate::Node;
 use crate::http::{Backend, Tier};
+use crate::reads::unreadable;
 
 /// The longest that a read waits for what its session has seen.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(30);
@@ -36,6 +38,24 @@ const RETRY_AFTER_MS: u64 = 1000;
 /// How many logs an answer names that are not here yet.
 const NAMED_MAX: usize = 3;
 
+/// What a read shows, and so what it has to wait for.
+#[derive(Clone, Copy, Debug)]
+pub enum Shown<'a> {
+    /// What a tier shows: of the live one, all that is here.
+    Tier(Tier),
+    /// One stream, as it is here.
+    Stream(&'a StreamId),
+}
+
+impl Shown<'_> {
+    fn tier(&self) -> Tier {
+        match self {
+            Self::Tier(tier) => *tier,
+            Self::Stream(_) => Tier::Live,
+        }
+    }
+}
+
 impl Node {
     /// What the tokens in `text` have seen.
     pub(crate) fn seen(&self, text: &str) -> Result<Seen, ReadError> {
@@ -45,23 +65,23 @@ impl Node {
         })
     }
 
-    /// Waits, up to `wait`, until reads of `tier` show everything that was seen.
+    /// Waits, up to `wait`, until reads of `shown` show everything that was seen.
     ///
     /// # Errors
-    /// [`ReadError::Stale`] when that takes longer; it says what is missing.
+    /// [`ReadError::Stale`] when that takes longer; it says what is missing. Others when the log cannot be read.
     pub(crate) async fn catch_up(
         &self,
         seen: &Seen,
-        tier: Tier,
+        shown: Shown<'_>,
         wait: Duration,
     ) -> Result<(), ReadError> {
         let deadline = Instant::now() + wait.min(WAIT_MAX);
-        let mut changes = self.changes(tier);
+        let mut changes = self.changes(shown.tier());
         loop {
             // Before looking: what comes while we look wakes us again.
             changes.seen();
             let Some(reason) = self
-                .missing(seen, tier)
+                .missing(seen, shown)?
                 .filter(|_| !planted(Bug::ReadBehind))
             else {
                 return Ok(());
@@ -80,13 +100,17 @@ impl Node {
         }
     }
 
-    // What reads of `tier` do not show yet of what was seen.
-    fn missing(&self, seen: &Seen, tier: Tier) -> Option<String> {
-        match tier {
-            Tier::Live => self.missing_positions(seen),
-            Tier::Settled(tier) => {
+    // What reads of `shown` do not show yet of what was seen.
+    fn missing(&self, seen: &Seen, shown: Shown<'_>) -> Result<Option<String>, ReadError> {
+        match shown {
+            Shown::Stream(stream) => match self.missing_positions(seen) {
+                None => self.missing_revision(seen, stream),
+                missing => Ok(missing),
+            },
+            Shown::Tier(Tier::Live) => Ok(self.missing_positions(seen)),
+            Shown::Tier(Tier::Settled(tier)) => {
                 let watermark = self.watermark(tier);
-                (watermark < seen.at).then(|| {
+                Ok((watermark < seen.at).then(|| {
                     format!(
                         "{tier} is settled here up to {watermark}, {:?} before what was seen ({}), \
                          and waits for region {}",
@@ -94,7 +118,7 @@ impl Node {
                         seen.at,
                         self.holding_back(tier)
                     )
-                })
+                }))
             }
         }
     }
@@ -121,6 +145,36 @@ impl Node {
             more => named.push(format!("{more} more logs are behind")),
         }
         Some(named.join("; "))
+    }
+
+    // What was seen of a stream that moved may be here before what stands below it, from where it was at home before:
+    // a read stops below the gap.
+    fn missing_revision(
+        &self,
+        seen: &Seen,
+        stream: &StreamId,
+    ) -> Result<Option<String>, ReadError> {
+        if !self.homes().has_home(stream) {
+            return Ok(None);
+        }
+        let partition = stream.partition(self.config().partitions);
+        let positions = seen.positions.iter();
+        let of_stream: Vec<(RegionId, Position)> = positions
+            .filter(|(log, _)| log.partition == partition)
+            .map(|(log, position)| (log.origin, position))
+            .collect();
+        if of_stream.is_empty() {
+            return Ok(None);
+        }
+        let hidden = self.store().stream_hidden(stream, &of_stream);
+        let hidden = hidden.map_err(unreadable)?;
+        Ok(hidden.map(|revision| {
+            reached("a session waited for what stands below a gap");
+            format!(
+                "revision {revision} of {stream} is not here yet, and one behind it was seen: the stream was moved \
+                 between them"
+            )
+        }))
     }
 
     /// Does `request` as part of the session of `token`: shows nothing older than that, and answers
@@ -150,7 +204,9 @@ impl Node {
                 SessionResponse::Append(answer)
             }
             SessionRequest::ReadStream(read) => {
-                let caught_up = self.catch_up(&seen, Tier::Live, wait).await;
+                let caught_up = self
+                    .catch_up(&seen, Shown::Stream(&read.stream), wait)
+                    .await;
                 let page = caught_up.and_then(|()| self.read_stream(&read));
                 if let Ok(StreamPage { events, .. }) = &page {
                     seen.read(events);
@@ -158,7 +214,7 @@ impl Node {
                 SessionResponse::ReadStream(page)
             }
             SessionRequest::Live(read) => {
-                let page = match self.catch_up(&seen, Tier::Live, wait).await {
+                let page = match self.catch_up(&seen, Shown::Tier(Tier::Live), wait).await {
                     Ok(()) => self.read_live(&read).await,
                     Err(error) => Err(error),
                 };
@@ -168,8 +224,8 @@ impl Node {
                 SessionResponse::Live(page)
             }
             SessionRequest::Settled(read) => {
-                let tier = Tier::Settled(read.tier);
-                let page = match self.catch_up(&seen, tier, wait).await {
+                let shown = Shown::Tier(Tier::Settled(read.tier));
+                let page = match self.catch_up(&seen, shown, wait).await {
                     Ok(()) => self.read_settled(&read).await,
                     Err(error) => Err(error),
                 };
@@ -177,6 +233,16 @@ impl Node {
                     seen.read(events);
                 }
                 SessionResponse::Settled(page)
+            }
+            SessionRequest::State(read) => {
+                let shown = Shown::Tier(match read.tier {
+                    StateTier::Live => Tier::Live,
+                    StateTier::Stable => Tier::Settled(SettledTier::Stable),
+                });
+                SessionResponse::State(match self.catch_up(&seen, shown, wait).await {
+                    Ok(()) => self.state(&read).await,
+                    Err(error) => Err(error),
+                })
             }
         };
         Response::InSession {
@@ -198,5 +264,6 @@ fn refused(request: &SessionRequest, error: ReadError) -> Response {
         SessionRequest::ReadStream(_) => Response::ReadStream(Err(error)),
         SessionRequest::Live(_) => Response::Live(Err(error)),
         SessionRequest::Settled(_) => Response::Settled(Err(error)),
+        SessionRequest::State(_) => Response::State(Err(error)),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use meridian_client::{
     AppendError, AppendRequest, Appended, AwaitSettled, Awaited, Direction, Durability, Limits,
     ReadError, Reservation, ReservationAct, ReservationKey, ReservationRequest, ReserveError,
-    SessionToken, StreamPage, StreamRead,
+    SessionToken, StateTier, StreamPage, StreamRead,
 };
 use meridian_clock::{Dot, Epoch, OrderKey, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::{CategoryPolicy, HomeRule, Isolation, Kind, Mode};
@@ -17,11 +17,11 @@ use meridian_event::{EventId, EventType, RecordedEvent, Revision, StreamId};
 use meridian_node::http::{Backend, Changes, Events, EventsRead, ServeOptions, Tier, serve};
 use meridian_node::metrics::Metrics;
 use meridian_node::seams::{BoxFuture, HostNetwork, Network};
-use meridian_node::session::{Seen, SessionSeal};
+use meridian_node::session::{Seen, SessionSeal, Shown};
 use meridian_node::{
     AtStake, CategoryReport, ControlStatus, DigestEntry, FenceReport, MembershipReport, MoveError,
     NodeStatus, OrderReason, Projections, Readmission, RegionStanding, Standing, StateReport,
-    StateTier, StreamHome, Watermarks, WhyError,
+    StreamHome, Watermarks, WhyError,
 };
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
@@ -275,7 +275,7 @@ impl Backend for Fake {
     fn catch_up<'a>(
         &'a self,
         seen: &'a Seen,
-        _: Tier,
+        _: Shown<'a>,
         wait: Duration,
     ) -> BoxFuture<'a, Result<(), ReadError>> {
         Box::pin(async move {

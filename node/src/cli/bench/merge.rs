@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
+use meridian_client::StateTier;
 use meridian_client::{AppendRequest, Durability, Expected};
 use meridian_conflict::{CategoryPolicy, HomeRule, Kind, Mode};
 use meridian_event::{EventId, EventType, NewEvent, StreamId};
 use meridian_node::config::NodeConfig;
 use meridian_node::seams::{Random, Seams, SystemRandom};
-use meridian_node::{Node, StateTier, files};
+use meridian_node::{Node, files};
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
