@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::Node;
-use crate::control::category::Set;
+use crate::control::category::{Asked, Set};
 use crate::control::{Command, Consensus, Federation};
 use crate::homes::{Homes, MoveError};
 use crate::sequencer::Sequencer;
@@ -62,8 +62,8 @@ impl Node {
         }
     }
 
-    /// Sets the policy of `category`, of which no region may hold an event. Waits up to `wait` until it
-    /// counts; whether it did not by then is told in the answer's `waits_for`, and it goes on.
+    /// Sets the policy of `category`, of which no region may hold an event unless only the isolation changes. Waits up
+    /// to `wait` until it counts; whether it did not by then is told in the answer's `waits_for`, and it goes on.
     ///
     /// # Errors
     /// When it cannot be set, or nothing can be decided.
@@ -94,6 +94,8 @@ impl Node {
             kind,
         };
         let before = self.homes().federation().version;
+        let was = Set::of(&self.homes().policies(), category);
+        let why = unsuitable(&was, &set);
         self.decide(Command::SetCategory {
             category: category.to_owned(),
             set,
@@ -109,9 +111,8 @@ impl Node {
             && change > before
         {
             return Err(MoveError::Conflict(format!(
-                "region {} holds events of category {category}, which were written by another policy; a policy \
-                 can be set only for a category without events. Name a new category, or leave this one as \
-                 it is; homes of single streams are moved by `meridian home move`",
+                "region {} holds events of category {category}, and {why}. Nothing was changed; of a category with \
+                 events only the isolation can be set anew",
                 self.name_of(by)
             )));
         }
@@ -158,6 +159,34 @@ fn contradiction(
     Some(said)
 }
 
+/// Why events of a category that was set as `was` do not suit `set`, and what can be done.
+fn unsuitable(was: &Set, set: &Set) -> String {
+    let name = |kind: Option<Kind>| kind.map_or("nothing", Kind::name);
+    match (was.policy.mode, set.policy.mode) {
+        (Mode::Home, Mode::Home) => {
+            "by another rule other regions are home to its streams, without having been given them. Move \
+             streams by `meridian home move`, or name a new category"
+                .to_owned()
+        }
+        (Mode::Home, _) => {
+            "what was written in turn is no operation that could be merged. Name a new category, and write \
+             there what the old streams come to"
+                .to_owned()
+        }
+        (_, Mode::Home) => {
+            "what regions wrote side by side is in no one order that a home could go on from. Name a new \
+             category, and write there what the old streams come to"
+                .to_owned()
+        }
+        (_, _) => format!(
+            "its operations are those of type {}; nobody could say what they come to as {}. Name a new category, \
+             and write there what the old streams come to",
+            name(was.kind),
+            name(set.kind)
+        ),
+    }
+}
+
 /// Says of each category that is being set whether this region holds events of it, until `cancel`.
 pub(crate) async fn answer(
     region: RegionId,
@@ -193,7 +222,7 @@ pub(crate) async fn answer(
 
 async fn answer_all(
     region: RegionId,
-    asked: BTreeMap<String, u64>,
+    asked: BTreeMap<String, Asked>,
     store: &Store,
     sequencers: &[Arc<Sequencer>],
     consensus: &dyn Consensus,
@@ -205,8 +234,14 @@ async fn answer_all(
             sleep(LOOK_EVERY).await;
         }
     }
-    for (category, change) in asked {
-        let is_free = match holds_any(store, &category).await {
+    for (category, asked) in asked {
+        let holds = async {
+            match asked.may_hold_events {
+                true => Ok(false),
+                false => holds_any(store, &category).await,
+            }
+        };
+        let is_free = match holds.await {
             Ok(holds) => !holds,
             Err(error) => {
                 warn!(category, %error, "whether there are events of a category that is being set cannot be read");
@@ -215,7 +250,7 @@ async fn answer_all(
         };
         let about = Command::AboutCategory {
             category: category.clone(),
-            change,
+            change: asked.change,
             by: region,
             is_free,
         };

@@ -97,6 +97,67 @@ fn a_category_with_events_keeps_its_policy_and_the_answer_says_where_they_are() 
 }
 
 #[test]
+fn of_a_category_with_events_only_the_isolation_changes_and_the_answer_says_why() {
+    let federation = Federation::running(&NAMES);
+    until_set(
+        &federation,
+        0,
+        "tags",
+        &json!({"mode": "crdt", "type": "or-set"}),
+    );
+    until("the policy counts", || {
+        policy(&federation, 1, "tags")["type"] == "or-set"
+    });
+    let added = json!({"events": [{"type": "T", "data": {"op": "add", "value": 1}}]});
+    let url = federation.url(1, "/v1/streams/tags-1/events");
+    assert_eq!(post(&url, &added.to_string()).unwrap().0, 200);
+    assert_eq!(append(&federation.url(0, ""), "order-1").0, 200);
+    for (category, asked, because) in [
+        (
+            "tags",
+            json!({"mode": "crdt", "type": "g-counter"}),
+            "operations are those of type or-set; nobody could say what they come to as g-counter",
+        ),
+        ("tags", json!({"mode": "home"}), "no one order that a home"),
+        (
+            "order",
+            json!({"mode": "lww"}),
+            "no operation that could be merged",
+        ),
+        (
+            "order",
+            json!({"mode": "home", "home": {"fixed": "c"}}),
+            "meridian home move",
+        ),
+    ] {
+        until("it is refused", || {
+            let (status, answer) = set(&federation, 2, category, &asked);
+            let detail = answer["detail"].as_str().unwrap_or_default();
+            status == 409 && detail.contains(because)
+        });
+    }
+    until_set(
+        &federation,
+        1,
+        "order",
+        &json!({"mode": "home", "isolation": "fenced"}),
+    );
+    for index in 0..NAMES.len() {
+        until("the isolation counts in every region", || {
+            policy(&federation, index, "order")["isolation"] == "fenced"
+        });
+        until("its streams go on", || {
+            append(&federation.url(index, ""), "order-1").0 == 200
+        });
+    }
+    until_set(&federation, 2, "order", &json!({"mode": "home"}));
+    until("it is as it was", || {
+        policy(&federation, 0, "order")["isolation"] == "available"
+    });
+    assert_eq!(policy(&federation, 0, "tags")["type"], "or-set");
+}
+
+#[test]
 fn while_it_is_being_set_writers_wait_and_no_two_regions_go_by_different_policies() {
     let federation = Federation::running(&NAMES);
     until("the federation is founded", || {

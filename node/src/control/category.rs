@@ -27,6 +27,32 @@ pub(crate) struct Set {
     pub(crate) kind: Option<Kind>,
 }
 
+impl Set {
+    /// What counts for `category`.
+    pub(crate) fn of(policies: &Policies, category: &str) -> Self {
+        Self {
+            policy: policies.of(category),
+            isolation: policies.isolation(category),
+            kind: policies.kind(category),
+        }
+    }
+
+    /// Whether it may take the place of `before` where there are events: what they come to and where their streams
+    /// are at home is as it was. What a home does that is cut off is no matter of events.
+    pub(crate) fn suits_events_of(&self, before: &Self) -> bool {
+        self.policy == before.policy && self.kind == before.kind
+    }
+}
+
+/// What a region is asked about a category that is being set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asked {
+    /// By which change.
+    pub(crate) change: u64,
+    /// Whether it need not look for events: they suit the new policy.
+    pub(crate) may_hold_events: bool,
+}
+
 /// A policy that does not count yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Pending {
@@ -34,7 +60,7 @@ pub(crate) struct Pending {
     pub(crate) change: u64,
     /// What.
     pub(crate) set: Set,
-    /// The regions that take no writes to the category, and hold no event of it.
+    /// The regions that take no writes to the category, and hold no event of it that does not suit.
     pub(crate) ready: BTreeSet<RegionId>,
 }
 
@@ -67,16 +93,22 @@ impl Federation {
         setting.is_some_and(|it| it.pending.is_some())
     }
 
-    /// The categories about which `region` has not said yet whether it holds events, by the change that asks.
-    pub(crate) fn asks_about(&self, region: RegionId) -> BTreeMap<String, u64> {
+    /// The categories about which `region` has not answered yet.
+    pub(crate) fn asks_about(&self, region: RegionId) -> BTreeMap<String, Asked> {
+        let Ok((_, policies)) = self.policies() else {
+            return BTreeMap::new();
+        };
         if !self.members().contains(&region) {
             return BTreeMap::new();
         }
         let all = self.categories.iter();
         let asked = all.filter_map(|(category, setting)| {
             let pending = setting.pending.as_ref()?;
-            let is_asked = !pending.ready.contains(&region);
-            is_asked.then(|| (category.clone(), pending.change))
+            let asked = Asked {
+                change: pending.change,
+                may_hold_events: pending.set.suits_events_of(&Set::of(&policies, category)),
+            };
+            (!pending.ready.contains(&region)).then(|| (category.clone(), asked))
         });
         asked.collect()
     }
@@ -89,11 +121,7 @@ impl Federation {
                 return Err(Refusal::Fenced { region });
             }
         }
-        let now = Set {
-            policy: policies.of(category),
-            isolation: policies.isolation(category),
-            kind: policies.kind(category),
-        };
+        let now = Set::of(&policies, category);
         // The foundation does not say how a category that it names is isolated, or what its streams are.
         let mut is_known = !foundation.categories.contains_key(category);
         if let Some(setting) = self.categories.get(category) {
@@ -258,6 +286,43 @@ mod tests {
             force: false,
         });
         assert!(!has_home(&federation));
+    }
+
+    #[test]
+    fn events_are_looked_for_unless_they_suit_the_new_policy() {
+        let may_hold = |federation: &Federation| {
+            let asked = federation.asks_about(A);
+            asked["cart"].may_hold_events
+        };
+        let mut federation = founded();
+        let fenced = Set {
+            isolation: Isolation::Fenced,
+            ..Set::default()
+        };
+        let Outcome::Changed(change) = set(&mut federation, fenced.clone()) else {
+            panic!("it can be set")
+        };
+        assert!(may_hold(&federation), "only the isolation is another");
+        for by in [A, B, C] {
+            answer(&mut federation, change, by, true);
+        }
+        let fixed = CategoryPolicy {
+            mode: Mode::Home,
+            home: HomeRule::Fixed(B),
+        };
+        for other in [
+            shared(),
+            Set {
+                policy: fixed,
+                ..fenced
+            },
+        ] {
+            let Outcome::Changed(change) = set(&mut federation, other) else {
+                panic!("it can be set")
+            };
+            assert!(!may_hold(&federation));
+            answer(&mut federation, change, A, false);
+        }
     }
 
     #[test]
