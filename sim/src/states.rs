@@ -4,8 +4,7 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use meridian_client::SettledTier;
-use meridian_client::StateTier;
+use meridian_client::{SettledTier, StateTier};
 use meridian_clock::Timestamp;
 use meridian_event::StreamId;
 use meridian_node::{Node, StateReport};
@@ -26,7 +25,9 @@ pub struct StateRead {
     pub stream: StreamId,
     /// When, since the start.
     pub at: Duration,
-    /// What is stamped no later counts; all that is held, if there is no limit.
+    /// What is stamped no later counts; all that is held, if there is no limit. A region that has just started may not
+    /// know how far the order is settled, and open a snapshot of what was final before: then it is the last event that
+    /// this has, as long as it was settled anywhere.
     pub until: Option<Timestamp>,
     /// What it showed, or why it showed nothing.
     pub shown: Result<StateReport, String>,
@@ -38,11 +39,16 @@ pub struct States {
     reads: Vec<StateRead>,
     turn: usize,
     last: Duration,
+    // Up to where any region has ever said that the order is settled.
+    settled: Timestamp,
 }
 
 impl States {
     /// Reads the settled state of one of `streams` in each of the running `nodes`, now and then.
     pub fn look(&mut self, nodes: &[(usize, String, &Node)], streams: &[StreamId], at: Duration) {
+        for (_, _, node) in nodes {
+            self.settled = self.settled.max(node.watermark(SettledTier::Stable));
+        }
         if streams.is_empty() || at < self.last + LOOK_EVERY {
             return;
         }
@@ -50,7 +56,10 @@ impl States {
         self.turn += 1;
         let stream = &streams[self.turn % streams.len()];
         for (region, name, node) in nodes {
-            let read = read(*region, name, node, stream, StateTier::Stable, at);
+            let mut read = read(*region, name, node, stream, StateTier::Stable, at);
+            if let (Some(until), Ok(shown)) = (&mut read.until, &read.shown) {
+                *until = (*until).max(shown.order_key.timestamp.min(self.settled));
+            }
             // Damage, or a read that went wrong, is looked at again another time.
             self.reads.extend(read.shown.is_ok().then_some(read));
         }

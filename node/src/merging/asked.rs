@@ -61,7 +61,8 @@ impl StateReport {
 }
 
 impl Node {
-    /// What `stream` comes to here.
+    /// What `stream` comes to here. Of the tier `stable` all events up to the watermark count, and at most those up to a
+    /// later place that was final before this node started, if its snapshot has them.
     ///
     /// # Errors
     /// When what regions write to it is not merged, or the log cannot be read.
