@@ -129,6 +129,8 @@ impl Identity {
 
 /// Says that the folder lost a log that is still being taken back from peers.
 const LOST_PATH: &str = "log-lost";
+/// There while a folder that was put back from a backup has not been told apart from one that was left here.
+const RESTORED_PATH: &str = "restored";
 
 /// Whether an earlier start found the log lost, and was ended before it had taken all of it back:
 /// what is there by now may be a part.
@@ -139,6 +141,22 @@ pub(crate) fn is_lost(disk: &dyn Disk) -> std::io::Result<bool> {
 /// Makes durable that the log is lost. To be called before anything of it is taken back.
 pub(crate) fn note_lost(disk: &dyn Disk) -> std::io::Result<()> {
     checked_file::replace(disk, LOST_PATH, b"")
+}
+
+/// Makes durable that the folder was put back from a backup, of an age that nobody knows.
+pub(crate) fn note_restored(disk: &dyn Disk) -> std::io::Result<()> {
+    checked_file::replace(disk, RESTORED_PATH, b"")
+}
+
+/// Whether the folder was put back from a backup, and not all of that has been dealt with.
+pub(crate) fn is_restored(disk: &dyn Disk) -> std::io::Result<bool> {
+    disk.exists(RESTORED_PATH)
+}
+
+/// Whatever is to be forgotten of a folder that was put back is forgotten.
+pub(crate) fn forget_restored(disk: &dyn Disk) -> std::io::Result<()> {
+    disk.remove(RESTORED_PATH)?;
+    disk.sync_dir("")
 }
 
 /// All of the log has been taken back, as far as all peers know.

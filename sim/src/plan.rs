@@ -26,6 +26,9 @@ pub struct Plan {
     /// How many of the points in our code, in a hundred, do what is right but unusual.
     #[serde(default)]
     pub points_percent: u32,
+    /// When the disks of all regions are copied; a disk that is lost later is replaced by its copy. Zero for never.
+    #[serde(default)]
+    pub backup_ms: u64,
     /// Every node keeps a read model, in a SQLite file.
     #[serde(default)]
     pub read_models: bool,
@@ -463,6 +466,7 @@ impl Plan {
             partitions: 2,
             segment_kib: 256,
             points_percent: 0,
+            backup_ms: 0,
             read_models: false,
             live_read_models: false,
             failover_ms: 0,
@@ -661,6 +665,10 @@ impl Plan {
             false => *rng.pick(&[0, 0, 0, 50]),
         };
         plan.load.draw_merged(&mut Rng::part(seed, "merged"));
+        let mut rng = Rng::part(seed, "backups");
+        if rng.below(2) == 0 {
+            plan.backup_ms = rng.between(500, plan.chaos_ms);
+        }
         plan.load.created = Rng::part(seed, "created").below(3) == 0;
         if plan.load.created {
             // So many that some are created while things go wrong.

@@ -31,7 +31,9 @@ pub const REQUIRED: &[&str] = &[
 /// Those that more seeds reach.
 pub const OTHERS: &[&str] = &[
     "a block came that was already held",
+    "a folder was put back from a backup",
     "a home was declined for its timestamps",
+    "a lost disk was replaced from a backup",
     "a region created a stream",
     "a region left for good",
     "a region was told who had created a stream",
@@ -64,6 +66,7 @@ pub const OTHERS: &[&str] = &[
     "a seal waited for what was on its way to the disk",
     "an answer waited for a block that held nothing of it",
     "a merged stream's end was looked for beside damage",
+    "a session waited for what stands below a gap",
     "a state was read with what was not written after all",
     "a stream was folded while its own events were under way",
     "an operation counts again that a fence had cut off",

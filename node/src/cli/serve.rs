@@ -36,6 +36,10 @@ pub(crate) struct Args {
     /// What is logged, as in `info` or `warn,meridian_replication=debug`
     #[arg(long, env = "MERIDIAN_LOG", default_value = "info")]
     log: String,
+    /// The data folder was put back from a backup: take no writes before every other region has said what this one
+    /// wrote since. Needed for one start only; an empty file `restored` in the folder says the same
+    #[arg(long)]
+    restored: bool,
     /// Check the configuration and the certificates it names, then stop
     #[arg(long)]
     check: bool,
@@ -100,9 +104,11 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<Outcome> {
     let seams = Seams::host(&loaded.node.data)
         .with_context(|| format!("open the data folder {}", loaded.node.data.display()))?;
     let config = loaded.node;
-    let mut node = Node::start(config.clone(), seams.clone())
-        .await
-        .context("start the node")?;
+    let started = match args.restored {
+        true => Node::start_restored(config.clone(), seams.clone()).await,
+        false => Node::start(config.clone(), seams.clone()).await,
+    };
+    let mut node = started.context("start the node")?;
     tracing::info!(
         config = %args.config.display(),
         http = %node.http_addr(),

@@ -138,6 +138,25 @@ pub(super) fn known(disk: &dyn Disk) -> Result<Federation, OpenError> {
         .unwrap_or(known))
 }
 
+/// Forgets how this region has voted and what it was about to decide, of a disk that may be older than its votes: it
+/// votes as somebody else from now on. What it knows to be decided stays known.
+///
+/// # Errors
+/// When the files cannot be read or written.
+pub(super) fn forget_votes(disk: &dyn Disk) -> Result<(), OpenError> {
+    let known = known(disk)?;
+    let told: Option<Federation> = load(disk, TOLD_PATH)?;
+    if told.is_none_or(|told| told.version < known.version) {
+        store(disk, TOLD_PATH, &known).map_err(OpenError::Write)?;
+    }
+    for path in [LOG_PATH, STATE_PATH] {
+        if disk.exists(path).map_err(OpenError::Write)? {
+            disk.remove(path).map_err(OpenError::Write)?;
+        }
+    }
+    disk.sync_dir("control").map_err(OpenError::Write)
+}
+
 impl Kept {
     /// Opens the files below `disk`. Where there are none, whoever votes from here does so as `life`.
     ///

@@ -45,6 +45,14 @@ pub(crate) fn known(disk: &dyn meridian_store::Disk) -> Result<Federation, Strin
     kept::known(disk).map_err(|error| plane::explain(&error))
 }
 
+/// Forgets how this region has voted, of a disk that may be older than its votes. What it knows to be decided stays.
+///
+/// # Errors
+/// When its files cannot be read or written.
+pub(crate) fn forget_votes(disk: &dyn meridian_store::Disk) -> Result<(), String> {
+    kept::forget_votes(disk).map_err(|error| plane::explain(&error))
+}
+
 /// Why a proposal has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ProposeError {

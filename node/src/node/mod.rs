@@ -13,7 +13,7 @@ use meridian_client::{AppendError, AppendRequest, Appended, Topology, server};
 use meridian_clock::{Hlc, LogId, PartitionId, Promise, RegionId, SkewGuard, VersionVector};
 use meridian_conflict::Policies;
 use meridian_event::StreamId;
-use meridian_points::{Bug, buggify, planted};
+use meridian_points::{Bug, buggify, planted, reached};
 use meridian_replication::link::Marks;
 use meridian_replication::{Endpoint, EndpointKeys, Incoming, Links, LinksConfig};
 use meridian_store::{Disk, Health, ScrubCursor, Store, StoreOptions};
@@ -39,7 +39,10 @@ use crate::feed::Feeds;
 use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason, take_only_own};
 use crate::gate::{Gate, Memory, Verdict};
 use crate::homes::{Homes, hand_over, keep_lease};
-use crate::identity::{FirstWrite, Identity, is_lost, note_found, note_lost};
+use crate::identity::{
+    FirstWrite, Identity, forget_restored, is_lost, is_restored, note_found, note_lost,
+    note_restored,
+};
 use crate::merging::{Ledger, Merging, keep_snapshots};
 use crate::metrics::{Metrics, Origin};
 use crate::projections::{Lane, Projections};
@@ -113,10 +116,27 @@ impl Node {
     /// When the folder, the certificates or an address cannot be used.
     pub async fn start(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, StartError> {
         let span = info_span!("start", region = %config.region);
-        Self::start_inner(config, seams).instrument(span).await
+        let started = Self::start_inner(config, seams, false);
+        started.instrument(span).await
     }
 
-    async fn start_inner(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, StartError> {
+    /// [`Node::start`] in a folder that was put back from a backup. Nothing is written in the region's own logs before
+    /// every peer has said how far it holds them and all of that is taken back; nor does the node vote as the one it
+    /// was. Needed once: the folder remembers it.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub async fn start_restored(config: NodeConfig, seams: Seams) -> Result<Arc<Self>, StartError> {
+        let span = info_span!("start", region = %config.region);
+        let started = Self::start_inner(config, seams, true);
+        started.instrument(span).await
+    }
+
+    async fn start_inner(
+        config: NodeConfig,
+        seams: Seams,
+        restored: bool,
+    ) -> Result<Arc<Self>, StartError> {
         let own = check(&config)?.clone();
         let policies = Arc::new(config.policies()?);
         let tls = Arc::new(load_certificates(&config, &own, &seams.tls)?);
@@ -132,7 +152,19 @@ impl Node {
             ..StoreOptions::default()
         };
         let (store, recovery) = Store::open(Arc::clone(&disk), options)?;
-        let identity = Identity::load(&*disk, &config)?;
+        let mut identity = Identity::load(&*disk, &config)?;
+        if restored {
+            note_restored(&*disk).map_err(StartError::Disk)?;
+        }
+        if is_restored(&*disk).map_err(StartError::Disk)? {
+            reached("a folder was put back from a backup");
+            crate::control::forget_votes(&*disk).map_err(StartError::Control)?;
+            note_lost(&*disk).map_err(StartError::Disk)?;
+            // Places in the order of arrival that were given out since the backup are none any more.
+            let renewed = Identity::create(&*disk, &config, &*seams.random, false)?;
+            identity = Some(renewed);
+            forget_restored(&*disk).map_err(StartError::Disk)?;
+        }
         let memory = match is_lost(&*disk).map_err(StartError::Disk)? {
             true => Memory::Lost,
             // Nothing is left of a log that was put aside as a whole.

@@ -294,9 +294,11 @@ pub(super) fn report(recovery: &Recovery, memory: Memory) {
         );
     }
     if memory == Memory::Lost {
-        warn!(
-            "the data folder is empty: either it once held a log, or this region is new; peers are asked"
-        );
+        let why = match recovery.was_empty {
+            true => "it is empty: either it once held a log, or this region is new",
+            false => "it was put back from a backup, or is still being filled again",
+        };
+        warn!("the data folder may lack what this region wrote, and every peer is asked: {why}");
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) enum Act {
     Certify(usize),
     ListAll(usize),
     Ask(usize, Order),
+    BackUp,
 }
 
 impl World {
@@ -106,6 +107,7 @@ impl World {
             Act::Certify(region) => self.certify(region, false),
             Act::ListAll(region) => self.list_all(region),
             Act::Ask(by, order) => self.orders[by].give(order),
+            Act::BackUp => self.machines.iter().for_each(|it| it.back_up()),
         }
     }
 
@@ -298,7 +300,9 @@ impl World {
                 self.settled.lost(region);
                 self.states.forget(region);
                 self.kill(region, true, down_ms);
-                self.machines[region].replace_disk();
+                if self.machines[region].replace_disk() {
+                    self.rare("a lost disk was replaced from a backup");
+                }
             }
         }
     }

@@ -74,6 +74,9 @@ pub struct Machine {
 
 struct Changing {
     disk: SimDisk,
+    backup: Option<SimDisk>,
+    // Whether the disk was put back from a backup, and it has not started since.
+    restored: bool,
     // Where its read models are: files that the simulated power does not reach.
     read_models: Option<TempDir>,
     node: Weak<Node>,
@@ -157,6 +160,8 @@ impl Machine {
             founders: parts.founders,
             changing: Mutex::new(Changing {
                 disk: SimDisk::new(rng.next_u64()),
+                backup: None,
+                restored: false,
                 read_models: (!parts.projections.is_empty()).then(folder),
                 node: Weak::new(),
                 rng,
@@ -188,16 +193,26 @@ impl Machine {
         Some(folder.path().to_owned())
     }
 
-    /// Gives it an empty disk.
-    pub fn replace_disk(&self) {
+    /// Copies its disk, as it is on the medium now.
+    pub fn back_up(&self) {
         let mut changing = self.changing();
         let seed = changing.rng.next_u64();
-        changing.disk = SimDisk::new(seed);
+        changing.backup = Some(changing.disk.backup(seed));
+    }
+
+    /// Gives it an empty disk, or the copy that was made of its own; whether it was a copy.
+    pub fn replace_disk(&self) -> bool {
+        let mut changing = self.changing();
+        let seed = changing.rng.next_u64();
+        let backup = changing.backup.take();
+        changing.restored = backup.is_some();
+        changing.disk = backup.unwrap_or_else(|| SimDisk::new(seed));
         if changing.read_models.is_some() {
             changing.read_models = Some(folder());
         }
         self.lives.fetch_add(1, Ordering::Relaxed);
         changing.reported.clear();
+        changing.restored
     }
 
     /// Takes note of what is committed: whatever happens to the node, its disk must keep it.
@@ -326,7 +341,8 @@ impl Machine {
 
     // Runs a node until it is told to stop, or asks to be started anew: then true.
     async fn run_once(self: &Arc<Self>, seams: &Seams) -> bool {
-        let node = match start(&self.config(), seams).await {
+        let restored = mem::take(&mut self.changing().restored);
+        let node = match start(&self.config(), seams, restored).await {
             Ok(node) => node,
             Err(error) => {
                 let error = format!("{:#}", anyhow::Error::from(error));
@@ -392,11 +408,20 @@ const LISTEN_AGAIN: Duration = Duration::from_millis(100);
 const LISTEN_ATTEMPTS: u32 = 100;
 
 // As `meridian serve` does: the sockets of a node that has just stopped close a moment later.
-async fn start(config: &NodeConfig, seams: &Seams) -> Result<Arc<Node>, StartError> {
+async fn start(
+    config: &NodeConfig,
+    seams: &Seams,
+    restored: bool,
+) -> Result<Arc<Node>, StartError> {
     let mut attempts = 0;
     loop {
         attempts += 1;
-        match Node::start(config.clone(), seams.clone()).await {
+        let (config, seams) = (config.clone(), seams.clone());
+        let started = match restored {
+            true => Node::start_restored(config, seams).await,
+            false => Node::start(config, seams).await,
+        };
+        match started {
             Err(StartError::Listen { .. }) if attempts < LISTEN_ATTEMPTS => {
                 sleep(LISTEN_AGAIN).await;
             }

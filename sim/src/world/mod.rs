@@ -410,6 +410,9 @@ impl World {
             stranded_lost: Vec::new(),
             two_homes: Vec::new(),
         };
+        if plan.backup_ms > 0 {
+            world.later(plan.backup_ms, Act::BackUp);
+        }
         for fault in &plan.faults {
             world.later(fault.at_ms, Act::Begin(fault.kind.clone()));
         }

@@ -99,6 +99,31 @@ impl SimDisk {
         }
     }
 
+    /// A disk of its own with what is on the medium of this one now, as a copy of its folder has it; its crashes are
+    /// drawn from `seed`.
+    #[must_use]
+    pub fn backup(&self, seed: u64) -> Self {
+        let state = self.lock_state();
+        let backup = Self::new(seed);
+        let mut copy = backup.lock_state();
+        copy.next_file = state.next_file;
+        copy.folders = state.folders.clone();
+        copy.names = state.durable_names.clone();
+        copy.durable_names = state.durable_names.clone();
+        for number in state.durable_names.values() {
+            if let Some(file) = state.files.get(number) {
+                let content = File {
+                    seen: file.durable.clone(),
+                    durable: file.durable.clone(),
+                    ..File::default()
+                };
+                copy.files.insert(*number, content);
+            }
+        }
+        drop(copy);
+        backup
+    }
+
     /// Pulls the plug: of what was not synced, a random part stays, torn at sectors of 512 bytes.
     /// Handles opened before are dead; locks are free; faults that were asked for are forgotten.
     pub fn crash(&self) {

@@ -1,0 +1,109 @@
+//! A data folder that was put back from a backup: positions are never given out twice.
+
+#![expect(
+    clippy::unwrap_used,
+    reason = "a test that cannot go on says so by panicking"
+)]
+#![expect(
+    clippy::disallowed_methods,
+    reason = "files of a node that is stopped are put back, and it is waited for what must not happen"
+)]
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::thread::sleep;
+use std::time::Duration;
+
+use serde_json::json;
+use support::{Federation, count};
+
+const NAMES: [&str; 3] = ["a", "b", "c"];
+const C: usize = 2;
+/// Longer than a node with a sound log waits for peers that do not answer.
+const A_WHILE: Duration = Duration::from_secs(2);
+
+/// So many streams whose home is region `c`, each with one event.
+fn streams_of_c(federation: &Federation, wanted: usize) -> Vec<String> {
+    let mut found = Vec::new();
+    for number in 0u32.. {
+        let stream = format!("order-{number}");
+        let appended = federation.append_surely(C, &stream, u128::from(number) + 1);
+        if appended["home"] == "c" {
+            found.push(stream);
+        }
+        if found.len() == wanted {
+            break;
+        }
+    }
+    found
+}
+
+fn copy(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status();
+    assert!(copied.unwrap().success());
+}
+
+fn put_back(backup: &Path, data: &Path) {
+    fs::remove_dir_all(data).unwrap();
+    copy(backup, data);
+    fs::write(data.join("restored"), "").unwrap();
+}
+
+#[test]
+fn a_folder_that_was_put_back_is_written_to_once_all_peers_have_said_what_it_lacks() {
+    let mut federation = Federation::running(&NAMES);
+    let streams = streams_of_c(&federation, 5);
+    let all = [0, 1, 2];
+    let written = count(&federation.digest(C).unwrap());
+    federation.until_agreed(&all, written);
+    federation.stop(C);
+    let backup = federation.folder().join("backup");
+    copy(federation.data(C), &backup);
+    federation.start(C);
+    federation.until_ready(C);
+    for (id, stream) in (10_000..).zip(streams.iter().cycle().take(50)) {
+        federation.append_surely(C, stream, id);
+    }
+    let written = count(&federation.digest(C).unwrap());
+    federation.until_agreed(&all, written);
+    let before = federation.digest(C).unwrap();
+
+    federation.kill(C);
+    federation.stop(0);
+    federation.stop(1);
+    put_back(&backup, federation.data(C));
+    federation.start(C);
+    sleep(A_WHILE);
+    let (status, refused) = federation.append(C, &streams[0], 20_000);
+    assert_eq!(
+        (status, &refused["code"]),
+        (503, &json!("unavailable")),
+        "{refused}"
+    );
+    let why = refused["detail"].as_str().unwrap();
+    assert!(why.contains("no answer yet from region"), "{why}");
+    assert!(!federation.has(C, "restored"), "it is dealt with");
+    // One answer is not enough: the other peer may hold more.
+    federation.start(0);
+    federation.until_ready(0);
+    sleep(A_WHILE);
+    let (status, refused) = federation.append(C, &streams[0], 20_000);
+    assert_eq!(status, 503, "{refused}");
+
+    federation.start(1);
+    federation.until_ready(C);
+    federation.until_agreed(&all, written);
+    assert_eq!(federation.digest(C).unwrap(), before);
+    for (id, stream) in (30_000..).zip(&streams) {
+        federation.append_surely(C, stream, id);
+    }
+    federation.until_agreed(&all, written + 5);
+    for index in all {
+        federation.stop(index);
+        let (sound, said) = federation.verify(index);
+        assert!(sound, "{said}");
+    }
+}
