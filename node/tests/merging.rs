@@ -13,6 +13,8 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use support::merged::{agreed, set_up, state};
@@ -417,8 +419,11 @@ fn what_a_lost_region_wrote_counts_again_when_it_comes_back_and_wins_over_nothin
     }
     federation.start(2);
     until("all that it wrote is home", || {
-        let counted = get(&federation.url(0, "/v1/streams/pncounter-1/state"));
-        counted.is_some_and(|(_, state)| state["value"] == 4)
+        let status = get(&federation.url(2, "/v1/status"));
+        status.is_some_and(|(_, status)| {
+            let readmission = &status["readmission"];
+            readmission["total"] == 9 && readmission["left"] == 0
+        })
     });
     federation.until_ready(2);
     assert_eq!(agreed(&federation, "pncounter-1"), json!(4));
@@ -551,4 +556,31 @@ fn long_streams_are_opened_from_files_and_from_the_log_when_these_are_bad() {
     held.insert(gone);
     let expected = |value: &Value| value.as_array().unwrap().len() == held.len();
     assert!(expected(&agreed(&federation, "orset-1")));
+}
+
+#[test]
+fn the_command_follows_a_state_across_a_restart_and_says_nothing_twice() {
+    let mut federation = Federation::running(&NAMES);
+    set_up(&federation);
+    let add = |by: u64| json!({"op": "add", "by": by});
+    written(&federation, 0, "gcounter-1", &add(1));
+    let mut following = Command::new(env!("CARGO_BIN_EXE_meridian"))
+        .args(["state", "gcounter-1", "--follow", "--url"])
+        .arg(federation.url(0, ""))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(following.stdout.take().unwrap()).lines();
+    let mut next = || lines.next().unwrap().unwrap();
+    assert_eq!(next(), "1");
+    written(&federation, 0, "gcounter-1", &add(2));
+    assert_eq!(next(), "3");
+    federation.stop(0);
+    federation.start(0);
+    federation.until_ready(0);
+    written(&federation, 0, "gcounter-1", &add(3));
+    assert_eq!(next(), "6");
+    following.kill().unwrap();
+    following.wait().unwrap();
 }

@@ -10,6 +10,7 @@ mod consumer;
 mod demo;
 mod door;
 mod event;
+mod following;
 mod home;
 mod import;
 mod init;

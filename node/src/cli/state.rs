@@ -5,6 +5,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::door::{Door, DoorError, Target};
+use super::following::{Follower, Message, follow};
 use super::{Outcome, Output};
 
 /// What `meridian state` takes.
@@ -15,6 +16,9 @@ pub(crate) struct Args {
     /// How much of what was written counts
     #[arg(long, value_enum, default_value = "live")]
     tier: Tier,
+    /// Go on with whatever it comes to, a line each, across lost connections, until interrupted
+    #[arg(long, short = 'f')]
+    follow: bool,
     #[command(flatten)]
     target: Target,
 }
@@ -33,8 +37,18 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         Tier::Live => "live",
         Tier::Stable => "stable",
     };
-    let path = ["v1", "streams", &args.stream, "state"];
-    let request = door.request(Method::GET, &path).query(&[("tier", tier)]);
+    if args.follow {
+        let mut followed = Followed {
+            door,
+            stream: args.stream,
+            tier,
+            output,
+            digest: None,
+        };
+        follow(&mut followed).await?;
+        return Ok(Outcome::Done);
+    }
+    let request = request(&door, &args.stream, tier);
     let state: Value = door.json(request).await.map_err(DoorError::into_failure)?;
     if output.is_json() {
         output.json(&state)?;
@@ -60,4 +74,50 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         output.table(&["event", "origin", "value", "lost to"], rows)?;
     }
     Ok(Outcome::Done)
+}
+
+fn request(door: &Door, stream: &str, tier: &str) -> reqwest::RequestBuilder {
+    let request = door.request(Method::GET, &["v1", "streams", stream, "state"]);
+    request.query(&[("tier", tier)])
+}
+
+/// A state that is followed.
+struct Followed {
+    door: Door,
+    stream: String,
+    tier: &'static str,
+    output: Output,
+    // Of the state that was printed last.
+    digest: Option<String>,
+}
+
+impl Follower for Followed {
+    fn door(&self) -> &Door {
+        &self.door
+    }
+
+    fn request(&self) -> reqwest::RequestBuilder {
+        let request = request(&self.door, &self.stream, self.tier);
+        match &self.digest {
+            Some(digest) => request.header("last-event-id", digest),
+            None => request,
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        false
+    }
+
+    fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        if !message.data.is_empty() {
+            let state: Value = serde_json::from_str(&message.data)
+                .map_err(|error| anyhow::anyhow!("a state cannot be read: {error}"))?;
+            match self.output.is_json() {
+                true => self.output.json_line(&state)?,
+                false => self.output.line(&state["value"].to_string())?,
+            }
+        }
+        self.digest = message.id.or(self.digest.take());
+        Ok(())
+    }
 }

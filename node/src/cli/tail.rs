@@ -1,21 +1,16 @@
 //! `meridian tail`: all events, as they arrived in a region or in the one order of all regions.
 
 use std::io::Write;
-use std::time::Duration;
 
-use futures_util::StreamExt;
-use reqwest::{Method, header};
+use reqwest::Method;
 
-use super::door::{Door, DoorError, Problem, Target};
+use super::door::{Door, DoorError, Target};
 use super::event::{Event, EventsPage};
+use super::following::{Follower, Message, follow};
 use super::{Outcome, Output};
 
 /// How many events are asked for at a time.
 const PAGE_EVENTS: u64 = 1000;
-/// How long to wait before a connection that broke is made again.
-const RECONNECT_AFTER: Duration = Duration::from_secs(1);
-/// A node sends something at least this often; a connection silent for longer is dead.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
 
 /// What `meridian tail` takes.
 #[derive(Debug, clap::Args)]
@@ -73,10 +68,7 @@ pub(crate) async fn run(args: Args, output: Output) -> anyhow::Result<Outcome> {
         output,
     };
     if tail.args.follow {
-        tokio::select! {
-            followed = tail.follow() => followed?,
-            interrupted = tokio::signal::ctrl_c() => interrupted?,
-        }
+        follow(&mut tail).await?;
     } else {
         tail.read_to_the_end().await?;
     }
@@ -100,7 +92,7 @@ impl Tail {
         self.args.limit.unwrap_or(u64::MAX) - self.printed
     }
 
-    fn request(&self, limit: Option<u64>) -> reqwest::RequestBuilder {
+    fn request_up_to(&self, limit: Option<u64>) -> reqwest::RequestBuilder {
         let mut query = vec![("tier", self.args.tier.name().to_owned())];
         if !self.cursor.is_empty() {
             query.push(("after", self.cursor.clone()));
@@ -120,7 +112,7 @@ impl Tail {
 
     async fn read_to_the_end(&mut self) -> anyhow::Result<()> {
         while self.left() > 0 {
-            let request = self.request(Some(self.left().min(PAGE_EVENTS)));
+            let request = self.request_up_to(Some(self.left().min(PAGE_EVENTS)));
             let page: EventsPage = self
                 .door
                 .json(request)
@@ -136,64 +128,6 @@ impl Tail {
             }
         }
         Ok(())
-    }
-
-    /// Follows on until the limit is reached.
-    async fn follow(&mut self) -> anyhow::Result<()> {
-        let mut connected = false;
-        while self.left() > 0 {
-            let request = self
-                .request(None)
-                .header(header::ACCEPT, "text/event-stream");
-            let broke = match self.door.send(request).await {
-                Ok(response) => {
-                    connected = true;
-                    self.follow_one(response).await?
-                }
-                // A node that was never there is a mistake in the URL; one that goes away comes back.
-                Err(error) if connected && may_pass(&error) => {
-                    format!("{:#}", anyhow::Error::new(error))
-                }
-                Err(error) => return Err(error.into_failure()),
-            };
-            if self.left() > 0 {
-                let _ = writeln!(std::io::stderr(), "meridian: {broke}; connecting again");
-                tokio::time::sleep(RECONNECT_AFTER).await;
-            }
-        }
-        Ok(())
-    }
-
-    /// Prints what one connection brings. Returns how it broke.
-    async fn follow_one(&mut self, response: reqwest::Response) -> anyhow::Result<String> {
-        let mut bytes = response.bytes_stream();
-        let mut messages = Messages::default();
-        loop {
-            let chunk = match tokio::time::timeout(SILENCE_MAX, bytes.next()).await {
-                Ok(Some(Ok(chunk))) => chunk,
-                Ok(Some(Err(_))) => return Ok("the connection was lost".to_owned()),
-                Ok(None) => return Ok("the node closed the connection".to_owned()),
-                Err(_) => return Ok("the node has gone silent".to_owned()),
-            };
-            for message in messages.push(&chunk) {
-                if message.name == "error" {
-                    let problem = Problem::parse(message.data.as_bytes());
-                    let detail = problem.map_or(message.data, |problem| problem.detail);
-                    return Ok(format!("the node ended the stream: {detail}"));
-                }
-                if !message.data.is_empty() {
-                    let event: Event = serde_json::from_str(&message.data)
-                        .map_err(|error| anyhow::anyhow!("an event cannot be read: {error}"))?;
-                    self.print(&event)?;
-                }
-                if let Some(id) = message.id {
-                    self.cursor = id;
-                }
-                if self.left() == 0 {
-                    return Ok(String::new());
-                }
-            }
-        }
     }
 
     fn print(&mut self, event: &Event) -> anyhow::Result<()> {
@@ -215,104 +149,28 @@ impl Tail {
     }
 }
 
-/// Whether trying again later can help.
-fn may_pass(error: &DoorError) -> bool {
-    match error {
-        DoorError::Unreachable { .. } => true,
-        DoorError::Refused { problem } => problem.code == "unavailable",
-        DoorError::Stranger { .. } => false,
-    }
-}
-
-/// One message of an event stream.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Message {
-    name: String,
-    id: Option<String>,
-    data: String,
-}
-
-/// Puts messages together from the pieces in which an event stream arrives.
-#[derive(Default)]
-struct Messages {
-    buffered: Vec<u8>,
-    current: Message,
-}
-
-impl Messages {
-    /// Takes the next piece and returns the messages that it completes.
-    fn push(&mut self, piece: &[u8]) -> Vec<Message> {
-        self.buffered.extend_from_slice(piece);
-        let mut complete = Vec::new();
-        let mut start = 0;
-        while let Some(length) = self.buffered[start..]
-            .iter()
-            .position(|byte| *byte == b'\n')
-        {
-            let line = String::from_utf8_lossy(&self.buffered[start..start + length]).into_owned();
-            start += length + 1;
-            self.line(line.strip_suffix('\r').unwrap_or(&line), &mut complete);
-        }
-        self.buffered.drain(..start);
-        complete
+impl Follower for Tail {
+    fn door(&self) -> &Door {
+        &self.door
     }
 
-    fn line(&mut self, line: &str, complete: &mut Vec<Message>) {
-        if line.is_empty() {
-            let mut message = std::mem::take(&mut self.current);
-            if message.data.ends_with('\n') {
-                message.data.pop();
-            }
-            if message != Message::default() {
-                complete.push(message);
-            }
-            return;
-        }
-        let (field, value) = line.split_once(':').unwrap_or((line, ""));
-        let value = value.strip_prefix(' ').unwrap_or(value);
-        match field {
-            "event" => value.clone_into(&mut self.current.name),
-            "id" => self.current.id = Some(value.to_owned()),
-            "data" => {
-                self.current.data.push_str(value);
-                self.current.data.push('\n');
-            }
-            // `retry`, comments (an empty field name), and what may come later.
-            _ => {}
-        }
+    fn request(&self) -> reqwest::RequestBuilder {
+        self.request_up_to(None)
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+    fn is_done(&self) -> bool {
+        self.left() == 0
+    }
 
-    const STREAM: &str = "retry: 1000\n: hello\n\nid: 7\ndata: {\"a\":\ndata: 1}\n\n: heartbeat\nid: 9\n\nevent: error\ndata: {}\r\n\r\n";
-
-    #[test]
-    fn messages_are_the_same_however_the_stream_is_cut() {
-        let whole = Messages::default().push(STREAM.as_bytes());
-        let message = |name: &str, id: Option<&str>, data: &str| Message {
-            name: name.to_owned(),
-            id: id.map(str::to_owned),
-            data: data.to_owned(),
-        };
-        assert_eq!(
-            whole,
-            [
-                message("", Some("7"), "{\"a\":\n1}"),
-                message("", Some("9"), ""),
-                message("error", None, "{}"),
-            ]
-        );
-        for size in 1..STREAM.len() {
-            let mut messages = Messages::default();
-            let cut: Vec<Message> = STREAM
-                .as_bytes()
-                .chunks(size)
-                .flat_map(|piece| messages.push(piece))
-                .collect();
-            assert_eq!(cut, whole, "cut every {size} bytes");
+    fn take(&mut self, message: Message) -> anyhow::Result<()> {
+        if !message.data.is_empty() {
+            let event: Event = serde_json::from_str(&message.data)
+                .map_err(|error| anyhow::anyhow!("an event cannot be read: {error}"))?;
+            self.print(&event)?;
         }
+        if let Some(id) = message.id {
+            self.cursor = id;
+        }
+        Ok(())
     }
 }
