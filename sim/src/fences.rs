@@ -4,6 +4,7 @@
 //! look lost, and change nothing else. Some plans have a whole story instead (`Story`), which chance alone
 //! hardly ever tells; in most of them nothing else goes wrong.
 
+use crate::members;
 use crate::plan::{Fault, FaultKind, Plan};
 use crate::rng::Rng;
 
@@ -33,6 +34,60 @@ pub fn draw(plan: &mut Plan) {
         plan.failover_ms = *rng.pick(&[1_000, 2_500, 6_000]);
     }
     plan.faults.sort_by_key(|fault| fault.at_ms);
+}
+
+/// A small plan of `seed` that is about nothing else: a story, regions that put others out by themselves, or members that
+/// change, with little load, so that thousands can be run.
+pub fn plan(seed: u64) -> Plan {
+    let mut rng = Rng::part(seed, "fences alone");
+    let mut plan = Plan::calm(seed).among(3);
+    plan.draw_world(&mut rng);
+    plan.chaos_ms = 8_000;
+    plan.partitions = *rng.pick(&[1, 1, 2]);
+    plan.segment_kib = *rng.pick(&[64, 256]);
+    plan.points_percent = *rng.pick(&[0, 0, 25, 50]);
+    if plan.points_percent > 0 {
+        // What is acknowledged late takes its time, and is right.
+        plan.heal_ms *= 3;
+    }
+    let load = &mut plan.load;
+    load.writers = *rng.pick(&[1, 2, 3]);
+    load.streams = *rng.pick(&[4, 12]);
+    load.shared_streams = 2;
+    load.pause_ms = *rng.pick(&[60, 150, 300]);
+    load.batch_max = *rng.pick(&[1, 3]);
+    load.conditional_percent = *rng.pick(&[0, 30, 70]);
+    load.regions_percent = *rng.pick(&[0, 20, 40]);
+    load.repeat_percent = *rng.pick(&[0, 10, 30]);
+    load.timeout_ms = *rng.pick(&[1_500, 4_000]);
+    load.http_writers = *rng.pick(&[0, 0, 1]);
+    load.import_lanes = *rng.pick(&[0, 0, 0, 2]);
+    load.moves_ms = *rng.pick(&[0, 0, 400, 1_500]);
+    load.fenced_percent = *rng.pick(&[0, 0, 50, 100]);
+    load.merged_percent = *rng.pick(&[0, 0, 30]);
+    load.merged_streams = 1;
+    load.created = rng.percent(25);
+    if rng.percent(25) {
+        plan.backup_ms = rng.between(500, 4_000);
+    }
+    match rng.below(20) {
+        0..4 => {
+            members::tell(&mut plan, &mut rng);
+        }
+        4 | 5 => {
+            plan.failover_ms = *rng.pick(&[1_000, 2_500]);
+            let region = index(rng.below(plan.regions.len() as u64));
+            let at_ms = rng.between(1_500, 4_000);
+            let kind = FaultKind::Isolate {
+                region,
+                for_ms: rng.between(2_000, 7_000),
+            };
+            plan.faults.push(Fault { at_ms, kind });
+        }
+        _ => tell(&mut plan, &mut rng),
+    }
+    plan.faults.sort_by_key(|fault| fault.at_ms);
+    plan
 }
 
 // Those who see that a region does not answer, and those who are wrong about it.

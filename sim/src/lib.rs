@@ -16,6 +16,7 @@ pub mod kept;
 pub mod load;
 pub mod losses;
 pub mod members;
+pub mod merges;
 pub mod picture;
 pub mod plan;
 pub mod rare;

@@ -17,7 +17,8 @@ pub fn draw(plan: &mut Plan) {
     }
 }
 
-fn tell(plan: &mut Plan, rng: &mut Rng) {
+/// Makes `plan` one of these.
+pub(crate) fn tell(plan: &mut Plan, rng: &mut Rng) {
     if rng.percent(60) {
         plan.faults.clear();
     }

@@ -584,18 +584,7 @@ impl Plan {
         plan.chaos_ms = rng.between(8_000, 30_000);
         plan.partitions = *rng.pick(&[1, 1, 2, 4]);
         plan.segment_kib = *rng.pick(&[64, 64, 256, 1024]);
-        for region in &mut plan.regions {
-            region.skew_ms = rng.between(0, 200).cast_signed() - 100;
-            region.drift_ppm = rng.between(0, 400).cast_signed() - 200;
-            let quickest = rng.between(100, 2_000);
-            region.commit_us = (quickest, quickest + rng.below(20_000));
-        }
-        for link in &mut plan.links {
-            link.latency_ms = *rng.pick(&[1, 5, 15, 40, 80]);
-            link.loss_ppm = *rng.pick(&[0, 0, 1_000, 10_000, 30_000]);
-            link.duplicate_ppm = *rng.pick(&[0, 0, 1_000, 20_000]);
-            link.reorder_ppm = *rng.pick(&[0, 0, 5_000, 30_000]);
-        }
+        plan.draw_world(&mut rng);
         let load = &mut plan.load;
         load.writers = usize::try_from(rng.between(1, 6)).unwrap_or(1);
         load.streams = *rng.pick(&[1, 4, 12, 60]);
@@ -675,6 +664,22 @@ impl Plan {
             plan.load.streams *= 8;
         }
         plan
+    }
+
+    /// Draws clocks, disks and the network.
+    pub(crate) fn draw_world(&mut self, rng: &mut Rng) {
+        for region in &mut self.regions {
+            region.skew_ms = rng.between(0, 200).cast_signed() - 100;
+            region.drift_ppm = rng.between(0, 400).cast_signed() - 200;
+            let quickest = rng.between(100, 2_000);
+            region.commit_us = (quickest, quickest + rng.below(20_000));
+        }
+        for link in &mut self.links {
+            link.latency_ms = *rng.pick(&[1, 5, 15, 40, 80]);
+            link.loss_ppm = *rng.pick(&[0, 0, 1_000, 10_000, 30_000]);
+            link.duplicate_ppm = *rng.pick(&[0, 0, 1_000, 20_000]);
+            link.reorder_ppm = *rng.pick(&[0, 0, 5_000, 30_000]);
+        }
     }
 
     /// Whether members may change: a region may be put out, join or leave.

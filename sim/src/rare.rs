@@ -36,6 +36,7 @@ pub const OTHERS: &[&str] = &[
     "a lost disk was replaced from a backup",
     "a region created a stream",
     "a region left for good",
+    "a region was listed before the federation was founded",
     "a region was told who had created a stream",
     "a region waited for the record of a stream that it is home to",
     "an arbiter waited for what a lost region left",

@@ -400,7 +400,8 @@ impl Shared {
         let told = Arc::clone(&self.told.borrow());
         let may_vote = match told.foundation {
             Some(_) => told.may_vote(life.region()),
-            None => self.setup.foundation.members.contains_key(&life.region()),
+            // Whoever was listed since is no founder: it joins once there is something to join.
+            None => !old.is_empty(),
         };
         if !may_vote {
             return Answer::Wrong("this region is not a member".to_owned());
@@ -542,7 +543,7 @@ async fn keep(shared: Arc<Shared>) {
                 () = looking => {}
             }
         } else if leader == Some(shared.setup.region) && shared.told.borrow().foundation.is_none() {
-            let found = Command::Found(shared.setup.foundation.clone());
+            let found = Command::Found(shared.founded_by(&raft));
             let within = timeout_at(Instant::now() + ASK_WITHIN, decide(&raft, found)).await;
             if !matches!(within, Ok(Answer::Decided(..))) {
                 debug!("the federation is not founded yet");
@@ -577,6 +578,26 @@ impl Shared {
                 && voters.contains(&running.life.0)
                 && others.all(|voter| is_lost(Life(*voter)))
         })
+    }
+
+    // What the federation begins with: the regions that vote from the beginning. Before there is a foundation homes go by
+    // the regions that are listed, so one that was listed since must not count as if it had always been there.
+    fn founded_by(&self, raft: &openraft::Raft<Types>) -> Foundation {
+        let metrics = raft.metrics();
+        let voters: BTreeSet<RegionId> = {
+            let metrics = metrics.borrow();
+            let voters = metrics.membership_config.voter_ids();
+            voters.map(|voter| Life(voter).region()).collect()
+        };
+        let mut foundation = self.setup.foundation.clone();
+        foundation.members.retain(|region, _| {
+            let votes = voters.contains(region);
+            if !votes {
+                reached("a region was listed before the federation was founded");
+            }
+            votes
+        });
+        foundation
     }
 
     // Takes the vote from regions that have left for good, as the leader.

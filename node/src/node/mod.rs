@@ -581,8 +581,16 @@ impl Node {
                     "this node lost its disk, and has not heard yet what the federation has decided"
                         .to_owned()
                 };
+                // Nor can it before there are founders; and it may be listed here and not where they are up.
+                let founded = federation.foundation.is_some() || listed.len() < 2;
+                let early = || {
+                    "the federation is not founded yet, and whether this region, whose folder was empty, is one of \
+                     its founders is known then: more than half of them must be up"
+                        .to_owned()
+                };
                 let verdict = verdict
                     .or_else(|| (!remembers).then(blind))
+                    .or_else(|| (memory == Memory::Lost && !founded).then(early))
                     .or_else(|| shut_reason(&federation, me, &listed, homes.brought_home()))
                     .or_else(|| read_lock(&out));
                 if verdict.is_none() && !opened {

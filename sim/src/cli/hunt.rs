@@ -10,9 +10,10 @@ use clap::Args;
 use meridian_points::Bug;
 use meridian_sim::hunt::{hunt, silence_panics};
 use meridian_sim::plan::Plan;
+use meridian_sim::rare;
 use meridian_sim::world::{Ran, RunOptions};
-use meridian_sim::{losses, rare};
 
+use super::about::About;
 use super::progress::Progress;
 use super::{exit, lock};
 
@@ -28,12 +29,8 @@ pub(crate) struct Hunt {
     /// On how many threads.
     #[arg(long, default_value_t = 2)]
     jobs: usize,
-    /// Of each seed the plan that speed is measured with, in place of one with every knob drawn.
-    #[arg(long)]
-    standard: bool,
-    /// Of each seed a plan in which one of two regions that hold something is lost.
-    #[arg(long, conflicts_with = "standard")]
-    losses: bool,
+    #[command(flatten)]
+    about: About,
     /// Goes on after a failure.
     #[arg(long)]
     keep_going: bool,
@@ -62,12 +59,8 @@ impl Hunt {
             ..RunOptions::default()
         };
         let seeds = self.from..self.from.saturating_add(self.seeds);
-        let draw = match (self.standard, self.losses) {
-            (true, _) => Plan::standard,
-            (_, true) => losses::plan,
-            _ => Plan::draw,
-        };
-        hunt(seeds, draw, options, self.jobs, |plan, ran| {
+        let kind = self.about.option();
+        hunt(seeds, self.about.draw(), options, self.jobs, |plan, ran| {
             progress.step();
             *lock(&events) += ran.report.events;
             *lock(&seconds) += ran.report.virtual_s;
@@ -79,7 +72,7 @@ impl Hunt {
             }
             red.store(true, Ordering::Relaxed);
             progress.say(&format!("seed {} is red", plan.seed));
-            let told = tell_red(plan, ran, self.losses);
+            let told = tell_red(plan, ran, kind);
             let failed = told.is_err();
             if failed {
                 *lock(&printed) = told;
@@ -110,8 +103,7 @@ impl Hunt {
     }
 }
 
-fn tell_red(plan: &Plan, ran: &Ran, losses: bool) -> io::Result<()> {
-    let kind = if losses { " --losses" } else { "" };
+fn tell_red(plan: &Plan, ran: &Ran, kind: &str) -> io::Result<()> {
     say!("meridian-sim run --seed {}{kind}", plan.seed)?;
     for what in &ran.report.broken {
         say!("    {}", what.chars().take(600).collect::<String>())?;

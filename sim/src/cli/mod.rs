@@ -4,6 +4,7 @@
 #[macro_use]
 pub(crate) mod print;
 
+mod about;
 pub(crate) mod gate;
 pub(crate) mod hunt;
 pub(crate) mod mutations;

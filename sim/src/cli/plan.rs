@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use meridian_sim::plan::Plan;
 
+use super::about::About;
 use super::print;
 
 /// Prints the plan of a seed, to be saved, edited and run.
@@ -13,11 +13,16 @@ pub(crate) struct Print {
     /// The seed.
     #[arg(long)]
     seed: u64,
+    #[command(flatten)]
+    about: About,
 }
 
 impl Print {
     pub(crate) fn carry_out(self) -> anyhow::Result<ExitCode> {
-        print::print(format_args!("{}", toml::to_string(&Plan::draw(self.seed))?))?;
+        print::print(format_args!(
+            "{}",
+            toml::to_string(&self.about.draw()(self.seed))?
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }

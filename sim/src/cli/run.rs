@@ -6,11 +6,10 @@ use std::process::ExitCode;
 use clap::Args;
 use meridian_points::Bug;
 use meridian_sim::hunt::run_alone;
-use meridian_sim::losses;
-use meridian_sim::plan::Plan;
 use meridian_sim::world::trace::Keep;
 use meridian_sim::world::{Ran, RunOptions};
 
+use super::about::About;
 use super::{exit, read_plan, scenario_called};
 
 /// Runs one seed or plan.
@@ -19,14 +18,13 @@ pub(crate) struct Run {
     /// The seed that the plan is drawn from.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Of the seed a plan in which one of two regions that hold something is lost.
-    #[arg(long, conflicts_with_all = ["plan", "scenario"])]
-    losses: bool,
+    #[command(flatten)]
+    about: About,
     /// A plan in a file, in place of a seed.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "about")]
     plan: Option<PathBuf>,
     /// A scenario by its name, in place of a seed.
-    #[arg(long, conflicts_with = "plan")]
+    #[arg(long, conflicts_with_all = ["plan", "about"])]
     scenario: Option<String>,
     /// A bug that is planted; `meridian-sim mutations` lists them.
     #[arg(long, value_parser = super::mutations::parse)]
@@ -55,8 +53,7 @@ impl Run {
         let plan = match (self.plan, self.scenario) {
             (Some(path), _) => read_plan(&path)?,
             (None, Some(name)) => scenario_called(&name)?,
-            (None, None) if self.losses => losses::plan(self.seed),
-            (None, None) => Plan::draw(self.seed),
+            (None, None) => self.about.draw()(self.seed),
         };
         let ran = run_alone(
             &plan,
