@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
     if state.kind() == kind {
         let actor = Actor::new(RegionId(1), 0);
         let dot = actor.dot(state.seen().get(actor).saturating_add(1));
-        state.apply(&Applied {
+        let _outcome = state.apply(&Applied {
             dot,
             seen: state.seen().clone(),
             marker: Marker {
