@@ -590,6 +590,12 @@ impl Shared {
             voters.map(|voter| Life(voter).region()).collect()
         };
         let mut foundation = self.setup.foundation.clone();
+        // Who began a group alone, since all others had lost their disks, does not know any more who voted.
+        let running = lock(&self.running);
+        if running.as_ref().is_some_and(|it| it.kept.is_refounded()) {
+            return foundation;
+        }
+        drop(running);
         foundation.members.retain(|region, _| {
             let votes = voters.contains(region);
             if !votes {
