@@ -25,24 +25,25 @@ pub(crate) struct About {
 impl About {
     /// How plans are drawn.
     pub(crate) fn draw(&self) -> fn(u64) -> Plan {
-        match self.option() {
-            " --standard" => Plan::standard,
-            " --losses" => losses::plan,
-            " --merges" => merges::plan,
-            " --fences" => fences::plan,
-            _ => Plan::draw,
-        }
+        self.named().0
     }
 
     /// As it stands behind a command, after a blank; nothing by default.
     pub(crate) fn option(&self) -> &'static str {
-        let named = [
-            (self.standard, " --standard"),
-            (self.losses, " --losses"),
-            (self.merges, " --merges"),
-            (self.fences, " --fences"),
-        ];
-        let named = named.into_iter().find(|(is_named, _)| *is_named);
-        named.map_or("", |(_, option)| option)
+        self.named().1
+    }
+
+    fn named(&self) -> (fn(u64) -> Plan, &'static str) {
+        if self.standard {
+            (Plan::standard, " --standard")
+        } else if self.losses {
+            (losses::plan, " --losses")
+        } else if self.merges {
+            (merges::plan, " --merges")
+        } else if self.fences {
+            (fences::plan, " --fences")
+        } else {
+            (Plan::draw, "")
+        }
     }
 }
