@@ -584,7 +584,7 @@ impl Node {
                 // Nor can it before there are founders; and it may be listed here and not where they are up.
                 let founded = federation.foundation.is_some() || listed.len() < 2;
                 let early = || {
-                    "the federation is not founded yet, and whether this region, whose folder was empty, is one of \
+                    "the federation is not founded yet, and whether this region, whose folder may lack something, is one of \
                      its founders is known then: more than half of them must be up"
                         .to_owned()
                 };
