@@ -582,7 +582,9 @@ impl Node {
                         .to_owned()
                 };
                 // Nor can it before there are founders; and it may be listed here and not where they are up.
-                let founded = federation.foundation.is_some() || listed.len() < 2;
+                let founded = federation.foundation.is_some()
+                    || listed.len() < 2
+                    || planted(Bug::OpenGate);
                 let early = || {
                     "the federation is not founded yet, and whether this region, whose folder may lack something, is one of \
                      its founders is known then: more than half of them must be up"
