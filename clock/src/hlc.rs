@@ -178,6 +178,13 @@ impl Hlc {
         self.floor.fetch_max(above(used).0, Ordering::Relaxed);
     }
 
+    /// How far the next stamp lies ahead of the wall clock for what earlier lives of the node may have given out:
+    /// up to [`Hlc::CEILING_AHEAD`] right after a restart, and more where peers' clocks are ahead of it or it was set
+    /// back.
+    pub fn ahead(&self) -> Duration {
+        self.floor().after(self.physical.now())
+    }
+
     /// The highest timestamp that no later stamp of this node, after a restart neither, will be at
     /// or below. It rises with stamps and merged timestamps only, so it can be promised while the
     /// wall clock is not trusted.
@@ -218,10 +225,15 @@ impl Hlc {
         self.lock().skewed.clone()
     }
 
-    // The later of the wall clock, what earlier lives may have used, and the last stamp given out.
+    // The later of the wall clock and the last stamp given out. What earlier lives may have used counts where the wall
+    // clock does not come past it soon: else each of a row of quick restarts would begin further ahead.
     fn reading(&self) -> Timestamp {
-        let reached = self.lock().reached;
-        self.physical.now().max(self.floor()).max(reached)
+        let (now, reached) = (self.physical.now(), self.lock().reached);
+        let floor = self.floor();
+        match floor < now.plus(Self::CEILING_AHEAD) {
+            true => now.max(reached),
+            false => floor.max(reached),
+        }
     }
 
     fn floor(&self) -> Timestamp {
@@ -285,8 +297,25 @@ mod tests {
         };
         let an_hour_ago = Timestamp(noon().0 - (3600 << 32));
         let (_, hlc) = clock_at(an_hour_ago, start);
+        assert!(hlc.ahead() > Duration::from_secs(3600));
         hlc.raise_ceiling(hlc.wants_ceiling().expect("the old ceiling is used up"));
         assert!(hlc.now().expect("the new ceiling is durable") > ceiling);
+    }
+
+    #[test]
+    fn quick_restarts_do_not_add_up() {
+        let ceiling = noon().plus(Duration::from_millis(900));
+        let start = HlcStart {
+            ceiling,
+            last_stamp: noon(),
+        };
+        let (clock, hlc) = clock_at(noon(), start);
+        hlc.raise_ceiling(hlc.wants_ceiling().unwrap_or_default());
+        assert!(hlc.ceiling() <= noon().plus(Hlc::CEILING_AHEAD));
+        // Nor is there a lack of room once the clock is past them.
+        clock.0.store(ceiling.0, Ordering::Relaxed);
+        hlc.raise_ceiling(hlc.wants_ceiling().expect("it is used up"));
+        assert!(hlc.now().expect("there is room") > ceiling);
     }
 
     #[test]

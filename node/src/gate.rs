@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use meridian_clock::{LogId, RegionId, VersionVector};
+use meridian_clock::{Hlc, LogId, RegionId, VersionVector};
 use meridian_points::{Bug, planted, reached};
 
 /// What a node knows of its own memory when it starts.
@@ -125,6 +125,23 @@ impl Gate {
         Verdict::Open
     }
 
+    /// Why it is too early after a start for stamps that lie `ahead` of our wall clock. They begin above what the life
+    /// before may have given out, and a quick restart comes before that: peers would find them too far ahead to
+    /// follow, and what is written there upon seeing one would stand before it in the order. A clock that was set
+    /// back is not waited for.
+    pub(crate) fn restarted_early(&self, ahead: Duration) -> Option<String> {
+        // What it stamped may have followed clocks of peers.
+        let longest = Hlc::CEILING_AHEAD + self.clock_allowed * 5 / 4;
+        // The rest of the offset that is allowed is the clock's own.
+        let is_early = ahead > self.clock_allowed / 4 && ahead <= longest;
+        (is_early && self.asked_for < longest).then(|| {
+            reached("a node that restarted quickly waited for its clock");
+            "this node has just restarted, and waits a moment until its clock is past every timestamp that it may have \
+             given out before"
+                .to_owned()
+        })
+    }
+
     // Why our clock may be behind what we promised before we lost our memory. What nobody else had
     // heard yet binds us too: somebody may have read the order up to there from this very node.
     // That clock was at most the allowed offset ahead of our peers', this one is at most as much
@@ -240,6 +257,19 @@ mod tests {
             judge(Duration::ZERO, Some("it is off by 2 s")),
             Verdict::Open
         );
+    }
+
+    #[test]
+    fn a_quick_restart_waits_for_its_clock_and_not_for_one_that_was_set_back() {
+        let mut gate = gate(Memory::Whole);
+        let ms = Duration::from_millis;
+        assert!(gate.restarted_early(ms(1400)).is_some());
+        assert_eq!(gate.restarted_early(ms(100)), None);
+        assert_eq!(gate.restarted_early(ms(3_600_000)), None);
+        // A clock that stands still does not shut it for good.
+        let nobody = BTreeMap::new();
+        gate.judge(ms(1500), &nobody, &own_log_at(5), None);
+        assert_eq!(gate.restarted_early(ms(900)), None);
     }
 
     #[test]

@@ -52,7 +52,11 @@ pub fn plan(seed: u64) -> Plan {
             down_ms: 300,
         };
         let at_ms = rng.between(1_500, plan.chaos_ms);
-        plan.faults.push(Fault { at_ms, kind });
+        // Who goes on alone has the only copy.
+        let is_fence = |fault: &Fault| matches!(fault.kind, FaultKind::Fence { .. });
+        if regions > 2 || !plan.faults.iter().any(is_fence) {
+            plan.faults.push(Fault { at_ms, kind });
+        }
     }
     plan.faults.sort_by_key(|fault| fault.at_ms);
     plan

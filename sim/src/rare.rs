@@ -56,6 +56,7 @@ pub const OTHERS: &[&str] = &[
     "a node stopped in order",
     "a node that did not start was started again",
     "a node waited for its peers before it gave out positions",
+    "a node that restarted quickly waited for its clock",
     "a node whose tail was cut waited for its peers",
     "a block of a peer's earlier start was not taken",
     "a node without its disk waited for every peer",

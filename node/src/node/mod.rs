@@ -582,15 +582,16 @@ impl Node {
                         .to_owned()
                 };
                 // Nor can it before there are founders; and it may be listed here and not where they are up.
-                let founded = federation.foundation.is_some()
-                    || listed.len() < 2
-                    || planted(Bug::OpenGate);
+                let founded =
+                    federation.foundation.is_some() || listed.len() < 2 || planted(Bug::OpenGate);
                 let early = || {
                     "the federation is not founded yet, and whether this region, whose folder may lack something, is one of \
                      its founders is known then: more than half of them must be up"
                         .to_owned()
                 };
+                let too_soon = || gate.restarted_early(time.hlc().ahead());
                 let verdict = verdict
+                    .or_else(|| too_soon().filter(|_| !opened))
                     .or_else(|| (!remembers).then(blind))
                     .or_else(|| (memory == Memory::Lost && !founded).then(early))
                     .or_else(|| shut_reason(&federation, me, &listed, homes.brought_home()))

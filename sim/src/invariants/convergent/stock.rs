@@ -35,17 +35,18 @@ pub(super) fn check(
         }
     }
     let mut in_order: BTreeMap<RegionId, i128> = BTreeMap::new();
+    let mut is_below = false;
     let is_ordered = evidence.stranded.is_empty() && evidence.sane.iter().all(|sane| *sane);
     for operation in operations {
         for (region, by) in rights(operation) {
             *in_order.entry(region).or_default() += by;
         }
-        if is_ordered && in_order.values().any(|held| *held < 0) {
+        if is_ordered && !is_below && in_order.values().any(|held| *held < 0) {
+            is_below = true;
             broken.push(format!(
                 "up to {} at {:?}, regions hold {in_order:?} rights to {stream}",
                 operation.id, operation.key
             ));
-            break;
         }
     }
     if let Some((region, held)) = in_order.iter().find(|(_, held)| **held < 0) {
