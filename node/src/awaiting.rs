@@ -9,7 +9,7 @@ use meridian_event::block::Block;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::Node;
-use crate::append::Home;
+use crate::forwarding::Home;
 use crate::reads::unreadable;
 use crate::session::WAIT_MAX;
 

@@ -26,6 +26,7 @@ mod door;
 mod feed;
 mod fencing;
 pub mod files;
+mod forwarding;
 mod gate;
 mod homes;
 pub mod http;

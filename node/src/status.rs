@@ -1,16 +1,15 @@
 //! What a node says about itself and its federation.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use meridian_clock::{RegionId, SkewGuard, Timestamp};
+use meridian_clock::{LogId, Position, RegionId, SkewGuard, Timestamp, VersionVector};
 use meridian_replication::link::{AlarmKind, PartitionMarks};
 use meridian_store::Health;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::Node;
-use crate::append::behind;
 use crate::at_stake::{AtStake, at_stake};
 use crate::blame::{self, Facts, HeldBack, HeldTier};
 use crate::homes::Hold;
@@ -205,7 +204,7 @@ pub struct DigestEntry {
 }
 
 /// Region names for everything that is shown to people.
-pub(crate) struct Names(pub(crate) std::collections::BTreeMap<RegionId, String>);
+pub(crate) struct Names(pub(crate) BTreeMap<RegionId, String>);
 
 impl Names {
     pub(crate) fn id_of(&self, name: &str) -> Option<RegionId> {
@@ -551,6 +550,21 @@ pub(crate) fn refresh_metrics(node: &Node) {
 }
 
 // The store counts since it was opened, and so does the counter.
+// How far `held` says that each other region is behind `heads`, in events.
+fn behind(
+    held: &BTreeMap<RegionId, VersionVector>,
+    heads: &[(LogId, Position)],
+) -> BTreeMap<RegionId, u64> {
+    held.iter()
+        .map(|(region, vector)| {
+            let missing = heads
+                .iter()
+                .map(|(log, at)| at.0.saturating_sub(vector.get(*log).0));
+            (*region, missing.sum())
+        })
+        .collect()
+}
+
 fn raise_to(counter: &prometheus_client::metrics::counter::Counter, total: u64) {
     counter.inc_by(total.saturating_sub(counter.get()));
 }

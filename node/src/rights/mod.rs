@@ -26,7 +26,8 @@ use uuid::Uuid;
 
 pub(crate) use self::plan::Shortfall;
 use self::plan::{Plan, Step};
-use crate::append::{Appends, Home};
+use crate::append::Appends;
+use crate::forwarding::Home;
 
 /// How many takes may wait for rights at a time.
 const WAITING_MAX: usize = 4096;

@@ -5,6 +5,9 @@
 //! the old one's place. A region that was admitted asks for its first vote in the same way; that of one that
 //! has left is taken away.
 
+mod anew;
+mod network;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,20 +20,13 @@ use meridian_clock::RegionId;
 use meridian_points::reached;
 use meridian_replication::Links;
 use meridian_store::Disk;
-use openraft::error::{
-    ClientWriteError, InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError,
-    Unreachable,
-};
+use openraft::error::{ClientWriteError, InstallSnapshotError, RaftError};
 use openraft::impls::OneshotResponder;
-use openraft::network::RPCOption;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{
-    ChangeMembers, Config, EmptyNode, Entry, RaftNetwork, RaftNetworkFactory, RaftTypeConfig,
-    SnapshotPolicy,
-};
+use openraft::{ChangeMembers, Config, EmptyNode, Entry, RaftTypeConfig, SnapshotPolicy};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -38,11 +34,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, info, warn};
 
-use super::command::{Command, Foundation, Outcome};
-use super::federation::Federation;
-use super::kept::{KEEP, Kept, OpenError, SNAPSHOT_EVERY};
-use super::runtime::{SeamRuntime, with_random};
-use super::{Consensus, ProposeError, Standing};
+use self::network::{Network, Unanswered};
+use crate::control::command::{Command, Foundation, Outcome};
+use crate::control::federation::Federation;
+use crate::control::kept::{KEEP, Kept, OpenError, SNAPSHOT_EVERY};
+use crate::control::runtime::{SeamRuntime, with_random};
+use crate::control::{Consensus, ProposeError, Standing};
 use crate::projections::Lane;
 use crate::seams::{BoxFuture, Random};
 
@@ -66,7 +63,7 @@ const LIFE_BITS: u32 = 48;
 
 /// The types that the library is told of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub(super) struct Types;
+pub(in crate::control) struct Types;
 
 impl RaftTypeConfig for Types {
     type D = Command;
@@ -81,7 +78,7 @@ impl RaftTypeConfig for Types {
 
 /// A voter's number: its region, and which life of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Life(pub(super) u64);
+pub(in crate::control) struct Life(pub(in crate::control) u64);
 
 impl Life {
     // The one that every region begins with.
@@ -561,25 +558,6 @@ async fn keep(shared: Arc<Shared>) {
 }
 
 impl Shared {
-    // Whether every other voter is a region that has lost its disk and asks for another vote. Those can
-    // never agree on anything without this one, and this one's log has all that they agreed on.
-    fn is_last_survivor(&self) -> bool {
-        let running = lock(&self.running);
-        running.as_ref().is_some_and(|running| {
-            let metrics = running.raft.metrics();
-            let metrics = metrics.borrow();
-            let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
-            let mut others = voters.iter().filter(|voter| **voter != running.life.0);
-            let is_lost = |voter: Life| {
-                let asks_as = running.lost.get(&voter.region());
-                asks_as.is_some_and(|life| *life != voter)
-            };
-            voters.len() > 1
-                && voters.contains(&running.life.0)
-                && others.all(|voter| is_lost(Life(*voter)))
-        })
-    }
-
     // What the federation begins with: the regions that vote from the beginning. Before there is a foundation homes go by
     // the regions that are listed, so one that was listed since must not count as if it had always been there.
     fn founded_by(&self, raft: &openraft::Raft<Types>) -> Foundation {
@@ -628,98 +606,9 @@ impl Shared {
         }
     }
 
-    // Begins a new group with what this node knows, for an operator says that the only other voter is lost.
-    async fn go_on_alone(self: &Arc<Self>) -> Result<(), String> {
-        let (raft, life) = self
-            .raft()
-            .ok_or("the control plane does not run on this node now; try again")?;
-        let voters: BTreeSet<u64> = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow();
-            metrics.membership_config.voter_ids().collect()
-        };
-        if !voters.contains(&life.0) || voters.len() != 2 {
-            return Err(format!(
-                "only one of two regions can go on alone, and {} decide here: more than half of them must \
-                 be up",
-                voters.len()
-            ));
-        }
-        self.refound().await;
-        match lock(&self.error).clone() {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
-    }
-
-    // Whether the group that this node votes in is over: another region goes on without it.
-    async fn is_over(&self) -> bool {
-        let ours = self.told.borrow().groups;
-        for peer in self.others() {
-            let question = Question {
-                to: None,
-                what: Asked::Tell,
-            };
-            if let Ok(Answer::Told(theirs)) = self.ask(peer, &question).await
-                && theirs.groups > ours
-            {
-                return true;
-            }
-        }
-        false
-    }
-
     fn others(&self) -> Vec<RegionId> {
         let members = self.setup.foundation.members.keys().copied();
         members.filter(|it| *it != self.setup.region).collect()
-    }
-
-    // Begins a new group with what this node knows.
-    async fn refound(self: &Arc<Self>) {
-        let Some(Running {
-            raft,
-            kept,
-            lost,
-            life: ours,
-        }) = lock(&self.running).take()
-        else {
-            return;
-        };
-        let others: Vec<u64> = {
-            let metrics = raft.metrics();
-            let metrics = metrics.borrow();
-            let voters = metrics.membership_config.voter_ids();
-            voters.filter(|voter| *voter != ours.0).collect()
-        };
-        // Its error, if any, is of a group that is over.
-        drop(raft.shutdown().await);
-        let life = Life::drawn(self.setup.region, &*self.setup.random);
-        // Any of them may have taken in something of the group that is over.
-        let refused = lost.values().map(|life| life.0).chain(others).collect();
-        match kept.refound(life.0, refused).await {
-            Ok(()) => {
-                reached("the last survivor of the control plane went on alone");
-                warn!(
-                    "all other regions are lost, or have lost their disks; the control plane goes on with what this one knows"
-                );
-            }
-            Err(error) => error!(%error, "the control plane cannot go on"),
-        }
-        self.open().await;
-    }
-
-    // Asks for a vote as another life: this one has taken in something of a group that is over.
-    async fn begin_anew(self: &Arc<Self>) {
-        let Some(Running { raft, kept, .. }) = lock(&self.running).take() else {
-            return;
-        };
-        // As above.
-        drop(raft.shutdown().await);
-        let life = Life::drawn(self.setup.region, &*self.setup.random);
-        if let Err(error) = kept.begin_anew(life.0).await {
-            error!(%error, "the control plane cannot begin anew");
-        }
-        self.open().await;
     }
 }
 
@@ -919,101 +808,11 @@ async fn applied_here(
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-struct Unanswered(String);
-
-struct Network(Arc<Shared>);
-
-struct Peer {
-    shared: Arc<Shared>,
-    life: Life,
-}
-
-impl RaftNetworkFactory<Types> for Network {
-    type Network = Peer;
-
-    async fn new_client(&mut self, target: u64, _: &EmptyNode) -> Peer {
-        Peer {
-            shared: Arc::clone(&self.0),
-            life: Life(target),
-        }
-    }
-}
-
-type Failed<E> = RPCError<u64, EmptyNode, E>;
-
-impl Peer {
-    async fn ask<T, E: std::error::Error>(
-        &self,
-        what: Asked,
-        read: impl FnOnce(Answer) -> Option<Result<T, E>>,
-    ) -> Result<T, Failed<E>> {
-        let question = Question {
-            to: Some(self.life.0),
-            what,
-        };
-        let region = self.life.region();
-        let answer = self.shared.ask(region, &question).await;
-        // The library waits before it asks one again that is not there.
-        let answer = answer.map_err(|error| Unreachable::new(&error))?;
-        if let Answer::Wrong(reason) = answer {
-            return Err(Unreachable::new(&Unanswered(reason)).into());
-        }
-        match read(answer) {
-            Some(Ok(answer)) => Ok(answer),
-            Some(Err(error)) => Err(RemoteError::new(self.life.0, error).into()),
-            None => {
-                let error = Unanswered("the answer is to something else".to_owned());
-                Err(NetworkError::new(&error).into())
-            }
-        }
-    }
-}
-
-impl RaftNetwork<Types> for Peer {
-    async fn append_entries(
-        &mut self,
-        request: AppendEntriesRequest<Types>,
-        _: RPCOption,
-    ) -> Result<AppendEntriesResponse<u64>, Failed<RaftError<u64>>> {
-        self.ask(Asked::Append(request), |answer| match answer {
-            Answer::Append(answer) => Some(answer),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        request: InstallSnapshotRequest<Types>,
-        _: RPCOption,
-    ) -> Result<InstallSnapshotResponse<u64>, Failed<RaftError<u64, InstallSnapshotError>>> {
-        self.ask(Asked::Snapshot(request), |answer| match answer {
-            Answer::Snapshot(answer) => Some(answer),
-            _ => None,
-        })
-        .await
-    }
-
-    async fn vote(
-        &mut self,
-        request: VoteRequest<u64>,
-        _: RPCOption,
-    ) -> Result<VoteResponse<u64>, Failed<RaftError<u64>>> {
-        self.ask(Asked::Vote(request), |answer| match answer {
-            Answer::Vote(answer) => Some(answer),
-            _ => None,
-        })
-        .await
-    }
-}
-
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-pub(super) fn explain(error: &OpenError) -> String {
+pub(in crate::control) fn explain(error: &OpenError) -> String {
     let mut said = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(error) = cause {
