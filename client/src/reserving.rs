@@ -31,17 +31,27 @@ impl Client {
         let request = Request::Reserve { request, hops: 0 };
         loop {
             let mut at_least = Duration::ZERO;
+            // What a region of another version answered, until another one is of more use.
+            let mut of_no_use = None;
+            let mut others = false;
             for region in self.regions().nearest_first(deadline).await {
                 match self.regions().ask(region, &request, deadline).await {
                     Ok(Response::Reserve(answer)) => match tries.answered(answer) {
                         Some(outcome) => return outcome,
                         None => at_least = at_least.max(tries.retry_after),
                     },
-                    Ok(other) => return Err(tries.refused(region, &other)),
+                    Ok(other) => {
+                        of_no_use = Some(tries.refused(region, &other));
+                        continue;
+                    }
                     Err(AskError::NotSent(reason)) => tries.last = reason,
                     Err(AskError::Unanswered(reason)) => tries.doubt = Some(reason),
                     Err(AskError::TooLong(reason)) => return Err(ReserveError::Invalid { reason }),
                 }
+                others = true;
+            }
+            if let Some(error) = of_no_use.filter(|_| !others) {
+                return Err(error);
             }
             let again_at = Instant::now() + backoff.next(self.jitter()).max(at_least);
             if again_at >= deadline {

@@ -18,12 +18,14 @@ use common::{
 use meridian_client::wire::{Request, Response};
 use meridian_client::{
     AppendError, Appended, Client, ConnectError, Direction, EventFilter, LiveCursor, LivePage,
-    LiveRead, ReadAt, ReadError, Seed, Session, SessionRequest, SessionResponse, SessionToken,
-    StreamPage, StreamRead,
+    LiveRead, ReadAt, ReadError, ReservationAct, ReservationAnswer, ReservationKey,
+    ReservationRequest, Seed, Session, SessionRequest, SessionResponse, SessionToken, StreamPage,
+    StreamRead,
 };
 use meridian_clock::{Dot, Epoch, PartitionId, Position, RegionId, Timestamp};
 use meridian_event::{EventId, RecordedEvent, Revision, StreamId};
 use tokio::time::{Instant, sleep, timeout};
+use uuid::Uuid;
 
 /// What arrived at the nodes, in sequence.
 type Arrived = Arc<Mutex<Vec<(RegionId, Request)>>>;
@@ -726,5 +728,43 @@ async fn a_node_that_knows_no_sessions_is_named() {
             .unwrap_err()
             .to_string()
             .contains("does not know sessions")
+    );
+}
+
+#[tokio::test]
+async fn a_key_is_reserved_past_a_region_of_an_older_version() {
+    fn knowing(region: RegionId, before: usize, request: &Request) -> Deed {
+        match request {
+            Request::Reserve { .. } => {
+                Deed::Answer(Response::Reserve(Ok(ReservationAnswer::Free {
+                    released: true,
+                    home: region,
+                })))
+            }
+            _ => obliging(region, before, request),
+        }
+    }
+    let request = || ReservationRequest {
+        key: ReservationKey {
+            namespace: "email".to_owned(),
+            key: "a@example.org".to_owned(),
+        },
+        owner: "customer-1".to_owned(),
+        act: ReservationAct::Release,
+        id: Uuid::from_u128(1),
+    };
+    let world = World::start(obliging, knowing);
+    let client = world.client_preferring("east").await;
+    let answer = client.carry_out(request()).await;
+    assert!(
+        matches!(answer, Ok(ReservationAnswer::Free { home: WEST, .. })),
+        "{answer:?}"
+    );
+    assert!(world.regions_asked().contains(&EAST));
+    let world = World::start(obliging, obliging);
+    let refused = world.client().await.carry_out(request()).await;
+    assert!(
+        matches!(&refused, Err(error) if error.to_string().contains("does not know reservations")),
+        "{refused:?}"
     );
 }

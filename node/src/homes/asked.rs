@@ -202,6 +202,12 @@ impl Node {
         command: Command,
         deadline: Instant,
     ) -> Result<(), MoveError> {
+        // One that was just started is founded within seconds; if it is not, the answer says why.
+        let now = Instant::now();
+        let soon = now + deadline.saturating_duration_since(now).mul_f32(0.9);
+        let mut federation = self.homes().watch();
+        let founded = federation.wait_for(|it| it.foundation.is_some());
+        drop(timeout_at(soon, founded).await);
         match self.consensus().propose(command, deadline).await? {
             Outcome::Changed(_) | Outcome::Unchanged => Ok(()),
             Outcome::Refused(refusal) => Err(refused(&refusal, self.region_names())),
