@@ -11,6 +11,7 @@ use meridian_client::wire::{Request, Response, Welcome};
 use meridian_client::{AppendError, ConsumerError, ReadError, ReserveError};
 use uuid::Uuid;
 
+use crate::session::refused;
 use crate::{Node, odd};
 
 /// Answers requests with the node, for as long as it is there.
@@ -86,7 +87,13 @@ impl Service for Door {
                         node.in_session(&token, wait, request, caller.deadline)
                             .await
                     }
-                    None => Response::NotUnderstood { reason: stopping },
+                    None => refused(
+                        &request,
+                        ReadError::Unavailable {
+                            reason: stopping,
+                            retry_after_ms: 1000,
+                        },
+                    ),
                 },
                 Request::Await(asked) => Response::Await(match node {
                     Some(node) => node.await_settled(asked).await,

@@ -252,13 +252,20 @@ impl Node {
     }
 }
 
-// The answer to a request whose token cannot be used. Nothing was done.
-fn refused(request: &SessionRequest, error: ReadError) -> Response {
+/// The answer to a request whose token cannot be used, or that nobody serves any more. Nothing was done.
+pub(crate) fn refused(request: &SessionRequest, error: ReadError) -> Response {
     match request {
-        SessionRequest::Append(_) => Response::Append(Err(AppendError::Invalid {
-            reason: match error {
-                ReadError::Invalid { reason } => reason,
-                other => other.to_string(),
+        SessionRequest::Append(_) => Response::Append(Err(match error {
+            ReadError::Invalid { reason } => AppendError::Invalid { reason },
+            ReadError::Unavailable {
+                reason,
+                retry_after_ms,
+            } => AppendError::Unavailable {
+                reason,
+                retry_after_ms,
+            },
+            other => AppendError::Invalid {
+                reason: other.to_string(),
             },
         })),
         SessionRequest::ReadStream(_) => Response::ReadStream(Err(error)),
