@@ -272,13 +272,13 @@ pub(crate) async fn keep(
             _ = every.tick() => {}
         }
         for partition in 0..merging.partitions.len() {
+            // In all partitions: no state is opened from one that is ahead of the order as readers are shown it.
             let settled = {
                 let marks = marks.borrow();
-                let tier = match planted(Bug::CollectAtStable) {
-                    true => &marks.stable,
-                    false => &marks.finals,
-                };
-                tier.get(partition).copied().unwrap_or_default()
+                match planted(Bug::CollectAtStable) {
+                    true => marks.stable(),
+                    false => marks.finals(),
+                }
             };
             for stream in merging.due(partition, settled) {
                 let now = hlc.passed().max(hlc.physical_now());
