@@ -12,7 +12,7 @@ type Holdings = BTreeMap<LogId, (Incarnation, Position)>;
 /// it is connected, from what others say of it while it is not.
 ///
 /// Feeds `regions:N` durability, retention and the lag that operators see. A position can go back
-/// only when a region itself says, on a new connection, that it lost what it held.
+/// only when a region itself says, on a new connection, that it lost what it held, and where a fence cuts the log.
 #[derive(Debug)]
 pub struct Held {
     me: RegionId,
@@ -88,6 +88,21 @@ impl Held {
         let mut changed = false;
         for head in heads {
             changed |= raise(holdings, head.log, head.incarnation, head.position);
+        }
+        changed
+    }
+
+    /// A fence cut `log`: beyond `cut`, nothing that any region holds of what was written before counts. Returns whether
+    /// anything fell.
+    pub fn handle_cut(&mut self, log: LogId, cut: Position) -> bool {
+        let mut changed = false;
+        for holdings in self.regions.values_mut() {
+            if let Some((_, position)) = holdings.get_mut(&log)
+                && *position > cut
+            {
+                *position = cut;
+                changed = true;
+            }
         }
         changed
     }
@@ -190,6 +205,20 @@ mod tests {
         here.handle_connected(B);
         assert!(here.handle_holdings(B, &at_b.holdings_for(ME)));
         assert_eq!(position(&here, C), 7);
+    }
+
+    #[test]
+    fn what_a_fence_cut_off_counts_as_held_by_nobody() {
+        let mut held = Held::new(ME);
+        held.handle_connected(B);
+        held.handle_vector(B, true, &[head(17)]);
+        held.handle_holdings(B, &[holding(C, 3)]);
+        assert!(held.handle_cut(log(), Position(4)));
+        assert_eq!((position(&held, B), position(&held, C)), (4, 3));
+        assert!(!held.handle_cut(log(), Position(4)));
+        // It is written on from there.
+        assert!(held.handle_ack(B, log(), FIRST, Position(5)));
+        assert_eq!(position(&held, B), 5);
     }
 
     #[test]

@@ -53,13 +53,13 @@ fn offers(generations: &Generations, head: &Head, held: Position) -> bool {
     }
 }
 
-// How much of a copy that ends at `head` counts.
-fn counted(generations: &Generations, head: &Head) -> Position {
-    let generation = head.epoch.major.saturating_sub(Epoch::FIRST.major);
+// How much of a copy that ends at `position`, in `epoch`, counts.
+fn counted(generations: &Generations, epoch: Epoch, position: Position) -> Position {
+    let generation = epoch.major.saturating_sub(Epoch::FIRST.major);
     let generation = usize::try_from(generation).unwrap_or(usize::MAX);
     match generations.cuts.get(generation) {
-        Some(cut) => head.position.min(*cut),
-        None => head.position,
+        Some(cut) => position.min(*cut),
+        None => position,
     }
 }
 
@@ -541,7 +541,16 @@ impl Shared {
                 if !offers(generations, head, held.position) {
                     *offered = held;
                 }
-                head.position = counted(generations, head);
+                head.position = counted(generations, head.epoch, head.position);
+            }
+        }
+        // What it heard of others it may have heard before it, or they, learnt where a generation was cut.
+        let epochs: BTreeMap<LogId, Epoch> =
+            vector.heads.iter().map(|it| (it.log, it.epoch)).collect();
+        for holding in &mut vector.holdings {
+            if let Some(generations) = state.generations.get(&holding.log) {
+                let epoch = epochs.get(&holding.log).copied().unwrap_or(Epoch::FIRST);
+                holding.position = counted(generations, epoch, holding.position);
             }
         }
         let Some(known) = state.peers.get_mut(&peer) else {
@@ -725,6 +734,18 @@ impl Shared {
     pub(crate) fn set_membership(&self, membership: &Membership) {
         let now = self.now();
         let mut state = self.lock();
+        let mut has_fallen = false;
+        for (log, generations) in &membership.generations {
+            let known = state.generations.get(log).map_or(0, |it| it.cuts.len());
+            if let Some(cut) = generations.cuts.last()
+                && generations.cuts.len() > known
+            {
+                has_fallen |= state.held.handle_cut(*log, *cut);
+            }
+        }
+        if has_fallen {
+            self.publish_held(&state);
+        }
         state.generations.clone_from(&membership.generations);
         if let Some(why) = &membership.stopped {
             state.watermarks.stop_all(why);
