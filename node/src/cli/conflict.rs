@@ -89,8 +89,13 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
             let events = all["events"].take();
             show(std::slice::from_ref(&all), output)?;
             for event in events.as_array().into_iter().flatten() {
+                // Nothing is to be done about it then.
+                let by_now = match event["in_stream"].as_u64() {
+                    Some(revision) => format!(" (in the stream by now, at {revision})"),
+                    None => String::new(),
+                };
                 output.line(&format!(
-                    "{} {} {} {}",
+                    "{} {} {} {}{by_now}",
                     text(&event["revision"]),
                     text(&event["type"]),
                     text(&event["recorded_at"]),

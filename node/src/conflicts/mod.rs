@@ -10,7 +10,8 @@
 //! Not here: what could be put back where it was (`readmission`), which write wins (`conflict`).
 //!
 //! Always true (`accounted`): a record is decided once, by the first decision in its stream; whoever comes
-//! later is told so. What a record holds it holds for good.
+//! later is told so. What a record holds it holds for good. A writer that repeats a request whose events are in a record
+//! has them written, as the stream does not have them; the record then says where, and a rebase leaves them there.
 
 mod record;
 mod resolve;
@@ -22,7 +23,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use meridian_client::{Direction, ReadError, StreamRead};
-use meridian_event::{RecordedEvent, StreamId};
+use meridian_event::{RecordedEvent, Revision, StreamId};
 use meridian_points::reached;
 use meridian_store::Store;
 use tokio::sync::watch;
@@ -74,6 +75,9 @@ pub struct Conflicts {
 pub struct LostEvents {
     /// As they were. Where they were first is told by their record.
     pub events: Vec<RecordedEvent>,
+    /// The revision that each of them has in its stream by now, if it has one: its writer has repeated it since, or the
+    /// record is resolved.
+    pub in_stream: Vec<Option<Revision>>,
     /// How many come before the next page; `None` on the last one.
     pub next: Option<usize>,
 }
@@ -265,6 +269,12 @@ impl Conflicts {
         {
             page.events
                 .push(self.superseded_event(&conflict.branch, superseding)?);
+        }
+        for event in &page.events {
+            // Of this node's own events alone: what it has not yet, or cannot read now, it says nothing of.
+            let found = self.shared.store.find_event(event.id, &[]).ok().flatten();
+            let found = found.filter(|it| it.stream == event.stream);
+            page.in_stream.push(found.map(|it| it.revision));
         }
         Ok((conflict, page))
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::{Request, State};
 use meridian_clock::Timestamp;
-use meridian_event::{NewEvent, RecordedEvent, StreamId};
+use meridian_event::{NewEvent, RecordedEvent, Revision, StreamId};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -183,6 +183,9 @@ struct LostView {
     event_type: String,
     /// The revision that it had.
     revision: u64,
+    /// The revision that it has in its stream by now, where the node knows it there: its writer has repeated the
+    /// request since, or the record is resolved.
+    in_stream: Option<u64>,
     /// Its place in the log that it was in.
     position: u64,
     /// When it was written: a decimal number.
@@ -264,19 +267,24 @@ impl DetailsView {
     fn new(conflict: Conflict, lost: LostEvents) -> Self {
         Self {
             conflict: ConflictView::new(conflict),
-            events: lost.events.iter().map(LostView::new).collect(),
+            events: {
+                let events = lost.events.iter().zip(&lost.in_stream);
+                let view = |(event, at): (_, &Option<Revision>)| LostView::new(event, *at);
+                events.map(view).collect()
+            },
             next: lost.next,
         }
     }
 }
 
 impl LostView {
-    fn new(event: &RecordedEvent) -> Self {
+    fn new(event: &RecordedEvent, in_stream: Option<Revision>) -> Self {
         let at: Timestamp = event.timestamp;
         Self {
             id: event.id.to_string(),
             event_type: event.event_type.to_string(),
             revision: event.revision.0,
+            in_stream: in_stream.map(|revision| revision.0),
             position: event.dot.position.0,
             timestamp: at.to_string(),
             recorded_at: rfc3339(at),

@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use meridian_event::EventId;
+use meridian_event::{EventId, RecordedEvent};
 
 use super::Evidence;
 use crate::history::Outcome;
+
+/// The key of the metadata of what came home.
+const KEPT: &[u8] = b"\"$stranded\"";
 
 pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     let found = evidence.by_id();
@@ -57,14 +60,24 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
     broken
 }
 
+// Whether the server wrote it again.
+fn came_home(event: &RecordedEvent) -> bool {
+    event.metadata.windows(KEPT.len()).any(|it| it == KEPT)
+}
+
 // Events that are nowhere any more though they were written, or in two places.
 fn homeless<'a>(evidence: &Evidence, asked: impl Iterator<Item = &'a EventId>) -> Vec<String> {
     let found = evidence.by_id();
     let mut broken = Vec::new();
     for id in asked {
         let in_stream = found.contains_key(id);
-        let records = evidence.in_conflict.get(id).copied().unwrap_or_default();
-        if records > 1 || (in_stream && records > 0) {
+        let (records, is_known) = evidence.in_conflict.get(id).copied().unwrap_or_default();
+        // What was set aside is not in its stream, so a client that repeats its request has it written.
+        let is_repeated = is_known
+            && !found
+                .get(id)
+                .is_some_and(|it| it.iter().any(|it| came_home(it)));
+        if records > 1 || (in_stream && records > 0 && !is_repeated) {
             let place = if in_stream { "its stream" } else { "no stream" };
             broken.push(format!(
                 "{id} is in {place} and in {records} conflict records"

@@ -121,8 +121,8 @@ pub struct Evidence {
     pub read_models: Vec<exactly_once::ReadModel>,
     /// What was put aside in any region, or had been when its disk was lost.
     pub stranded: BTreeMap<EventId, Stranded>,
-    /// How often each event stands in conflict records.
-    pub in_conflict: BTreeMap<EventId, usize>,
+    /// How often each event stands in conflict records, and whether they say that it is in its stream by now.
+    pub in_conflict: BTreeMap<EventId, (usize, bool)>,
     /// Where the generations of each log ended.
     pub generations: BTreeMap<LogId, Generations>,
     /// The regions that each fence put out.

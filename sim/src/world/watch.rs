@@ -328,8 +328,9 @@ impl World {
         stranded
     }
 
-    // What conflict records hold, by the first node that runs.
-    fn in_conflict(&self) -> BTreeMap<EventId, usize> {
+    // What conflict records hold, by the first node that runs: of each event in how many, and whether each of them says
+    // that it is in its stream by now.
+    fn in_conflict(&self) -> BTreeMap<EventId, (usize, bool)> {
         let mut held = BTreeMap::new();
         let Some(node) = self.machines.iter().find_map(|machine| machine.node()) else {
             return held;
@@ -341,8 +342,10 @@ impl World {
             while let Some(begin) = from {
                 let page = node.conflicts().get(conflict.id, begin, 1_000);
                 let (_, page) = page.unwrap_or_else(|_| (conflict.clone(), LostEvents::default()));
-                for event in page.events {
-                    *held.entry(event.id).or_default() += 1;
+                for (event, at) in page.events.iter().zip(&page.in_stream) {
+                    let (records, is_known) = held.entry(event.id).or_insert((0, true));
+                    *records += 1;
+                    *is_known &= at.is_some();
                 }
                 from = page.next;
             }
