@@ -210,6 +210,14 @@ impl Hlc {
         state.ceiling = state.ceiling.max(durable);
     }
 
+    /// Lets stamps rise hardly any further before another ceiling is durable, and returns what may be made durable in the place
+    /// of this one: nothing above it was given out, so that a next life need not begin above what was only room.
+    pub fn lower_ceiling(&self) -> Timestamp {
+        let mut state = self.lock();
+        state.ceiling = state.ceiling.min(above(state.reached));
+        state.ceiling
+    }
+
     /// What stamps stay below.
     pub fn ceiling(&self) -> Timestamp {
         self.lock().ceiling
@@ -316,6 +324,26 @@ mod tests {
         clock.0.store(ceiling.0, Ordering::Relaxed);
         hlc.raise_ceiling(hlc.wants_ceiling().expect("it is used up"));
         assert!(hlc.now().expect("there is room") > ceiling);
+    }
+
+    #[test]
+    fn a_ceiling_is_lowered_to_what_was_given_out_and_no_further() {
+        let (_, hlc) = clock_at(noon(), HlcStart::default());
+        hlc.raise_ceiling(noon().plus(Duration::from_secs(1)));
+        let last = hlc.now().expect("there is room");
+        let kept = hlc.lower_ceiling();
+        assert!(kept > last && kept.after(last) < Duration::from_millis(1));
+        assert_eq!(hlc.passed(), last);
+        // Whatever is given out all the same stays below what is durable.
+        let given: Vec<_> = (0..20).map_while(|_| hlc.now().ok()).collect();
+        assert!(given.len() < 20 && given.iter().all(|it| *it < kept));
+        let start = HlcStart {
+            ceiling: kept,
+            last_stamp: last,
+        };
+        let (_, next) = clock_at(noon(), start);
+        next.raise_ceiling(next.wants_ceiling().expect("there is none yet"));
+        assert!(next.now().expect("there is room") > last);
     }
 
     #[test]

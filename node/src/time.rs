@@ -60,6 +60,14 @@ impl TimeKeeper {
         Ok(())
     }
 
+    /// Gives back what was only room, as the node stops: the next life then need not wait for its clock. Should anything
+    /// be stamped all the same, the ceiling is raised before.
+    pub(crate) fn lay_down(&self) -> io::Result<()> {
+        let _turn = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let ceiling = self.hlc.lower_ceiling();
+        checked_file::replace(&*self.disk, PATH, &ceiling.0.to_le_bytes())
+    }
+
     /// The next timestamp, above `floor`.
     pub(crate) fn stamp_above(&self, floor: Timestamp) -> Result<Timestamp, StampError> {
         // One attempt may find the ceiling reached, the next one the floor ahead of the clock.

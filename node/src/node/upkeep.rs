@@ -124,6 +124,9 @@ impl Node {
                     write_lock(&shut, verdict);
                 }
             }
+            if let Err(error) = time.lay_down() {
+                warn!(%error, "the clock ceiling cannot be lowered; the next start waits a moment for its clock");
+            }
         };
         self.tracker.spawn(upkeep.instrument(info_span!("upkeep")));
     }
