@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use serde_json::{Value, json};
 use support::{Federation, get, meridian, post, text, until};
+use uuid::Uuid;
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const STREAMS: usize = 24;
@@ -168,11 +169,32 @@ fn the_others_go_on_without_a_lost_region_and_take_it_back() {
         of_c.iter()
             .all(|stream| home(&federation, 0, stream) == "c")
     });
+    a_record_says_what_was_repeated(&federation, &touched[0]);
     until_alike(&federation, 3);
     for index in 0..3 {
         federation.stop(index);
         let (sound, said) = federation.verify(index);
         assert!(sound, "{said}");
+    }
+}
+
+// The writer of an event that was set aside repeats its request: it is written, and the record says where.
+fn a_record_says_what_was_repeated(federation: &Federation, stream: &str) {
+    let lost = |index: usize| {
+        let (_, page) =
+            get(&federation.url(index, &format!("/v1/conflicts?stream={stream}"))).unwrap();
+        let id = page["conflicts"][0]["id"].as_str().unwrap().to_owned();
+        let (_, record) = get(&federation.url(index, &format!("/v1/conflicts/{id}"))).unwrap();
+        record["events"][0].clone()
+    };
+    let event = lost(1);
+    assert_eq!(event["in_stream"], Value::Null, "{event}");
+    let id = Uuid::parse_str(event["id"].as_str().unwrap()).unwrap();
+    let appended = federation.append_surely(1, stream, id.as_u128());
+    for index in 0..3 {
+        until("the record says where it is", || {
+            lost(index)["in_stream"] == appended["first_revision"]
+        });
     }
 }
 
