@@ -95,7 +95,7 @@ pub fn all() -> anyhow::Result<BTreeMap<String, Plan>> {
     plans_in(concat!(env!("CARGO_MANIFEST_DIR"), "/plans"))
 }
 
-/// The plans that show planted bugs which drawn plans hardly ever show, by the bugs' names.
+/// The plans that show planted bugs which drawn plans hardly ever show, or only after many, by the bugs' names.
 ///
 /// # Errors
 /// When the folder or one of its plans cannot be read, or is not named after a bug.
