@@ -217,7 +217,7 @@ fn under_load(
                 let mut number = 0_u128;
                 while !over.load(Ordering::Relaxed) {
                     number += 1;
-                    let id = uuid::Uuid::from_u128((writer as u128 + 1) << 64 | number).to_string();
+                    let id = Uuid::from_u128((writer as u128 + 1) << 64 | number).to_string();
                     let stream = format!("order-{}", (number as usize * 7 + writer) % STREAMS);
                     let url = format!("{}/v1/streams/{stream}/events", doors[writer % doors.len()]);
                     let body = json!({
