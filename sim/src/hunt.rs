@@ -79,7 +79,7 @@ fn text_of(panicked: &PanicHookInfo<'_>) -> String {
 /// is told of every one, in any order, and ends the hunt by answering false.
 pub fn hunt(
     seeds: Range<u64>,
-    draw: fn(u64) -> Plan,
+    draw: impl Fn(u64) -> Plan + Sync,
     options: impl Into<RunOptions>,
     jobs: usize,
     each: impl Fn(&Plan, &Ran) -> bool + Sync,
