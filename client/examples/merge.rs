@@ -36,6 +36,8 @@ struct Conflict {
 struct Lost {
     #[serde(rename = "type")]
     event_type: String,
+    /// Where it is in the stream by now, if its writer has repeated the request since.
+    in_stream: Option<u64>,
     data: Value,
 }
 
@@ -87,7 +89,7 @@ async fn merge(
         .iter()
         .any(|it| it.event_type.as_str() == "OrderShipped");
     let lost = conflict.events.iter();
-    let added = lost.filter(|it| it.event_type == "ItemsAdded");
+    let added = lost.filter(|it| it.event_type == "ItemsAdded" && it.in_stream.is_none());
     let merged = if is_shipped {
         "ItemsMissed"
     } else {

@@ -89,8 +89,9 @@ pub(crate) async fn run(command: Command, output: Output) -> anyhow::Result<Outc
             let events = all["events"].take();
             show(std::slice::from_ref(&all), output)?;
             for event in events.as_array().into_iter().flatten() {
-                // Nothing is to be done about it then.
-                let by_now = match event["in_stream"].as_u64() {
+                // Nothing is to be done about it then. What lost to a later write was there all the time.
+                let is_set_aside = all["superseded"].is_null();
+                let by_now = match event["in_stream"].as_u64().filter(|_| is_set_aside) {
                     Some(revision) => format!(" (in the stream by now, at {revision})"),
                     None => String::new(),
                 };

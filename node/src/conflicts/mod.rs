@@ -75,8 +75,8 @@ pub struct Conflicts {
 pub struct LostEvents {
     /// As they were. Where they were first is told by their record.
     pub events: Vec<RecordedEvent>,
-    /// The revision that each of them has in its stream by now, if it has one: its writer has repeated it since, or the
-    /// record is resolved.
+    /// The revision that each of them has in its stream by now, if it has one: its writer has repeated it since, the
+    /// record is resolved, or it lost to a later write there.
     pub in_stream: Vec<Option<Revision>>,
     /// How many come before the next page; `None` on the last one.
     pub next: Option<usize>,

@@ -184,7 +184,7 @@ struct LostView {
     /// The revision that it had.
     revision: u64,
     /// The revision that it has in its stream by now, where the node knows it there: its writer has repeated the
-    /// request since, or the record is resolved.
+    /// request since, the record is resolved, or it lost to a later write and was there all the time.
     in_stream: Option<u64>,
     /// Its place in the log that it was in.
     position: u64,
