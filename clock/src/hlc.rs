@@ -210,11 +210,14 @@ impl Hlc {
         state.ceiling = state.ceiling.max(durable);
     }
 
-    /// Lets stamps rise hardly any further before another ceiling is durable, and returns what may be made durable in the place
-    /// of this one: nothing above it was given out, so that a next life need not begin above what was only room.
+    /// Lets stamps rise hardly any further before another ceiling is durable, and returns what may be made durable in
+    /// the place of this one: nothing above it was given out in this life or those before, so that the next one need not
+    /// begin above what was only room.
     pub fn lower_ceiling(&self) -> Timestamp {
         let mut state = self.lock();
-        state.ceiling = state.ceiling.min(above(state.reached));
+        // A life that stamped nothing knows of what was promised before it by its floor alone.
+        let used = state.reached.max(self.floor());
+        state.ceiling = state.ceiling.min(above(used));
         state.ceiling
     }
 
@@ -344,6 +347,19 @@ mod tests {
         let (_, next) = clock_at(noon(), start);
         next.raise_ceiling(next.wants_ceiling().expect("there is none yet"));
         assert!(next.now().expect("there is room") > last);
+    }
+
+    #[test]
+    fn a_life_that_stamped_nothing_does_not_give_back_what_those_before_it_used() {
+        let ceiling = noon().plus(Duration::from_secs(1));
+        let start = HlcStart {
+            ceiling,
+            last_stamp: noon(),
+        };
+        let (_, hlc) = clock_at(noon(), start);
+        assert_eq!(hlc.lower_ceiling(), ceiling);
+        hlc.raise_ceiling(noon().plus(Duration::from_secs(3600)));
+        assert!(hlc.lower_ceiling() >= ceiling);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `accounted`: what is in the logs was asked for, as it was asked; what was refused is not there. What a
-//! fence cut off is in exactly one of its stream and a conflict record.
+//! fence cut off is in exactly one of its stream and a conflict record; or in both, where a client repeated its request
+//! after it was set aside and the record says so.
 
 use std::collections::BTreeMap;
 
