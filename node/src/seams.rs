@@ -1,8 +1,8 @@
-//! The five ways a node touches the outside world, each replaceable by the simulator.
+//! The six ways a node touches the outside world, each replaceable by the simulator.
 //!
 //! The disk is `meridian_store::Disk`, the wall clock is `meridian_clock::PhysicalClock`, what TLS
-//! draws and reads is `meridian_client::tls::TlsSeams`; the network and randomness are here, with
-//! what `meridian serve` uses for all five.
+//! draws and reads is `meridian_client::tls::TlsSeams`; the network, randomness and the clock that
+//! leases are measured with are here, with what `meridian serve` uses for all six.
 
 use std::future::Future;
 use std::io;
@@ -16,6 +16,7 @@ use meridian_client::tls::TlsSeams;
 use meridian_clock::{PhysicalClock, Timestamp};
 use meridian_store::{Disk, RealDisk, StoreOptions};
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
 /// A byte stream of an accepted TCP connection.
 pub trait TcpStream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -48,6 +49,14 @@ pub trait Network: Send + Sync {
     fn quinn_runtime(&self) -> Arc<dyn quinn::Runtime>;
 }
 
+/// What is measured with that another region relies on: the length of leases, and of the waits for them to be over.
+///
+/// Other timers are tokio's.
+pub trait SteadyClock: Send + Sync {
+    /// Never runs backwards and never jumps; may be a little fast or slow.
+    fn now(&self) -> Instant;
+}
+
 /// Where random bytes come from.
 pub trait Random: Send + Sync {
     /// Fills `bytes`.
@@ -61,6 +70,8 @@ pub struct Seams {
     pub disk: Arc<dyn Disk>,
     /// The wall clock.
     pub clock: Arc<dyn PhysicalClock>,
+    /// What leases are measured with.
+    pub steady: Arc<dyn SteadyClock>,
     /// Randomness.
     pub random: Arc<dyn Random>,
     /// Sockets.
@@ -83,6 +94,7 @@ impl Seams {
         Ok(Self {
             disk: Arc::new(RealDisk::new(data)?),
             clock: Arc::new(SystemClock),
+            steady: Arc::new(SystemSteady),
             random: Arc::new(SystemRandom),
             network: Arc::new(HostNetwork),
             lanes: StoreOptions::default().lanes,
@@ -108,6 +120,16 @@ impl PhysicalClock for SystemClock {
             .duration_since(SystemTime::UNIX_EPOCH)
             .unwrap_or(Duration::ZERO);
         Timestamp::from_unix(since)
+    }
+}
+
+/// The system's monotonic clock.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemSteady;
+
+impl SteadyClock for SystemSteady {
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 }
 

@@ -63,6 +63,9 @@ pub struct RegionPlan {
     pub skew_ms: i64,
     /// How much faster than true time its clock runs, in millionths.
     pub drift_ppm: i64,
+    /// How much faster than true time the clock runs that it measures leases with, in millionths.
+    #[serde(default)]
+    pub pace_ppm: i64,
     /// How long a write and sync takes at least and at most, in microseconds.
     pub commit_us: (u64, u64),
 }
@@ -520,6 +523,7 @@ impl Plan {
                 name: name.to_owned(),
                 skew_ms: 0,
                 drift_ppm: 0,
+                pace_ppm: 0,
                 commit_us: (500, 2000),
             });
             self.links.extend((0..b).map(|a| LinkPlan {
@@ -673,6 +677,11 @@ impl Plan {
             region.drift_ppm = rng.between(0, 400).cast_signed() - 200;
             let quickest = rng.between(100, 2_000);
             region.commit_us = (quickest, quickest + rng.below(20_000));
+        }
+        // As far as leases allow for, and drawn apart, as it came later.
+        let mut apart = Rng::part(self.seed, "pace");
+        for region in &mut self.regions {
+            region.pace_ppm = *apart.pick(&[-10_000, 0, 10_000]);
         }
         for link in &mut self.links {
             link.latency_ms = *rng.pick(&[1, 5, 15, 40, 80]);

@@ -114,7 +114,7 @@ pub fn smaller(plan: &Plan) -> Vec<Step> {
     }
     add("sound clocks".to_owned(), &|plan| {
         for region in &mut plan.regions {
-            (region.skew_ms, region.drift_ppm) = (0, 0);
+            (region.skew_ms, region.drift_ppm, region.pace_ppm) = (0, 0, 0);
         }
     });
     add("calm disks".to_owned(), &|plan| {

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 use super::{Homes, creators};
 use crate::control::fence::Fence;
 use crate::control::{Consensus, Federation};
+use crate::seams::SteadyClock;
 
 /// How long a lease lasts from when it was asked for.
 pub(crate) const LEASE: Duration = Duration::from_secs(2);
@@ -147,7 +148,7 @@ impl Homes {
             Isolation::Available => None,
             Isolation::Fenced => {
                 let members = self.federation().members();
-                Some(lock(&self.lease).at(Instant::now(), self.region, &members))
+                Some(lock(&self.lease).at(self.steady.now(), self.region, &members))
             }
         }
     }
@@ -165,7 +166,10 @@ impl Homes {
         };
         reached("a home without its lease refused");
         let since = match answered {
-            Some(answered) => format!("for {:.1} s", answered.elapsed().as_secs_f64()),
+            Some(answered) => {
+                let elapsed = self.steady.now().duration_since(answered);
+                format!("for {:.1} s", elapsed.as_secs_f64())
+            }
             None => "since it was started".to_owned(),
         };
         Err(format!(
@@ -196,7 +200,7 @@ impl Homes {
     /// Notes which cuts are known by now: the leases before them run out from here on.
     pub(super) fn note_cuts(&self, federation: &Federation) {
         let cut = federation.fences.iter().filter(|it| !it.cuts.is_empty());
-        let now = Instant::now();
+        let now = self.steady.now();
         for fence in cut {
             lock(&self.waits).handle_cut(now, fence.change, fence.round);
         }
@@ -214,7 +218,7 @@ impl Homes {
         let has_opened =
             rules.any(|rule| rule.change == change && rule.opened.contains(&self.region));
         let is_over = || {
-            let now = Instant::now();
+            let now = self.steady.now();
             lock(&self.waits).are_over(now, fence.change, fence.round)
         };
         has_opened || planted(Bug::LeaseWithoutMargin) || is_over() || {
@@ -255,7 +259,7 @@ pub(crate) async fn keep_lease(
             _ = ticks.tick() => {
                 for member in homes.federation().members() {
                     if member != homes.region && unanswered.insert(member) {
-                        asking.push(ask(&*consensus, member));
+                        asking.push(ask(&*consensus, &*homes.steady, member));
                     }
                 }
             }
@@ -274,9 +278,13 @@ pub(crate) async fn keep_lease(
 }
 
 // Asks one member, and says when it was asked if it granted the lease.
-async fn ask(consensus: &dyn Consensus, member: RegionId) -> (RegionId, Option<Instant>) {
+async fn ask(
+    consensus: &dyn Consensus,
+    steady: &dyn SteadyClock,
+    member: RegionId,
+) -> (RegionId, Option<Instant>) {
     // Before the question leaves: the answer may be long on its way.
-    let asked = Instant::now();
+    let asked = steady.now();
     let granted = timeout(ANSWER_WITHIN, consensus.request_lease(member)).await;
     (member, matches!(granted, Ok(true)).then_some(asked))
 }

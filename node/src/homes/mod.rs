@@ -45,6 +45,7 @@ pub(crate) use self::transfer::hand_over;
 use crate::control::Federation;
 use crate::control::federation::{Need, Seat};
 use crate::control::fence::Fence;
+use crate::seams::SteadyClock;
 
 /// The category of the streams that transfers are written to. Every region writes its own there.
 pub(crate) const CATEGORY: &str = "$homes";
@@ -131,6 +132,7 @@ pub(crate) struct Homes {
     store: Arc<Store>,
     federation: watch::Receiver<Arc<Federation>>,
     hlc: Arc<Hlc>,
+    steady: Arc<dyn SteadyClock>,
     // What was seen to be complete, which it stays.
     complete: Mutex<BTreeSet<(RegionId, u64, PartitionId)>>,
     // Of this region, and of those that it succeeds.
@@ -140,6 +142,14 @@ pub(crate) struct Homes {
     brought_home: AtomicBool,
     // Of streams whose homes rest on that.
     creators: Creators,
+}
+
+/// The clocks that homes go by.
+pub(crate) struct Clocks {
+    /// What a home stamps with comes behind what the one before it did.
+    pub(crate) hlc: Arc<Hlc>,
+    /// Leases are measured with it.
+    pub(crate) steady: Arc<dyn SteadyClock>,
 }
 
 /// What a stream's home rests on.
@@ -159,7 +169,7 @@ impl Homes {
         partitions: u16,
         policies: Arc<Policies>,
         store: Arc<Store>,
-        hlc: Arc<Hlc>,
+        clocks: Clocks,
         federation: watch::Receiver<Arc<Federation>>,
     ) -> Self {
         Self {
@@ -176,7 +186,8 @@ impl Homes {
             decided: Mutex::default(),
             store,
             federation,
-            hlc,
+            hlc: clocks.hlc,
+            steady: clocks.steady,
             complete: Mutex::default(),
             lease: Mutex::default(),
             waits: Mutex::default(),

@@ -38,7 +38,7 @@ use crate::feed::Feeds;
 use crate::fencing::{Fencing, come_home, is_home, membership, shut_reason, take_only_own};
 use crate::forwarding::{Home, Presentation};
 use crate::gate::Memory;
-use crate::homes::{Homes, hand_over, keep_lease};
+use crate::homes::{Clocks, Homes, hand_over, keep_lease};
 use crate::identity::{
     FirstWrite, Identity, forget_restored, is_lost, is_restored, note_lost, note_restored,
 };
@@ -251,7 +251,10 @@ impl Node {
             config.partitions,
             Arc::clone(&policies),
             Arc::clone(&store),
-            Arc::clone(&hlc),
+            Clocks {
+                hlc: Arc::clone(&hlc),
+                steady: Arc::clone(&seams.steady),
+            },
             plane.federation(),
         ));
         if brought_home {

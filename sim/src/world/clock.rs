@@ -1,10 +1,12 @@
-//! Wall clocks that are wrong.
+//! Clocks that are wrong.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use meridian_clock::{PhysicalClock, Timestamp};
+use meridian_node::seams::SteadyClock;
+use tokio::time::Instant;
 
 /// When every run begins: 2026-01-01T00:00:00Z.
 pub const EPOCH: Duration = Duration::from_secs(1_767_225_600);
@@ -95,6 +97,30 @@ impl SkewedClock {
     /// Sets how far off it is beside its skew.
     pub fn jump(&self, by_ms: i64) {
         self.0.jump_ms.store(by_ms, Ordering::Relaxed);
+    }
+}
+
+/// What a machine measures leases with: virtual time since the machine was started, a little faster or slower.
+pub struct PacedClock {
+    began: Instant,
+    ppm: i64,
+}
+
+impl PacedClock {
+    /// A clock that runs `ppm` millionths faster than true time from now on.
+    pub fn new(ppm: i64) -> Self {
+        Self {
+            began: Instant::now(),
+            ppm,
+        }
+    }
+}
+
+impl SteadyClock for PacedClock {
+    fn now(&self) -> Instant {
+        let true_ns = nanos(self.began.elapsed());
+        let paced_ns = true_ns + true_ns / 1_000 * self.ppm / 1_000;
+        self.began + Duration::from_nanos(paced_ns.unsigned_abs())
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::LOOK_EVERY;
-use super::clock::{SkewedClock, elapsed};
+use super::clock::{PacedClock, SkewedClock, elapsed};
 use super::cryptography;
 use super::network::SimNetwork;
 use super::story::What;
@@ -39,6 +39,8 @@ pub struct Machine {
     pub ip: IpAddr,
     /// Its wall clock.
     pub clock: SkewedClock,
+    /// How much faster than true time the clock runs that it measures leases with, in millionths.
+    pub pace_ppm: i64,
     /// How slow its disk is now, as a factor.
     pub slow: AtomicU64,
     /// Whether it stands still: then nothing is committed.
@@ -120,6 +122,8 @@ impl Random for SeededRandom {
 pub struct Parts {
     /// See [`Machine::clock`].
     pub clock: SkewedClock,
+    /// See [`Machine::pace_ppm`].
+    pub pace_ppm: i64,
     /// See [`Machine::commit_us`].
     pub commit_us: (u64, u64),
     /// See [`Machine::trace`].
@@ -145,6 +149,7 @@ impl Machine {
             name: name.to_owned(),
             ip,
             clock: parts.clock,
+            pace_ppm: parts.pace_ppm,
             slow: AtomicU64::new(1),
             paused: AtomicBool::new(false),
             lives: Arc::default(),
@@ -310,6 +315,7 @@ impl Machine {
         let seams = Seams {
             disk: Arc::new(self.disk()),
             clock: Arc::new(self.clock.clone()),
+            steady: Arc::new(PacedClock::new(self.pace_ppm)),
             random: Arc::new(SeededRandom {
                 name: self.name.clone(),
                 rng: Mutex::new(self.part()),

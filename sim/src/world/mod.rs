@@ -299,6 +299,7 @@ impl World {
             );
             let parts = Parts {
                 clock: SkewedClock::new(region.skew_ms, region.drift_ppm),
+                pace_ppm: region.pace_ppm,
                 commit_us: region.commit_us,
                 trace: trace.clone(),
                 network: Arc::new(network),
