@@ -16,7 +16,11 @@ pub fn draw(seed: u64, regions: usize, chaos_ms: u64) -> Vec<Fault> {
     let start = rng.between(1_500, chaos_ms.saturating_sub(6_000).max(1_500));
     let storm = match rng.below(4) {
         0 => distrusted_disk(region, &mut rng),
-        1 => clock_set_back(region, &mut rng),
+        1 => clock_set_back(
+            region,
+            &mut rng,
+            Rng::part(seed, "stopped before it stamps"),
+        ),
         2 => far_future(region, regions, &mut rng),
         _ => alone_and_powerless(region, &mut rng),
     };
@@ -38,12 +42,12 @@ fn distrusted_disk(region: usize, rng: &mut Rng) -> Vec<(u64, FaultKind)> {
     ]
 }
 
-// Time must not run backwards over a restart, with nobody there to tell it.
-fn clock_set_back(region: usize, rng: &mut Rng) -> Vec<(u64, FaultKind)> {
+// Time must not run backwards over a restart, with nobody there to tell it; nor over one of a life that stamped nothing.
+fn clock_set_back(region: usize, rng: &mut Rng, mut apart: Rng) -> Vec<(u64, FaultKind)> {
     let for_ms = 4_000;
     let by_ms = *rng.pick(&[-3_600_000, -2_000, -300]);
     let down_ms = rng.between(20, 200);
-    vec![
+    let mut storm = vec![
         (0, FaultKind::Isolate { region, for_ms }),
         (
             200,
@@ -54,7 +58,13 @@ fn clock_set_back(region: usize, rng: &mut Rng) -> Vec<(u64, FaultKind)> {
             },
         ),
         (210, FaultKind::Kill { region, down_ms }),
-    ]
+    ];
+    if apart.percent(50) {
+        let soon = 210 + down_ms + apart.between(10, 300);
+        let down_ms = apart.between(20, 200);
+        storm.push((soon, FaultKind::Stop { region, down_ms }));
+    }
+    storm
 }
 
 // What one region stamped in the far future must move nobody who starts with it in his log.

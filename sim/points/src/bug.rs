@@ -45,6 +45,7 @@ bugs! {
     AckUnsynced, "ack-unsynced", "A block from a peer is acknowledged to it before our own sync.";
     FollowFarFuture, "follow-far-future", "At a restart the clock starts above what others stamped, however far ahead.";
     ForgetCeiling, "forget-ceiling", "The clock's ceiling is not honoured at a restart.";
+    GiveBackCeiling, "give-back-ceiling", "A node that stops in order leaves no ceiling for its clock behind.";
     PromiseEarly, "promise-early", "A promise reaches past blocks that are under way.";
     PromiseUnheld, "promise-unheld", "A promise counts before its prefix is held.";
     PromiseShut, "promise-shut",

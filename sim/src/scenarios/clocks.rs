@@ -43,6 +43,24 @@ pub(super) fn set_back() -> Plan {
     plan
 }
 
+/// The same of a node that hears nobody then and is stopped once more, in order, before it has stamped anything: it must
+/// remember what the life before that had promised.
+pub(super) fn set_back_and_stopped() -> Plan {
+    let mut plan = set_back();
+    // So little that the last it promised is later than the last it wrote.
+    (plan.load.writers, plan.load.pause_ms) = (1, 400);
+    let (region, down_ms) = (0, 300);
+    let isolate = FaultKind::Isolate {
+        region,
+        for_ms: 5_000,
+    };
+    let stop = FaultKind::Stop { region, down_ms };
+    for (at_ms, kind) in [(3_000, isolate), (4_520, stop)] {
+        plan.faults.push(Fault { at_ms, kind });
+    }
+    plan
+}
+
 /// Links of 40, 80 and 120 ms, and nothing wrong.
 pub(super) fn wide() -> Plan {
     let mut plan = Plan::calm(14);

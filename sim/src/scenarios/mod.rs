@@ -18,6 +18,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("clock-400-ms-ahead", clocks::off_by(400)),
         ("clock-400-ms-behind", clocks::off_by(-400)),
         ("clock-set-back-while-down", clocks::set_back()),
+        ("clock-set-back-and-stopped", clocks::set_back_and_stopped()),
         ("clock-ten-seconds-ahead", clocks::ten_ahead()),
         ("lost-disk-clock-back", clocks::lost_with_its_clock()),
         ("wide-links", clocks::wide()),
