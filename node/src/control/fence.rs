@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_clock::{Epoch, LogId, PartitionId, Position, RegionId, Timestamp};
+use meridian_clock::{Dot, Epoch, LogId, PartitionId, Position, RegionId, Timestamp};
 use meridian_conflict::Route;
 use meridian_store::Generations;
 use serde::{Deserialize, Serialize};
@@ -125,6 +125,21 @@ impl Federation {
             }
         }
         generations
+    }
+
+    /// How much still counts of what whoever wrote the event at `at` held then: `log` to `position`. Where a fence took
+    /// both back, those who remained may have had less of the one than of the other.
+    pub(crate) fn still_counts(&self, log: LogId, position: Position, at: Dot) -> Position {
+        let opened = || self.fences.iter().filter(|fence| fence.opened);
+        let ends = |fence: &&Fence| fence.cut(at.log()).is_some_and(|cut| at.position <= cut);
+        let Some(ended_by) = opened().find(ends).map(|fence| fence.change) else {
+            // It is of a generation that goes on, and so had sealed with all who remained.
+            return position;
+        };
+        let since = opened().filter(|fence| fence.change >= ended_by);
+        since
+            .filter_map(|fence| fence.cut(log))
+            .fold(position, Position::min)
     }
 
     /// The epoch of what `region` writes in its logs now.
@@ -648,6 +663,49 @@ mod tests {
         });
         let minority = Refusal::MinorityRemains { remain: 2, of: 5 };
         assert_eq!(third, Outcome::Refused(minority));
+    }
+
+    #[test]
+    fn what_two_lost_regions_had_of_each_other_and_nobody_else_had_is_not_waited_for() {
+        let mut federation = founded(&[A, B, C, D, E]);
+        let by_b = |position| Dot {
+            origin: B,
+            partition: PartitionId(0),
+            position: Position(position),
+        };
+        let counts = |federation: &Federation, position, at| {
+            let position = federation.still_counts(log(0), Position(position), by_b(at));
+            position.0
+        };
+        federation.apply(&fence(A));
+        federation.apply(&Command::Evict {
+            region: B,
+            force: false,
+        });
+        // Of what B wrote all was held, and of what it had of A not all.
+        for by in [C, D, E] {
+            let mut held = held(&[A], [5, 0]);
+            held.insert(B, vec![Position(8), Position(0)]);
+            let (fence, round) = federation
+                .running_fence()
+                .map(|it| (it.change, it.round))
+                .expect("a fence runs");
+            federation.apply(&Command::Sealed {
+                fence,
+                round,
+                by,
+                held,
+            });
+        }
+        // Another eviction could still change it.
+        assert_eq!(counts(&federation, 7, 8), 7);
+        for by in [C, D, E] {
+            fill(&mut federation, by);
+        }
+        assert_eq!(counts(&federation, 7, 8), 5);
+        assert_eq!(counts(&federation, 4, 8), 4);
+        // What B writes once it is back rests on what A wrote once it was back.
+        assert_eq!(counts(&federation, 7, 9), 7);
     }
 
     #[test]

@@ -394,7 +394,9 @@ impl Homes {
             return Ok(Arrival::NotYet);
         };
         let is_held = transfer.held.iter().all(|(region, position)| {
-            self.store.head(LogId::new(*region, partition)).position >= *position
+            let log = LogId::new(*region, partition);
+            let needed = federation.still_counts(log, *position, found.dot);
+            self.store.head(log).position >= needed
         });
         if !is_held {
             reached("a transfer was here before all that it rests on");
