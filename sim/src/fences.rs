@@ -175,6 +175,8 @@ enum Story {
     MovesRace,
     /// A second region is lost while the first one's fence is under way.
     LosesAnother,
+    /// Two regions are lost at once, of which one gave homes to the other that those who remain had not heard of.
+    LosesTwo,
     /// A region is fenced, comes back, and is fenced once more.
     Twice,
 }
@@ -195,11 +197,12 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
         Story::LosesDisk,
         Story::MovesRace,
         Story::LosesAnother,
+        Story::LosesTwo,
         Story::Twice,
     ]);
     let count = match story {
         // Of four regions, those who remain are no more than a majority.
-        Story::KnowsMore | Story::LosesAnother => 5,
+        Story::KnowsMore | Story::LosesAnother | Story::LosesTwo => 5,
         _ => *rng.pick(&[3, 3, 4, 5]),
     };
     plan.widen(count);
@@ -275,6 +278,34 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
                 evict: true,
             };
             acts.push((soon + rng.between(600, 2_000), evict));
+        }
+        Story::LosesTwo => {
+            let load = &mut plan.load;
+            load.moves_ms = 200;
+            load.writers = load.writers.max(3);
+            load.pause_ms = load.pause_ms.min(30);
+            load.shared_percent = load.shared_percent.min(20);
+            acts = Vec::new();
+            for other in others {
+                let detour = FaultKind::Detour {
+                    from: region,
+                    to: other,
+                    by_ms: 400,
+                    for_ms: 9_000,
+                };
+                acts.push((0, detour));
+            }
+            for lost in [region, second] {
+                acts.push((soon, isolate(lost, 7_000)));
+            }
+            acts.push((soon + 600, fence(region)));
+            let evict = FaultKind::Fence {
+                region: second,
+                by,
+                force: false,
+                evict: true,
+            };
+            acts.push((soon + rng.between(900, 1_500), evict));
         }
         Story::Twice => {
             acts[0] = (0, isolate(region, 3_000));

@@ -43,6 +43,7 @@ pub const OTHERS: &[&str] = &[
     "a home without its lease refused",
     "a successor waited for a lease to be over",
     "what a fenced home tells waited for a majority",
+    "a home of a fenced category waited until a majority held its transfer",
     "a home was to be given up before it had opened",
     "a node that had forgotten decisions waited until it heard of them",
     "a node that had lost its disk knew again what was decided",

@@ -24,10 +24,10 @@ mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use meridian_clock::{Epoch, Hlc, LogId, Merge, PartitionId, Position, RegionId};
+use meridian_clock::{Dot, Epoch, Hlc, LogId, Merge, PartitionId, Position, RegionId};
 use meridian_conflict::{Isolation, Mode, Policies};
 use meridian_event::{EventId, StreamId, partition_of};
 use meridian_points::{Bug, planted, reached};
@@ -42,6 +42,7 @@ use self::creators::Creators;
 pub(crate) use self::lease::{Hold, keep_lease, majority};
 use self::lease::{Lease, Waits};
 pub(crate) use self::transfer::hand_over;
+use crate::append::Held;
 use crate::control::Federation;
 use crate::control::federation::{Need, Seat};
 use crate::control::fence::Fence;
@@ -133,8 +134,10 @@ pub(crate) struct Homes {
     federation: watch::Receiver<Arc<Federation>>,
     hlc: Arc<Hlc>,
     steady: Arc<dyn SteadyClock>,
-    // What was seen to be complete, which it stays.
-    complete: Mutex<BTreeSet<(RegionId, u64, PartitionId)>>,
+    // What was seen to be complete, and for streams of which categories, which it stays.
+    complete: Mutex<BTreeMap<GivenUp, Isolation>>,
+    // How far the other regions hold what is here, once there are links to them.
+    held: OnceLock<Held>,
     // Of this region, and of those that it succeeds.
     lease: Mutex<Lease>,
     waits: Mutex<Waits>,
@@ -143,6 +146,9 @@ pub(crate) struct Homes {
     // Of streams whose homes rest on that.
     creators: Creators,
 }
+
+/// What a region gave up by a change, in one partition.
+type GivenUp = (RegionId, u64, PartitionId);
 
 /// The clocks that homes go by.
 pub(crate) struct Clocks {
@@ -189,6 +195,7 @@ impl Homes {
             hlc: clocks.hlc,
             steady: clocks.steady,
             complete: Mutex::default(),
+            held: OnceLock::new(),
             lease: Mutex::default(),
             waits: Mutex::default(),
             brought_home: AtomicBool::new(false),
@@ -205,6 +212,11 @@ impl Homes {
     /// It is, and that is remembered.
     pub(crate) fn note_brought_home(&self) {
         self.brought_home.store(true, Ordering::Release);
+    }
+
+    /// Tells how far the other regions hold what is here; the first call counts.
+    pub(crate) fn follow_held(&self, held: Held) {
+        let _ = self.held.set(held);
     }
 
     /// What is decided now.
@@ -345,8 +357,7 @@ impl Homes {
         let has_opened = seat.needs.iter().all(|(from, change)| {
             let fence = federation.fence_by(*from, *change);
             let may_open = |fence| self.lease_is_over(&federation, fence, *change);
-            let complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);
-            complete.contains(&(*from, *change, partition))
+            self.is_complete((*from, *change, partition), self.isolation(stream))
                 && (!is_fenced || fence.is_none_or(may_open))
         });
         has_opened && (!is_fenced || !matches!(self.lease(), Some(Hold::Lapsed { .. })))
@@ -368,15 +379,15 @@ impl Homes {
             return Ok(Arrival::NotYet);
         }
         let key = (from, change, partition);
-        let complete = || self.complete.lock().unwrap_or_else(PoisonError::into_inner);
-        if complete().contains(&key) {
+        if self.is_complete(key, isolation) {
             return Ok(Arrival::Complete);
         }
         let log = LogId::new(from, partition);
         if federation.fence_by(from, change).is_some() {
             let arrival = self.arrival_of_cut(federation, log, change);
             if arrival == Arrival::Complete {
-                complete().insert(key);
+                // All who remain hold it.
+                self.note_complete(key, Isolation::Fenced);
             }
             return Ok(arrival);
         }
@@ -412,8 +423,46 @@ impl Homes {
                 false => Arrival::NotYet,
             });
         }
-        complete().insert(key);
+        // What is acknowledged of a fenced category outlives every fence: what it comes after must, too.
+        if isolation == Isolation::Fenced
+            && !self.is_held_by_majority(federation, found.dot)
+            && !planted(Bug::OpenUnheld)
+        {
+            reached("a home of a fenced category waited until a majority held its transfer");
+            return Ok(Arrival::NotYet);
+        }
+        self.note_complete(key, isolation);
         Ok(Arrival::Complete)
+    }
+
+    // Whether that was seen to be complete for streams of such categories.
+    fn is_complete(&self, part: GivenUp, isolation: Isolation) -> bool {
+        let complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);
+        match complete.get(&part) {
+            Some(Isolation::Fenced) => true,
+            Some(Isolation::Available) => isolation == Isolation::Available,
+            None => false,
+        }
+    }
+
+    fn note_complete(&self, part: GivenUp, isolation: Isolation) {
+        let mut complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);
+        complete.insert(part, isolation);
+    }
+
+    // Whether a majority of the members holds what this region holds at `dot`.
+    fn is_held_by_majority(&self, federation: &Federation, dot: Dot) -> bool {
+        let Some(held) = self.held.get() else {
+            return false;
+        };
+        let held = held.borrow();
+        let members = federation.members();
+        let holds = |member: &&RegionId| {
+            // Who wrote it holds it: nothing leaves a region before it is durable there.
+            [self.region, dot.origin].contains(member)
+                || held.get(member).is_some_and(|vector| vector.contains(dot))
+        };
+        members.iter().filter(holds).count() >= majority(members.len())
     }
 
     // How far what a lost region leaves behind has come: all up to its cut, once the fence is open.

@@ -326,6 +326,7 @@ impl Node {
             u64::from_le_bytes(random_array(&*seams.random)),
         );
 
+        homes.follow_held(links.held());
         if known.returned.contains_key(&config.region) {
             // What it showed before it heard that it was a member binds it, too.
             let shown = links.marks().borrow().stable.iter().copied().max();

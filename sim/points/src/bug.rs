@@ -69,6 +69,8 @@ bugs! {
     AnswerFailed, "answer-failed", "Appends whose block could not be written are answered as if it had been.";
     ReadBehind, "read-behind", "A read with a session's token is answered whether or not the region has caught up.";
     OpenEarly, "open-early", "A stream's new home takes writes before it holds what the old one wrote.";
+    OpenUnheld, "open-unheld",
+        "A new home takes writes for a fenced category before a majority holds what the old one wrote.";
     KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";
     SealByMajority, "seal-by-majority", "A fence decides its cut when a majority has sealed, not all who remain.";
     OpenBeforeBackfill, "open-before-backfill", "A fence opens, and its homes with it, before those who remain hold all up to the cut.";
