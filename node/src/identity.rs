@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use meridian_clock::{Incarnation, RegionId};
+use meridian_points::{Bug, planted};
 use meridian_store::{Disk, checked_file};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -157,6 +158,47 @@ pub(crate) fn is_restored(disk: &dyn Disk) -> std::io::Result<bool> {
 pub(crate) fn forget_restored(disk: &dyn Disk) -> std::io::Result<()> {
     disk.remove(RESTORED_PATH)?;
     disk.sync_dir("")
+}
+
+/// Says when it was made itself.
+const MADE_PATH: &str = "made-here";
+
+/// Whether the folder is a copy that was made file by file, so that its original may have been written to since. Of a
+/// snapshot that was put back, and where the file system does not know when files were made, it cannot be told.
+pub(crate) fn is_copy(disk: &dyn Disk) -> std::io::Result<bool> {
+    let Some(says) = read_made(disk)? else {
+        return Ok(false);
+    };
+    let made = disk.made(MADE_PATH)?;
+    Ok(made.is_some_and(|made| made != says) && !planted(Bug::TrustCopy))
+}
+
+/// Notes that this folder is where it belongs.
+pub(crate) fn note_made_here(disk: &dyn Disk) -> std::io::Result<()> {
+    let file = disk.open(MADE_PATH, true)?;
+    let Some(made) = disk.made(MADE_PATH)? else {
+        return Ok(());
+    };
+    if read_made(disk)? == Some(made) {
+        return Ok(());
+    }
+    let text = format!("{made}\n");
+    file.set_len(text.len() as u64)?;
+    file.write_all_at(text.as_bytes(), 0)?;
+    file.sync_data()?;
+    disk.sync_dir("")
+}
+
+// What the file says; `None` when there is none, or it was not written to its end.
+fn read_made(disk: &dyn Disk) -> std::io::Result<Option<u64>> {
+    if !disk.exists(MADE_PATH)? {
+        return Ok(None);
+    }
+    let mut text = [0; 24];
+    let read = disk.open(MADE_PATH, false)?.read_at(&mut text, 0)?;
+    let text = std::str::from_utf8(&text[..read]).ok();
+    let number = text.and_then(|text| text.strip_suffix('\n'));
+    Ok(number.and_then(|number| number.parse().ok()))
 }
 
 /// All of the log has been taken back, as far as all peers know.

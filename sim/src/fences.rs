@@ -70,6 +70,7 @@ pub fn plan(seed: u64) -> Plan {
     if rng.percent(25) {
         plan.backup_ms = rng.between(500, 4_000);
     }
+    plan.backup_untold = Rng::part(seed, "backups untold").percent(50);
     match rng.below(20) {
         0..4 => {
             members::tell(&mut plan, &mut rng);

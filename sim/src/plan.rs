@@ -29,6 +29,9 @@ pub struct Plan {
     /// When the disks of all regions are copied; a disk that is lost later is replaced by its copy. Zero for never.
     #[serde(default)]
     pub backup_ms: u64,
+    /// Nobody tells a node that its disk was replaced by a copy.
+    #[serde(default)]
+    pub backup_untold: bool,
     /// Every node keeps a read model, in a SQLite file.
     #[serde(default)]
     pub read_models: bool,
@@ -470,6 +473,7 @@ impl Plan {
             segment_kib: 256,
             points_percent: 0,
             backup_ms: 0,
+            backup_untold: false,
             read_models: false,
             live_read_models: false,
             failover_ms: 0,
@@ -662,6 +666,7 @@ impl Plan {
         if rng.below(2) == 0 {
             plan.backup_ms = rng.between(500, plan.chaos_ms);
         }
+        plan.backup_untold = Rng::part(seed, "backups untold").percent(50);
         plan.load.created = Rng::part(seed, "created").below(3) == 0;
         if plan.load.created {
             // So many that some are created while things go wrong.

@@ -31,6 +31,7 @@ pub const REQUIRED: &[&str] = &[
 /// Those that more seeds reach.
 pub const OTHERS: &[&str] = &[
     "a block came that was already held",
+    "a folder was found to be a copy",
     "a folder was put back from a backup",
     "a home was declined for its timestamps",
     "a lost disk was replaced from a backup",

@@ -40,7 +40,8 @@ use crate::forwarding::{Home, Presentation};
 use crate::gate::Memory;
 use crate::homes::{Clocks, Homes, hand_over, keep_lease};
 use crate::identity::{
-    FirstWrite, Identity, forget_restored, is_lost, is_restored, note_lost, note_restored,
+    FirstWrite, Identity, forget_restored, is_copy, is_lost, is_restored, note_lost,
+    note_made_here, note_restored,
 };
 use crate::merging::{Ledger, Merging, keep_snapshots};
 use crate::metrics::{Metrics, Origin};
@@ -144,7 +145,15 @@ impl Node {
         };
         let (store, recovery) = Store::open(Arc::clone(&disk), options)?;
         let mut identity = Identity::load(&*disk, &config)?;
-        if restored {
+        let is_copy = is_copy(&*disk).map_err(StartError::Disk)?;
+        if is_copy && !restored {
+            reached("a folder was found to be a copy");
+            warn!(
+                "this data folder was copied here, and may lack what the region wrote after that: it is dealt with as one \
+                 that was put back from a backup, as with `--restored`"
+            );
+        }
+        if restored || is_copy {
             note_restored(&*disk).map_err(StartError::Disk)?;
         }
         if is_restored(&*disk).map_err(StartError::Disk)? {
@@ -155,6 +164,9 @@ impl Node {
             let renewed = Identity::create(&*disk, &config, &*seams.random, false)?;
             identity = Some(renewed);
             forget_restored(&*disk).map_err(StartError::Disk)?;
+        }
+        if let Err(error) = note_made_here(&*disk) {
+            warn!(%error, "it cannot be noted that the data folder is where it belongs: a copy of it will not be known for one");
         }
         let memory = match is_lost(&*disk).map_err(StartError::Disk)? {
             true => Memory::Lost,

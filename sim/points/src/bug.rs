@@ -44,6 +44,7 @@ bugs! {
     RelayRestamps, "relay-restamps", "A relay encodes blocks anew, with later timestamps.";
     AckUnsynced, "ack-unsynced", "A block from a peer is acknowledged to it before our own sync.";
     FollowFarFuture, "follow-far-future", "At a restart the clock starts above what others stamped, however far ahead.";
+    TrustCopy, "trust-copy", "A data folder that was copied is taken for one that was never away.";
     ForgetCeiling, "forget-ceiling", "The clock's ceiling is not honoured at a restart.";
     GiveBackCeiling, "give-back-ceiling", "A node that stops in order leaves no ceiling for its clock behind.";
     PromiseEarly, "promise-early", "A promise reaches past blocks that are under way.";

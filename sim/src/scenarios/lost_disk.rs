@@ -27,3 +27,17 @@ pub(super) fn plan() -> Plan {
     ];
     plan
 }
+
+/// A region's disk is replaced by a copy that lacks what it wrote since. Nobody says so, and nobody can be reached then.
+pub(super) fn copied_back() -> Plan {
+    let mut plan = Plan::calm(3);
+    plan.backup_ms = 2_500;
+    plan.backup_untold = true;
+    let (region, for_ms, down_ms) = (0, 4_000, 300);
+    let isolate = FaultKind::Isolate { region, for_ms };
+    let wipe = FaultKind::Wipe { region, down_ms };
+    plan.faults = [(4_990, isolate), (5_000, wipe)]
+        .map(|(at_ms, kind)| Fault { at_ms, kind })
+        .into();
+    plan
+}

@@ -22,6 +22,7 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("clock-ten-seconds-ahead", clocks::ten_ahead()),
         ("lost-disk-clock-back", clocks::lost_with_its_clock()),
         ("wide-links", clocks::wide()),
+        ("copied-back", lost_disk::copied_back()),
         ("cut-home", cut_home::plan()),
         ("far-future", far_future::plan()),
         ("lost-disk", lost_disk::plan()),

@@ -71,6 +71,8 @@ pub struct Machine {
     pub projections: Vec<Definition>,
     /// The streams of fenced categories.
     pub fenced: Vec<StreamId>,
+    /// Nobody tells its node that its disk is a copy.
+    pub backup_untold: bool,
     changing: Mutex<Changing>,
 }
 
@@ -138,6 +140,8 @@ pub struct Parts {
     pub projections: Vec<Definition>,
     /// The streams of fenced categories.
     pub fenced: Vec<StreamId>,
+    /// See [`Machine::backup_untold`].
+    pub backup_untold: bool,
 }
 
 impl Machine {
@@ -179,6 +183,7 @@ impl Machine {
             }),
             projections: parts.projections,
             fenced: parts.fenced,
+            backup_untold: parts.backup_untold,
         }
     }
 
@@ -347,7 +352,7 @@ impl Machine {
 
     // Runs a node until it is told to stop, or asks to be started anew: then true.
     async fn run_once(self: &Arc<Self>, seams: &Seams) -> bool {
-        let restored = mem::take(&mut self.changing().restored);
+        let restored = mem::take(&mut self.changing().restored) && !self.backup_untold;
         let node = match start(&self.config(), seams, restored).await {
             Ok(node) => node,
             Err(error) => {

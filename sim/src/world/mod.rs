@@ -307,6 +307,7 @@ impl World {
                 founders: plan.regions.len() - plan.newcomers,
                 projections: exactly_once::definitions(plan),
                 fenced: load::fenced(&plan.load),
+                backup_untold: plan.backup_untold,
             };
             let machine = Arc::new(Machine::new(
                 plan.seed,

@@ -55,6 +55,13 @@ pub trait Disk: Send + Sync + 'static {
     /// As the disk says.
     fn exists(&self, path: &str) -> io::Result<bool>;
 
+    /// When the file at `path` was made on this disk, in nanoseconds since 1970; `None` where the disk does not know. A
+    /// copy of the file was made when it was copied.
+    ///
+    /// # Errors
+    /// As the disk says; `NotFound` when it is missing.
+    fn made(&self, path: &str) -> io::Result<Option<u64>>;
+
     /// Takes the exclusive lock at `path`, held until the answer is dropped.
     ///
     /// # Errors

@@ -10,6 +10,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use rustix::fs::{FallocateFlags, FlockOperation};
 use rustix::io::Errno;
@@ -104,6 +105,13 @@ impl Disk for RealDisk {
 
     fn exists(&self, path: &str) -> io::Result<bool> {
         self.path(path).try_exists()
+    }
+
+    fn made(&self, path: &str) -> io::Result<Option<u64>> {
+        // Not every file system says.
+        let made = fs::metadata(self.path(path))?.created().ok();
+        let since = made.and_then(|made| made.duration_since(UNIX_EPOCH).ok());
+        Ok(since.and_then(|since| u64::try_from(since.as_nanos()).ok()))
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {

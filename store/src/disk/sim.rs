@@ -26,6 +26,8 @@ pub struct SimDisk {
 #[derive(Debug)]
 struct State {
     random: u64,
+    // Tells it from its copies.
+    made: u64,
     // Raised by a crash: handles of an earlier life are dead.
     life: u64,
     files: BTreeMap<u64, File>,
@@ -80,6 +82,7 @@ impl SimDisk {
         Self {
             state: Arc::new(Mutex::new(State {
                 random: seed,
+                made: seed,
                 life: 0,
                 files: BTreeMap::new(),
                 next_file: 1,
@@ -431,6 +434,13 @@ impl Disk for SimDisk {
         let state = self.lock_state();
         state.alive()?;
         Ok(state.names.contains_key(path) || state.folders.contains(path))
+    }
+
+    fn made(&self, path: &str) -> io::Result<Option<u64>> {
+        match self.exists(path)? {
+            true => Ok(Some(self.lock_state().made)),
+            false => Err(io::ErrorKind::NotFound.into()),
+        }
     }
 
     fn lock(&self, path: &str) -> io::Result<Box<dyn Send + Sync>> {
