@@ -1,6 +1,6 @@
 //! Checking a whole data folder that no node has open.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -42,13 +42,14 @@ pub struct VerifyReport {
     pub logs: Vec<LogHead>,
     /// Everything that is wrong. Empty means that every block's checksum and chain is right, every
     /// log is dense, every index says what its segment says, every file of stranded blocks is whole,
-    /// and revisions have no gap.
+    /// and revisions have no gap where one region wrote all there is.
     pub damage: Vec<Damage>,
     /// How many events could be read, without those that are stranded.
     pub events: u64,
     /// How many streams there are.
     pub streams: u64,
-    /// In how many of them the revisions run 0, 1, 2… without a gap, per origin.
+    /// In how many of them the revisions run 0, 1, 2… without a gap, per origin. Of the others, which moved between
+    /// regions, one region's log goes further here than another's.
     pub streams_gapless: u64,
     /// How many bytes at the end were never acknowledged and will be cut when a node starts.
     pub torn_tail_bytes: u64,
@@ -317,7 +318,8 @@ impl Verifier {
         let gapless = |origins: &&BTreeMap<RegionId, Runs>| is_gapless(origins);
         self.report.streams_gapless = self.streams.values().filter(gapless).count() as u64;
         let gaps = self.report.streams - self.report.streams_gapless;
-        if gaps > 0 && self.report.damage.is_empty() {
+        let origins: BTreeSet<RegionId> = self.heads.keys().map(|log| log.origin).collect();
+        if gaps > 0 && origins.len() < 2 && self.report.damage.is_empty() {
             let reason = format!("the revisions of {gaps} streams have gaps");
             self.damage(LOG_FOLDER, 0, None, &reason);
         }

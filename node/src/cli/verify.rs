@@ -177,6 +177,13 @@ fn print(report: &Report, output: Output) -> anyhow::Result<()> {
         "{} events in {} streams, {} of them with revisions 0, 1, 2… without a gap.",
         report.events, report.streams, report.streams_gapless
     ))?;
+    let incomplete = report.streams - report.streams_gapless;
+    if incomplete > 0 && report.damage.is_empty() {
+        output.line(&format!(
+            "{incomplete} streams that moved between regions have gaps: one region's log goes further here than another's. \
+             What is missing comes when the node runs; a gap that stays while `meridian status` shows no lag is a bug."
+        ))?;
+    }
     if report.torn_tail_bytes > 0 {
         output.line(&format!(
             "{} bytes at the end were never acknowledged; the node cuts them when it starts.",

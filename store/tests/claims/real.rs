@@ -78,3 +78,24 @@ fn deleting_the_folder_of_small_state_costs_nothing() {
     drop(store);
     assert_eq!(verify(&disk).expect("readable").damage, []);
 }
+
+#[test]
+fn a_gap_in_revisions_is_damage_only_where_no_other_log_can_fill_it() {
+    let folder = tempfile::tempdir().expect("a folder for the test");
+    let disk = RealDisk::new(folder.path()).expect("it can be made");
+    let mut writer = Writer::default();
+    let mut write = |number, elsewhere| {
+        let (store, _) = Store::open(Arc::new(disk.clone()), options()).expect("it opens");
+        writer.write_elsewhere(log(number), "order-1", elsewhere);
+        let block = writer.block(&store, log(number), &[("order-1", 2)], 100);
+        submit(&store, block, &Answers::default());
+        store.close();
+        drop(store);
+        let report = verify(&disk).expect("no node has the folder open");
+        (report.streams - report.streams_gapless, report.damage.len())
+    };
+    assert_eq!(write(1, 0), (0, 0));
+    assert_eq!(write(1, 1), (1, 1));
+    // What is missing may be in the log of the region that wrote this.
+    assert_eq!(write(2, 9), (1, 0));
+}

@@ -99,6 +99,11 @@ impl Writer {
         builder.seal(head.position.plus(1), head.chain)
     }
 
+    /// Another region writes `count` events of a stream that moved there, and gives it back.
+    pub(crate) fn write_elsewhere(&mut self, log: LogId, name: &str, count: u64) {
+        *self.revisions.entry((log, stream(name))).or_default() += count;
+    }
+
     /// Takes the revisions from what a store holds after a crash.
     pub(crate) fn learn(&mut self, store: &Store) {
         self.revisions.clear();
