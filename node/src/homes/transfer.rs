@@ -13,7 +13,8 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::{Arrival, Homes, TRANSFER, Transfer, stream_of, transfer_id};
+use super::arrival::Arrival;
+use super::{Homes, TRANSFER, Transfer, stream_of, transfer_id};
 use crate::control::federation::GiveUp;
 use crate::control::{Command, Consensus, Federation};
 use crate::sequencer::{Outcome, Sequencer};
