@@ -186,6 +186,10 @@ pub(crate) fn note_made_here(disk: &dyn Disk) -> std::io::Result<()> {
     file.set_len(text.len() as u64)?;
     file.write_all_at(text.as_bytes(), 0)?;
     file.sync_data()?;
+    // Some tell when it was last changed, which is of no use.
+    if disk.made(MADE_PATH)? != Some(made) {
+        disk.remove(MADE_PATH)?;
+    }
     disk.sync_dir("")
 }
 
@@ -235,5 +239,33 @@ impl FirstWrite {
             *fresh = None;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_store::SimDisk;
+
+    use super::*;
+
+    #[test]
+    fn a_copy_of_a_folder_is_known_and_the_folder_itself_is_none() {
+        let disk = SimDisk::new(1);
+        assert!(!is_copy(&disk).expect("the disk is sound"), "it is new");
+        for _ in 0..2 {
+            note_made_here(&disk).expect("the disk is sound");
+            disk.crash();
+            assert!(!is_copy(&disk).expect("the disk is sound"));
+        }
+        let copy = disk.backup(2);
+        assert!(is_copy(&copy).expect("the disk is sound"));
+        // An operator may say that it is none, and so may a node that has dealt with it.
+        for tell in [
+            |copy: &SimDisk| copy.remove(MADE_PATH),
+            |copy: &SimDisk| note_made_here(copy),
+        ] {
+            tell(&copy).expect("the disk is sound");
+            assert!(!is_copy(&copy).expect("the disk is sound"));
+        }
     }
 }
