@@ -305,6 +305,16 @@ fn c_leaves_and_d_joins(federation: &mut Federation, load: &Load) -> usize {
     until("c does not vote any more", || {
         control(federation, A)["voters"] == json!(["a", "b"])
     });
+    let status = text(&meridian(&["status", "--url", &federation.url(A, "")]).stdout);
+    let rows: Vec<&str> = status
+        .lines()
+        .filter(|line| line.contains("┆ c "))
+        .collect();
+    assert!(
+        matches!(rows[..], [row, ..] if row.contains("left")),
+        "{status}"
+    );
+    assert!(!status.contains("held in c"), "{status}");
     let of_c = held_of(federation, C, "c");
     assert!(of_c > 0);
     assert!(federation.stop(C).success());

@@ -60,6 +60,8 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
         status.region, status.federation, status.version, status.events, status.partitions
     ))?;
     let link = |name: &str| status.links.iter().find(|link| link.region == name);
+    // Nobody waits to hear from it, or for what it holds.
+    let has_left = |name: &String| status.control.left.contains(name);
     let member = |member: &MemberStatus| {
         let mut row = vec![
             member.id.to_string(),
@@ -67,7 +69,10 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
             member.http.clone(),
             member.quic.clone(),
         ];
-        row.extend(link_cells(link(&member.name)));
+        row.extend(match has_left(&member.name) {
+            true => ["left", "", "", "", ""].map(str::to_owned),
+            false => link_cells(link(&member.name)),
+        });
         row
     };
     output.table(
@@ -88,8 +93,8 @@ fn print(status: &NodeStatus, output: Output) -> anyhow::Result<()> {
     let others: Vec<&str> = status
         .members
         .iter()
+        .filter(|member| member.name != status.region && !has_left(&member.name))
         .map(|member| member.name.as_str())
-        .filter(|name| *name != status.region)
         .collect();
     let mut header = vec!["origin", "partition", "held here"];
     let held: Vec<String> = others
@@ -165,8 +170,13 @@ fn control(control: &ControlStatus, regions: usize) -> String {
     if control.moving > 0 {
         said += &format!(", under way: {}", control.moving);
     }
-    if !control.drained.is_empty() {
-        said += &format!("; drained: {}", control.drained.join(", "));
+    let drained = control
+        .drained
+        .iter()
+        .filter(|it| !control.left.contains(it));
+    let drained: Vec<&str> = drained.map(String::as_str).collect();
+    if !drained.is_empty() {
+        said += &format!("; drained: {}", drained.join(", "));
     }
     if !control.fenced.is_empty() {
         said += &format!("; fenced: {}", control.fenced.join(", "));
