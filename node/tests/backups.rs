@@ -18,7 +18,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use serde_json::json;
-use support::{Federation, count};
+use support::{Federation, count, get, meridian, until};
 
 const NAMES: [&str; 3] = ["a", "b", "c"];
 const C: usize = 2;
@@ -126,4 +126,41 @@ fn put_back_then_written(tell: impl FnOnce(&Path)) {
         let (sound, said) = federation.verify(index);
         assert!(sound, "{said}");
     }
+}
+
+/// Nobody has a vote any more then, and decisions are taken again all the same.
+#[test]
+fn a_federation_that_was_put_back_as_a_whole_decides_again() {
+    let mut federation = Federation::running(&NAMES);
+    let (streams, written) = streams_of_c(&federation, 1);
+    let all = [0, 1, 2];
+    federation.until_agreed(&all, written);
+    let drain = |federation: &Federation, action: &str| {
+        let url = federation.url(0, "");
+        let said = meridian(&["region", action, "c", "--url", &url]);
+        said.status.success()
+    };
+    until("what is to be remembered is decided", || {
+        drain(&federation, "drain")
+    });
+    let decided = federation.digest(0).map(|it| count(&it)).unwrap();
+    federation.until_agreed(&all, decided);
+    for index in all {
+        federation.stop(index);
+        let backup = federation.folder().join(format!("backup-{index}"));
+        copy(federation.data(index), &backup);
+        put_back(&backup, federation.data(index));
+        fs::write(federation.data(index).join("restored"), "").unwrap();
+    }
+    federation.start_all();
+    for index in all {
+        federation.until_ready(index);
+        let (_, status) = get(&federation.url(index, "/v1/status")).unwrap();
+        assert_eq!(status["control"]["drained"], json!(["c"]), "{status}");
+    }
+    until("it is decided that c takes its homes back", || {
+        drain(&federation, "resume")
+    });
+    let appended = federation.append_surely(0, &streams[0], 20_000);
+    assert_eq!(appended["home"], "c", "{appended}");
 }

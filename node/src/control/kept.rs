@@ -236,7 +236,8 @@ impl Kept {
     }
 
     /// Begins a new life, alone, with all that this disk knows. Only for the one survivor of a group: its
-    /// log has whatever was decided, and perhaps more, which is then decided by this. Those `refused` may
+    /// log has whatever was decided, and perhaps more, which is then decided by this; or for one of those who
+    /// lost it, if nobody survived. Those `refused` may
     /// have taken in something of that group.
     ///
     /// # Errors
@@ -253,6 +254,11 @@ impl Kept {
             if let EntryPayload::Normal(command) = entry.payload {
                 federation.apply(&command);
             }
+        }
+        // One that has no vote knows what it was told.
+        let told = Arc::clone(&self.0.told.borrow());
+        if told.version > federation.version {
+            federation = Federation::clone(&told);
         }
         federation.groups += 1;
         self.change_log(|log| *log = Log::of(life, Some(federation), refused))

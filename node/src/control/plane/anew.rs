@@ -4,10 +4,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use futures_util::future::join_all;
 use meridian_points::reached;
 use tracing::{error, warn};
 
 use super::{Answer, Asked, Life, Question, Running, Shared, lock};
+use crate::control::Federation;
 
 impl Shared {
     // Whether every other voter is a region that has lost its disk and asks for another vote. Those can
@@ -27,6 +29,42 @@ impl Shared {
                 && voters.contains(&running.life.0)
                 && others.all(|voter| is_lost(Life(*voter)))
         })
+    }
+
+    // Whether no node has a vote any more, and this one is to begin a new group: all have lost their disks, or were put
+    // back from backups. It knows all that any of them knows.
+    pub(super) async fn is_first_of_the_lost(&self) -> bool {
+        let told = Arc::clone(&self.told.borrow());
+        let mut first = told.members().into_iter().filter(|it| told.may_vote(*it));
+        if first.next() != Some(self.setup.region) || self.is_voter() {
+            return false;
+        }
+        // Twice: whoever asks as the same life both times had no vote in between, and in between all had been asked. A
+        // life that was given a vote by a group that ended since says so.
+        let before = self.all_without_votes(&told).await;
+        let is_so = before.is_some() && before == self.all_without_votes(&told).await;
+        is_so && !self.is_voter() && self.told.borrow().version == told.version
+    }
+
+    // As whom all other regions ask for a vote, if none has one, or knows of a decision that is not `told`.
+    async fn all_without_votes(&self, told: &Federation) -> Option<Vec<u64>> {
+        let gone = told.gone();
+        let others = self.others().into_iter().filter(|it| !gone.contains(it));
+        let question = Question {
+            to: None,
+            what: Asked::Stand,
+        };
+        let asked = others.map(|peer| self.ask(peer, &question));
+        let answers = join_all(asked).await.into_iter();
+        answers
+            .map(|answer| match answer {
+                Ok(Answer::Stands {
+                    asks_as: Some(life),
+                    version,
+                }) if version <= told.version => Some(life),
+                _ => None,
+            })
+            .collect()
     }
 
     // Begins a new group with what this node knows, for an operator says that the only other voter is lost.
@@ -96,7 +134,8 @@ impl Shared {
             Ok(()) => {
                 reached("the last survivor of the control plane went on alone");
                 warn!(
-                    "all other regions are lost, or have lost their disks; the control plane goes on with what this one knows"
+                    "all other regions are lost, or have lost their disks or had them put back; the control plane goes on \
+                     with what this one knows"
                 );
             }
             Err(error) => error!(%error, "the control plane cannot go on"),

@@ -118,6 +118,8 @@ enum Asked {
     Tell,
     // Grant the asking region its lease as a home.
     Lease,
+    // Say how this node stands in the group.
+    Stand,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -137,6 +139,8 @@ enum Answer {
     Lease(bool),
     // The question was for another life, or cannot be read.
     Wrong(String),
+    // As whom it asks for a vote, unless it has one, and the last decision that it knows.
+    Stands { asks_as: Option<u64>, version: u64 },
 }
 
 /// What a control plane is made of.
@@ -344,6 +348,10 @@ impl Shared {
             Asked::Replace(_) => Answer::Wrong("a region speaks for itself only".to_owned()),
             Asked::Tell => Answer::Told(Box::new(Federation::clone(&self.told.borrow()))),
             Asked::Lease => Answer::Lease(self.grants(&raft, life, from)),
+            Asked::Stand => Answer::Stands {
+                asks_as: (!self.is_voter()).then_some(life.0),
+                version: self.told.borrow().version,
+            },
         }
     }
 
@@ -519,6 +527,9 @@ async fn keep(shared: Arc<Shared>) {
                 let may_vote = shared.told.borrow().may_vote(shared.setup.region);
                 if may_vote {
                     join(&shared, life, leader).await;
+                }
+                if leader.is_none() && shared.is_first_of_the_lost().await {
+                    shared.refound().await;
                 }
             };
             // Peers that do not answer must not keep a node from stopping.
