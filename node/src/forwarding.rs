@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::config::MemberConfig;
 use crate::node::{read_lock, write_lock};
+use crate::surely::NEVER;
 
 /// After a home could not be dialled, how long requests for it are refused at once. Nothing was
 /// written, so the caller is better served by knowing than by waiting.
@@ -206,12 +207,13 @@ impl Home {
 }
 
 /// Whether a refusal also tells what became of earlier attempts with the same ids: no stream goes
-/// back to a revision that it has left behind, and what was invalid stays so.
+/// back to a revision that it has left behind, none reaches the one that a mere question expects, and what was invalid
+/// stays so.
 pub(crate) fn settles(error: &AppendError) -> bool {
     match error {
         AppendError::WrongExpectedRevision {
             expected, actual, ..
-        } => expected.is_past(*actual),
+        } => *expected == NEVER || expected.is_past(*actual),
         AppendError::Invalid { .. } | AppendError::TooLarge { .. } => true,
         AppendError::NotHome { .. }
         | AppendError::Unavailable { .. }

@@ -23,7 +23,7 @@ const AGAIN_AFTER: Duration = Duration::from_millis(50);
 const AGAIN_AFTER_MAX: Duration = Duration::from_secs(5);
 /// What no stream ever comes to. A batch that expects this is answered with where it stands if it is
 /// recorded already, and else is never written.
-const NEVER: Expected = Expected::Revision(Revision(u64::MAX - 1));
+pub(crate) const NEVER: Expected = Expected::Revision(Revision(u64::MAX - 1));
 
 /// What became of a batch, for sure.
 #[derive(Debug)]
