@@ -220,6 +220,12 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
         force: false,
         evict: false,
     };
+    let evict = FaultKind::Fence {
+        region: second,
+        by,
+        force: false,
+        evict: true,
+    };
     let isolate = |region, for_ms| FaultKind::Isolate { region, for_ms };
     let soon = rng.between(300, 1_500);
     let mut acts = vec![(0, isolate(region, 7_000)), (soon, fence(region))];
@@ -272,12 +278,6 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
         Story::MovesRace => plan.load.moves_ms = 250,
         Story::LosesAnother => {
             acts.push((soon + rng.below(500), isolate(second, 5_000)));
-            let evict = FaultKind::Fence {
-                region: second,
-                by,
-                force: false,
-                evict: true,
-            };
             acts.push((soon + rng.between(600, 2_000), evict));
         }
         Story::LosesTwo => {
@@ -300,12 +300,6 @@ fn tell(plan: &mut Plan, rng: &mut Rng) {
                 acts.push((soon, isolate(lost, 7_000)));
             }
             acts.push((soon + 600, fence(region)));
-            let evict = FaultKind::Fence {
-                region: second,
-                by,
-                force: false,
-                evict: true,
-            };
             acts.push((soon + rng.between(900, 1_500), evict));
         }
         Story::Twice => {
