@@ -164,3 +164,22 @@ fn a_federation_that_was_put_back_as_a_whole_decides_again() {
     let appended = federation.append_surely(0, &streams[0], 20_000);
     assert_eq!(appended["home"], "c", "{appended}");
 }
+
+/// Whoever begins from the start removes all data folders; nobody knows then of a federation that was founded.
+#[test]
+fn a_federation_whose_folders_were_all_emptied_is_founded_again() {
+    let mut federation = Federation::running(&NAMES);
+    let (streams, written) = streams_of_c(&federation, 1);
+    let all = [0, 1, 2];
+    federation.until_agreed(&all, written);
+    for index in all {
+        federation.stop(index);
+        fs::remove_dir_all(federation.data(index)).unwrap();
+    }
+    federation.start_all();
+    for index in all {
+        federation.until_ready(index);
+    }
+    let appended = federation.append_surely(0, &streams[0], 20_000);
+    assert_eq!(appended["first_revision"], 0, "{appended}");
+}

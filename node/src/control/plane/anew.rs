@@ -22,8 +22,8 @@ impl Shared {
             let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
             let mut others = voters.iter().filter(|voter| **voter != running.life.0);
             let is_lost = |voter: Life| {
-                let asks_as = running.lost.get(&voter.region());
-                asks_as.is_some_and(|life| *life != voter)
+                let lost = running.lost.get(&voter.region());
+                lost.is_some_and(|lost| lost.before.contains(&voter.0))
             };
             voters.len() > 1
                 && voters.contains(&running.life.0)
@@ -35,8 +35,12 @@ impl Shared {
     // back from backups. It knows all that any of them knows.
     pub(super) async fn is_first_of_the_lost(&self) -> bool {
         let told = Arc::clone(&self.told.borrow());
-        let mut first = told.members().into_iter().filter(|it| told.may_vote(*it));
-        if first.next() != Some(self.setup.region) || self.is_voter() {
+        // Where no federation was founded that anybody knows of, those that are listed found it.
+        let first = match told.foundation {
+            Some(_) => told.members().into_iter().find(|it| told.may_vote(*it)),
+            None => self.setup.foundation.members.keys().next().copied(),
+        };
+        if first != Some(self.setup.region) || self.is_voter() {
             return false;
         }
         // Twice: whoever asks as the same life both times had no vote in between, and in between all had been asked. A
@@ -129,7 +133,11 @@ impl Shared {
         drop(raft.shutdown().await);
         let life = Life::drawn(self.setup.region, &*self.setup.random);
         // Any of them may have taken in something of the group that is over.
-        let refused = lost.values().map(|life| life.0).chain(others).collect();
+        let refused = lost
+            .values()
+            .map(|lost| lost.life.0)
+            .chain(others)
+            .collect();
         match kept.refound(life.0, refused).await {
             Ok(()) => {
                 reached("the last survivor of the control plane went on alone");

@@ -167,8 +167,16 @@ struct Running {
     raft: openraft::Raft<Types>,
     life: Life,
     kept: Kept,
-    // As whom regions that lost their disks ask for a vote.
-    lost: BTreeMap<RegionId, Life>,
+    // The regions that lost their disks and ask for a vote.
+    lost: BTreeMap<RegionId, Lost>,
+}
+
+// A region that asks for a vote.
+struct Lost {
+    // As whom.
+    life: Life,
+    // Its lives that had a vote then, as far as this node knew. Another one may have been given a vote since.
+    before: BTreeSet<u64>,
 }
 
 struct Shared {
@@ -415,7 +423,8 @@ impl Shared {
             if running.kept.refuses(life.0) {
                 return Answer::BeginAnew;
             }
-            running.lost.insert(life.region(), life);
+            let before = old.clone();
+            running.lost.insert(life.region(), Lost { life, before });
         }
         let change = async {
             raft.add_learner(life.0, EmptyNode {}, true).await?;
