@@ -82,7 +82,7 @@ pub struct Read {
 pub struct Seen {
     /// The event that had been seen.
     pub dot: Dot,
-    /// When it had been written.
+    /// When it was asked for, which is before it was written.
     pub written: Duration,
     /// What was read, in words.
     pub read: String,

@@ -289,13 +289,14 @@ impl Writer {
         if is_shared(&request.stream) {
             return;
         }
+        // Before its answer came: that may have been on its way when the disk was lost.
+        let written = elapsed();
         let Ok(appended) = session.append(request.clone()).await else {
             return;
         };
         let Some(dot) = appended.dots.last().copied() else {
             return;
         };
-        let written = elapsed();
         let topology = self.federation.topology();
         let region = self.rng.pick(&topology.members).id;
         let (read, shown) = if self.rng.percent(50) {

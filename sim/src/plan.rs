@@ -382,6 +382,17 @@ pub enum FaultKind {
         /// How long it stays down.
         down_ms: u64,
     },
+    /// A copy of a machine's disk is put away, in place of an earlier one.
+    BackUp {
+        /// The region.
+        region: usize,
+    },
+    /// All machines are lost with their disks at the same moment; new ones take their places, with what was put away of
+    /// each.
+    PutAllBack {
+        /// How long the first one stays down; each further one as long again.
+        down_ms: u64,
+    },
     /// An operator takes a region for lost, rightly or not, and has the others go on without it.
     Fence {
         /// The region.
@@ -441,6 +452,8 @@ impl FaultKind {
             Self::CertificateExpires { .. } => "certificate-expires",
             Self::CertificateReplaced { .. } => "certificate-replaced",
             Self::Wipe { .. } => "wipe",
+            Self::BackUp { .. } => "back-up",
+            Self::PutAllBack { .. } => "put-all-back",
             Self::Fence { .. } => "fence",
             Self::Join { .. } => "join",
             Self::Leave { .. } => "leave",

@@ -35,6 +35,7 @@ pub const OTHERS: &[&str] = &[
     "a folder was put back from a backup",
     "a home was declined for its timestamps",
     "a lost disk was replaced from a backup",
+    "all regions were put back from backups at once",
     "a region created a stream",
     "a region left for good",
     "a region was listed before the federation was founded",

@@ -147,6 +147,14 @@ impl Settled {
         self.regions.entry(index).or_default().stable = Feed::default();
     }
 
+    /// All regions lost their disks at once, and with them what was settled anywhere.
+    pub fn all_lost(&mut self) {
+        *self = Self {
+            broken: std::mem::take(&mut self.broken),
+            ..Self::default()
+        };
+    }
+
     /// A region stranded what a fence had cut off. What it showed as stable while it knew of nothing does
     /// not count; what was final does, like everywhere.
     pub fn stranded(&mut self, index: usize) {

@@ -70,6 +70,12 @@ impl States {
         self.reads.retain(|read| read.region != region);
     }
 
+    /// Nothing that was shown counts any more: all regions lost their disks at once.
+    pub fn forget_all(&mut self) {
+        self.reads.clear();
+        self.settled = Timestamp::ZERO;
+    }
+
     /// Reads all of `streams` in a node of a region where all is well, in both tiers.
     pub fn end(&mut self, node: (usize, &str, &Node), streams: &[StreamId], at: Duration) {
         let (region, name, node) = node;

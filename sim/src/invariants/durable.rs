@@ -40,11 +40,12 @@ pub(super) fn check(evidence: &Evidence) -> Vec<String> {
                 continue;
             }
             let log = LogId::new(dot.origin, dot.partition);
-            // One region's disk is all that this level covers.
-            let may_be_lost = held_by < 2
-                && evidence.forgiven.iter().any(|lost| {
-                    lost.log == log && dot.position > lost.after && call.invoked < lost.before
-                });
+            let may_be_lost = evidence.forgiven.iter().any(|lost| {
+                held_by <= lost.disks
+                    && lost.log == log
+                    && dot.position > lost.after
+                    && call.invoked < lost.before
+            });
             // It is set aside then, unless its disk was lost before.
             let is_kept = evidence.in_conflict.contains_key(id)
                 || (held_by < 2 && stranded.is_some_and(|it| !it.kept));

@@ -52,6 +52,8 @@ pub struct Forgiven {
     pub after: Position,
     /// When the disk was lost.
     pub before: Duration,
+    /// How many disks were lost then.
+    pub disks: usize,
 }
 
 /// An event that a fence cut off, as it was put aside.
@@ -129,7 +131,7 @@ pub struct Evidence {
     pub fenced: Vec<BTreeSet<RegionId>>,
     /// When regions did not know of their fences.
     pub unaware: Vec<Unaware>,
-    /// Whether every fence left a majority of the members.
+    /// Whether every fence left a majority of the members, and never all regions lost their disks.
     pub left_majorities: bool,
     /// How many members there were.
     pub members: Members,

@@ -41,3 +41,22 @@ pub(super) fn copied_back() -> Plan {
         .into();
     plan
 }
+
+/// All regions lose their disks at once and get back what was put away of each, at another time each; nothing, if there
+/// is no such time. They must go on, with all that any of them had put away.
+pub(super) fn all_put_back(backups_ms: &[u64]) -> Plan {
+    let mut plan = Plan::calm(4);
+    plan.load.moves_ms = 400;
+    plan.load.regions_percent = 50;
+    let back_up = |(region, at_ms): (usize, &u64)| Fault {
+        at_ms: *at_ms,
+        kind: FaultKind::BackUp { region },
+    };
+    let put_back = Fault {
+        at_ms: 5_000,
+        kind: FaultKind::PutAllBack { down_ms: 300 },
+    };
+    let backed_up = backups_ms.iter().enumerate().map(back_up);
+    plan.faults = backed_up.chain([put_back]).collect();
+    plan
+}

@@ -22,6 +22,11 @@ pub fn all() -> Vec<(&'static str, Plan)> {
         ("clock-ten-seconds-ahead", clocks::ten_ahead()),
         ("lost-disk-clock-back", clocks::lost_with_its_clock()),
         ("wide-links", clocks::wide()),
+        ("all-emptied", lost_disk::all_put_back(&[])),
+        (
+            "all-put-back",
+            lost_disk::all_put_back(&[3_600, 4_000, 4_400]),
+        ),
         ("copied-back", lost_disk::copied_back()),
         ("cut-home", cut_home::plan()),
         ("far-future", far_future::plan()),

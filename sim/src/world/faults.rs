@@ -1,11 +1,13 @@
 //! How each fault is done to the world, and undone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use meridian_store::{Disk, LogOffset};
+use meridian_clock::{LogId, Position};
+use meridian_store::{Disk, Lanes, LogHead, LogOffset, SimDisk, Store, StoreOptions};
 
 use super::fences::stranded_on;
 use super::network::Trouble;
@@ -37,7 +39,7 @@ pub(super) enum Act {
     Certify(usize),
     ListAll(usize),
     Ask(usize, Order),
-    BackUp,
+    BackUpAll,
 }
 
 impl World {
@@ -107,7 +109,7 @@ impl World {
             Act::Certify(region) => self.certify(region, false),
             Act::ListAll(region) => self.list_all(region),
             Act::Ask(by, order) => self.orders[by].give(order),
-            Act::BackUp => self.machines.iter().for_each(|it| it.back_up()),
+            Act::BackUpAll => self.machines.iter().for_each(|it| it.back_up()),
         }
     }
 
@@ -304,6 +306,8 @@ impl World {
                     self.rare("a lost disk was replaced from a backup");
                 }
             }
+            FaultKind::BackUp { region } => self.machines[region].back_up(),
+            FaultKind::PutAllBack { down_ms } => self.put_all_back(down_ms),
         }
     }
 
@@ -466,11 +470,42 @@ impl World {
                 log: *log,
                 after: elsewhere,
                 before: self.sim.elapsed(),
+                disks: 1,
             });
         }
         // And what it had stranded.
         let stranded = stranded_on(&self.machines[region].disk());
         self.stranded_lost.extend(stranded);
+    }
+
+    // What no backup has is lost, whoever held it.
+    fn put_all_back(&mut self, down_ms: u64) {
+        let mut kept: BTreeMap<LogId, Position> = BTreeMap::new();
+        for region in 0..self.machines.len() {
+            let machine = Arc::clone(&self.machines[region]);
+            let stranded = stranded_on(&machine.disk());
+            self.stranded_lost.extend(stranded);
+            let down_ms = down_ms * (region as u64 + 1);
+            self.kill(region, true, down_ms);
+            machine.replace_disk();
+            for head in heads_on(&machine.disk()) {
+                let furthest = kept.entry(head.log).or_default();
+                *furthest = head.position.max(*furthest);
+            }
+        }
+        let logs: BTreeSet<LogId> = self.committed.keys().map(|(_, log)| *log).collect();
+        self.forgiven.extend(logs.into_iter().map(|log| Forgiven {
+            log,
+            after: kept.get(&log).copied().unwrap_or_default(),
+            before: self.sim.elapsed(),
+            disks: usize::MAX,
+        }));
+        self.all_lost = true;
+        self.committed.clear();
+        self.settled.all_lost();
+        self.witness.all_lost();
+        self.states.forget_all();
+        self.rare("all regions were put back from backups at once");
     }
 
     // Flips a bit in a block of the older half of a disk, which all others hold.
@@ -575,4 +610,15 @@ fn durable_before(disk: &dyn Disk, place: LogOffset) -> Option<LogOffset> {
     let offset = offset.first_chunk::<8>()?;
     (read == bytes.len())
         .then(|| LogOffset::new(u64::from_le_bytes(*segment), u64::from_le_bytes(*offset)))
+}
+
+// How far each log is on a disk that no node has.
+fn heads_on(disk: &SimDisk) -> Vec<LogHead> {
+    let copy = Arc::new(disk.backup(0));
+    let options = StoreOptions {
+        lanes: Lanes::Driven,
+        ..StoreOptions::default()
+    };
+    let opened = Store::open(copy, options);
+    opened.map_or_else(|_| Vec::new(), |(store, _)| store.heads())
 }

@@ -230,6 +230,7 @@ struct World {
     report: Report,
     /// Positions of a lost machine's own logs that nobody else held.
     forgiven: Vec<Forgiven>,
+    all_lost: bool,
     committed: BTreeMap<(usize, LogId), Position>,
     settled: Settled,
     states: States,
@@ -394,6 +395,7 @@ impl World {
             rng: Rng::part(plan.seed, "world"),
             report: Report::default(),
             forgiven: Vec::new(),
+            all_lost: false,
             committed: BTreeMap::new(),
             settled: Settled::default(),
             states: States::default(),
@@ -413,7 +415,7 @@ impl World {
             two_homes: Vec::new(),
         };
         if plan.backup_ms > 0 {
-            world.later(plan.backup_ms, Act::BackUp);
+            world.later(plan.backup_ms, Act::BackUpAll);
         }
         for fault in &plan.faults {
             world.later(fault.at_ms, Act::Begin(fault.kind.clone()));

@@ -418,7 +418,7 @@ impl World {
             generations: self.generations(),
             fenced: self.fences.fenced(&self.plan),
             unaware: self.fences.unaware(),
-            left_majorities: self.fences.left_majorities(),
+            left_majorities: self.fences.left_majorities() && !self.all_lost,
             members: self.witness.members().clone(),
             regions: self.machines.len() - self.plan.newcomers,
             names: self

@@ -79,6 +79,11 @@ impl Witness {
         }
     }
 
+    /// All regions lost their disks at once, and with them what was decided on where logs ended.
+    pub(super) fn all_lost(&mut self) {
+        self.ended.clear();
+    }
+
     /// Takes note of which regions `node` counts on, and of where logs ended.
     pub(super) fn see_members(&mut self, at: Duration, node: &Node) {
         self.members
