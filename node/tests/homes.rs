@@ -401,3 +401,51 @@ fn what_cannot_be_moved_is_refused_and_nothing_changes() {
     let still = home(&federation, others[0], "order-1");
     assert_eq!(still["home"], NAMES[others[1]], "{still}");
 }
+
+#[test]
+fn a_new_home_says_what_it_opened_on_in_front_of_what_it_writes() {
+    let federation = Federation::running(&NAMES);
+    until_founded(&federation);
+    let one = ["order-1".to_owned()];
+    federation.append_surely(0, "order-1", 1);
+    let first = home(&federation, 0, "order-1")["home"].clone();
+    let to = NAMES.iter().position(|name| first != json!(name)).unwrap();
+    let (status, moved) = move_to(&federation, 0, &one, NAMES[to]);
+    assert_eq!(status, 200, "{moved}");
+    for id in 2..4 {
+        federation.append_surely(to, "order-1", id);
+    }
+
+    let events = |stream: &str| {
+        let path = format!("/v1/streams/{stream}/events");
+        let (_, page) = get(&federation.url(to, &path)).unwrap();
+        page["events"].as_array().cloned().unwrap_or_default()
+    };
+    let written: Vec<Value> = events("order-1");
+    assert_eq!(written.len(), 3);
+    // There are as many names for them as there are partitions, and each lies in another one.
+    let handed_over: Vec<Value> = (0..64)
+        .flat_map(|number| events(&format!("$homes-{number}")))
+        .collect();
+    let of_type = |name: &str| {
+        let events = handed_over.iter().filter(|it| it["type"] == name);
+        events.cloned().collect::<Vec<Value>>()
+    };
+    let (given_up, opened) = (of_type("$home-transfer"), of_type("$home-opened"));
+    assert_eq!((given_up.len(), opened.len()), (1, 1), "{handed_over:?}");
+    let (given_up, opened) = (&given_up[0], &opened[0]);
+    assert_eq!(opened["data"]["change"], given_up["data"]["change"]);
+    let from = opened["data"]["from"].as_u64().unwrap();
+    assert_eq!(
+        opened["data"]["rests_on"][from.to_string()],
+        given_up["position"]
+    );
+    let place = |event: &Value| {
+        let position = event["position"].as_u64();
+        (event["origin"].clone(), position.unwrap())
+    };
+    let (origin, position) = place(opened);
+    assert_eq!(origin, NAMES[to]);
+    assert_eq!(place(&written[1]), (origin.clone(), position + 1));
+    assert_eq!(place(&written[2]), (origin, position + 2));
+}

@@ -94,6 +94,31 @@ async fn two_regions_that_cannot_reach_each_other_are_relayed_by_a_third() {
 }
 
 #[tokio::test]
+async fn a_log_waits_for_the_other_log_that_it_rests_on_and_acknowledges_what_came_before() {
+    let mut world = World::new(3);
+    let (a, b) = (world.start(A), world.start(B));
+    b.store.set_rests_on(Box::new(|event| {
+        match (event.dot.origin, event.dot.position) {
+            (A, Position(15)) => vec![(log_of(C), Position(8))],
+            _ => Vec::new(),
+        }
+    }));
+    a.append(5).await;
+    a.append(20).await;
+    until("all that rests on nothing is acknowledged", || {
+        let held = a.links.held().borrow().get(&B).cloned();
+        held.is_some_and(|held| held.get(log_of(A)) == Position(14))
+    })
+    .await;
+    let c = world.start(C);
+    c.append(2).await;
+    until_same(&b, &c, C, 4).await;
+    assert_eq!(b.store.head(log_of(A)).position, Position(14));
+    c.append(2).await;
+    until_same(&a, &b, A, 50).await;
+}
+
+#[tokio::test]
 async fn a_restarted_region_goes_on_where_it_was() {
     let mut world = World::new(2);
     let (a, b) = (world.start(A), world.start(B));

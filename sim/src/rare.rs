@@ -51,6 +51,7 @@ pub const OTHERS: &[&str] = &[
     "a node that had lost its disk knew again what was decided",
     "a request found that its stream had moved",
     "a transfer was here before all that it rests on",
+    "what a new home wrote waited for what it had opened on",
     "an append waited while its stream was moved",
     "a bit flipped on disk",
     "a block of a fenced region was refused by the link",

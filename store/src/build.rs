@@ -112,7 +112,7 @@ impl Builder {
         if chain != envelope.chain {
             return Err("the block does not hash to the chain in its envelope".to_owned());
         }
-        let mut keys = keys_of(block).map_err(|error| error.to_string())?;
+        let mut keys = keys_of(block, |_| {}).map_err(|error| error.to_string())?;
         if planted(Bug::ForgetIds) {
             keys.iter_mut().for_each(|event| event.id = 0);
         }

@@ -19,7 +19,8 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use meridian_event::Block;
+use meridian_clock::{LogId, Position};
+use meridian_event::{Block, EventRef};
 use meridian_points::{Bug, buggify, planted, reached};
 
 use crate::build::head_after;
@@ -44,9 +45,15 @@ impl Core {
     pub(crate) fn submit(&self, block: Block, done: Done) -> Result<(), SubmitError> {
         // Decoded and hashed before the lock is taken, and before anything is written: a block that
         // cannot be indexed must not enter the log.
-        let keys = keys_of(&block).map_err(|error| SubmitError::Unreadable {
+        let mut missing = Vec::new();
+        let look = |event: &EventRef<'_>| self.note_missing(event, &mut missing);
+        let keys = keys_of(&block, look).map_err(|error| SubmitError::Unreadable {
             reason: error.to_string(),
         })?;
+        if !missing.is_empty() && !planted(Bug::TakeUnheld) && !planted(Bug::OpenUnheld) {
+            let log = block.header().log;
+            return Err(SubmitError::RestsOn { log, missing });
+        }
         let chain = block.chain();
         let head = head_after(&block, chain);
         let waiting = Waiting {
@@ -68,6 +75,19 @@ impl Core {
         }
         self.driver.notify_one();
         Ok(())
+    }
+
+    // Adds what `event` rests on and is not durable here: what is only queued may yet fail alone.
+    fn note_missing(&self, event: &EventRef<'_>, missing: &mut Vec<(LogId, Position)>) {
+        let Some(rests_on) = self.rests_on.get() else {
+            return;
+        };
+        for (log, position) in rests_on(event) {
+            let held = self.view().heads.get(&log).map(|head| head.position);
+            if held.unwrap_or_default() < position {
+                missing.push((log, position));
+            }
+        }
     }
 
     /// Takes the next group. Waits for one if `wait`, until the store is closed.

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+    Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard,
+    RwLockWriteGuard,
 };
 
 use meridian_clock::Position;
@@ -17,6 +18,7 @@ use crate::files::Files;
 use crate::index::{Index, IndexError, Summary};
 use crate::queue::Queue;
 use crate::segment::{SEGMENT_HEADER_BYTES, segment_path};
+use crate::store::RestsOn;
 use crate::walk::{Window, next_envelope};
 use crate::{DamagedRange, Disk, LogHead, LogOffset, ReadError, StoreOptions};
 
@@ -61,6 +63,7 @@ pub(crate) struct Core {
     rebuilding: Mutex<()>,
     pub(crate) committed: watch::Sender<u64>,
     pub(crate) room: Notify,
+    pub(crate) rests_on: OnceLock<RestsOn>,
     pub(crate) driver: Notify,
     pub(crate) counters: Counters,
     /// The folder's lock. Here, so that it outlives every lane that could still write.
@@ -106,6 +109,7 @@ impl Core {
             rebuilding: Mutex::new(()),
             committed: watch::Sender::new(0),
             room: Notify::new(),
+            rests_on: OnceLock::new(),
             driver: Notify::new(),
             counters: Counters::default(),
             lock: Mutex::new(None),

@@ -83,6 +83,15 @@ pub enum SubmitError {
         /// Which rule refuses it.
         source: NotAdmitted,
     },
+    /// The block rests on more of other logs than is here, see
+    /// [`Store::set_rests_on`](crate::Store::set_rests_on). Submit it again once `missing` is.
+    #[error("log {log} goes on here once what it rests on is: {}", list(missing))]
+    RestsOn {
+        /// The log.
+        log: LogId,
+        /// The other logs, each with the position up to which it is needed.
+        missing: Vec<(LogId, Position)>,
+    },
     /// The block's timestamps do not rise above the last one in its log.
     #[error("log {log} was last stamped {last}, the block begins at {actual}; it must rise")]
     NotRising {
@@ -149,4 +158,10 @@ pub enum ReadError {
         /// What the disk said.
         source: io::Error,
     },
+}
+
+fn list(missing: &[(LogId, Position)]) -> String {
+    let each = missing.iter();
+    let each = each.map(|(log, position)| format!("log {log} to {position}"));
+    each.collect::<Vec<_>>().join(", ")
 }

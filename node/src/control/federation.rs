@@ -266,6 +266,11 @@ impl Federation {
         }
     }
 
+    /// Whether any stream's home was ever decided to be elsewhere than at first.
+    pub(crate) fn has_moved_any(&self) -> bool {
+        !self.moved.is_empty() || !self.rules.is_empty()
+    }
+
     /// Where `stream`'s home is if it was ever moved.
     pub(crate) fn moved_seat(&self, stream: &StreamId) -> Option<Seat> {
         let moved = self.moved.get(stream)?;

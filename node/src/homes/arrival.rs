@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use meridian_clock::{Dot, LogId, Merge, PartitionId, Position, RegionId};
 use meridian_conflict::Isolation;
+use meridian_event::RecordedEvent;
 use meridian_points::{Bug, planted, reached};
 use meridian_store::ReadError;
 
+use super::opening::{OPENED, Opening};
 use super::{Homes, TRANSFER, Transfer, majority, transfer_id};
 use crate::control::Federation;
 use crate::control::federation::Need;
@@ -164,6 +166,35 @@ impl Homes {
         log: LogId,
         position: Position,
     ) -> Result<Option<Transfer>, ReadError> {
+        let event = self.read_event(log, position)?;
+        Ok(event
+            .filter(|event| event.event_type.as_str() == TRANSFER)
+            .and_then(|event| serde_json::from_slice(&event.data).ok()))
+    }
+
+    /// The decision that the event at `position` of `log` follows, if it hands a home over.
+    pub(super) fn read_change(
+        &self,
+        log: LogId,
+        position: Position,
+    ) -> Result<Option<u64>, ReadError> {
+        let Some(event) = self.read_event(log, position)? else {
+            return Ok(None);
+        };
+        let transfer = || serde_json::from_slice::<Transfer>(&event.data).map(|it| it.change);
+        let opening = || serde_json::from_slice::<Opening>(&event.data).map(|it| it.change);
+        Ok(match event.event_type.as_str() {
+            TRANSFER => transfer().ok(),
+            OPENED => opening().ok(),
+            _ => None,
+        })
+    }
+
+    fn read_event(
+        &self,
+        log: LogId,
+        position: Position,
+    ) -> Result<Option<RecordedEvent>, ReadError> {
         let before = Position(position.0.saturating_sub(1));
         let blocks = self.store.read_log(log, before, ONE_BLOCK)?;
         let Some(events) = blocks.first().map(meridian_event::Block::to_events) else {
@@ -171,10 +202,8 @@ impl Homes {
         };
         // A block that the store gives has been checked when it was taken in.
         let events = events.unwrap_or_default();
-        let event = events.iter().find(|it| it.dot.position == position);
-        Ok(event
-            .filter(|event| event.event_type.as_str() == TRANSFER)
-            .and_then(|event| serde_json::from_slice(&event.data).ok()))
+        let mut events = events.into_iter();
+        Ok(events.find(|event| event.dot.position == position))
     }
 
     /// Whether all that these transfers stand for is here.

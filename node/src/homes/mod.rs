@@ -5,7 +5,8 @@
 //! have heard of it yet, and the new one may lack what the old one wrote. So a home is handed over in
 //! the logs themselves ([`transfer`]). The old home appends `$home-transfer` behind the last event that
 //! it will ever give a revision to, with how far it held the partition's other logs. The new home opens
-//! once it holds all of that. In between nobody writes; whoever wants to, waits.
+//! once it holds all of that. In between nobody writes; whoever wants to, waits. In front of what it writes first it says
+//! in its log what it opened on ([`opening`]): no other region takes that part of its log before it holds as much.
 //!
 //! In some categories a stream's home rests on who created it, which [`creators`] tell.
 //!
@@ -21,6 +22,7 @@ mod arrival;
 mod asked;
 pub(crate) mod creators;
 mod lease;
+mod opening;
 mod transfer;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +44,7 @@ pub use self::asked::{MoveError, StreamHome};
 use self::creators::Creators;
 pub(crate) use self::lease::{Hold, keep_lease, majority};
 use self::lease::{Lease, Waits};
+pub(crate) use self::opening::rests_on;
 pub(crate) use self::transfer::hand_over;
 use crate::append::Held;
 use crate::control::Federation;
@@ -357,8 +360,7 @@ impl Homes {
                 continue;
             };
             let log = LogId::new(self.region, partition);
-            let transfer = self.read_transfer(log, last.dot.position)?;
-            if let Some(change) = transfer.map(|transfer| transfer.change)
+            if let Some(change) = self.read_change(log, last.dot.position)?
                 && change > version
             {
                 reached("a node that had forgotten decisions waited until it heard of them");

@@ -272,6 +272,11 @@ impl Node {
         if brought_home {
             homes.note_brought_home();
         }
+        // Before any block of a peer's comes.
+        let decided = plane.federation();
+        store.set_rests_on(Box::new(move |event| {
+            crate::homes::rests_on(&decided.borrow(), event)
+        }));
 
         let names_of = |member: &crate::config::MemberConfig| (member.name.clone(), member.id);
         let merging = Arc::new(Merging::new(

@@ -248,21 +248,18 @@ impl Task {
             if request.stream.is_internal() {
                 federation = self.tools.homes.federation();
             }
-            let repeated = match &shut {
+            let prefaced = match &shut {
                 Some(reason) => Err(unavailable(reason.clone())),
                 None => {
-                    let at = head.position.plus(1 + u64::from(block.count()));
-                    self.repeat_creator(&federation, &request.stream, at, stamped, number)
+                    let stream = &request.stream;
+                    let end = head.position;
+                    self.preface(&federation, stream, end, &mut block, &mut stamped, number)
                 }
             };
-            if let Ok(Some((repeat, timestamp))) = &repeated {
-                block.push_batch(*timestamp, &repeat.stream, Revision(0), &repeat.events);
-                stamped = *timestamp;
-            }
             let at = head.position.plus(1 + u64::from(block.count()));
-            let outcome = match repeated {
+            let outcome = match prefaced {
                 Err(error) => Outcome::Refused(error),
-                Ok(_) => match self.decide(&federation, &request, is_own, at, stamped, number) {
+                Ok(()) => match self.decide(&federation, &request, is_own, at, stamped, number) {
                     Ok(Decision::Answer(outcome)) => outcome,
                     Ok(Decision::Write {
                         appended,
@@ -339,6 +336,42 @@ impl Task {
             self.expected_next = Position::ZERO;
             waiting.refuse(&refused(&error));
         }
+    }
+
+    // Adds to `block`, which goes on behind `end`, what has to stand in front of the next event of `stream` in this log:
+    // what its home here opened on, and who created it. As `decide`.
+    fn preface(
+        &mut self,
+        federation: &Federation,
+        stream: &StreamId,
+        end: Position,
+        block: &mut BlockBuilder,
+        stamped: &mut Timestamp,
+        number: u64,
+    ) -> Result<(), AppendError> {
+        let opened = self.recall.opened();
+        let openings = self.tools.homes.to_open(federation, stream, opened);
+        for (need, opening) in openings.map_err(|error| unavailable(error.to_string()))? {
+            let at = end.plus(1 + u64::from(block.count()));
+            if let Decision::Write {
+                appended,
+                timestamp,
+                ..
+            } = self.decide(federation, &opening, true, at, *stamped, number)?
+            {
+                let first = appended.first_revision;
+                block.push_batch(timestamp, &opening.stream, first, &opening.events);
+                *stamped = timestamp;
+            }
+            self.recall.note_opened(need);
+        }
+        let at = end.plus(1 + u64::from(block.count()));
+        let repeat = self.repeat_creator(federation, stream, at, *stamped, number)?;
+        if let Some((repeat, timestamp)) = repeat {
+            block.push_batch(timestamp, &repeat.stream, Revision(0), &repeat.events);
+            *stamped = timestamp;
+        }
+        Ok(())
     }
 
     // What has to stand in front of the first event of `stream` in this log: who created it. As `decide`.

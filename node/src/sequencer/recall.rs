@@ -1,6 +1,6 @@
 //! What a sequencer remembers beyond the committed log: what is in flight, and hot stream heads.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use meridian_client::{AppendError, AppendRequest, Appended};
@@ -10,6 +10,7 @@ use meridian_points::{Bug, planted, reached};
 use meridian_store::{CommitError, Store};
 
 use super::{Outcome, Waiting, unavailable};
+use crate::control::federation::Need;
 
 /// Stream heads that are kept; beyond it, those that are committed can be looked up again.
 const HEADS_MAX: usize = 65_536;
@@ -135,6 +136,8 @@ pub(super) struct Recall {
     in_flight_ids: VecDeque<(u64, EventId)>,
     committed: u64,
     last_held: Arc<Held>,
+    // What homes here opened on, as far as that is surely in the log or in flight.
+    opened: BTreeSet<Need>,
 }
 
 impl Recall {
@@ -145,6 +148,7 @@ impl Recall {
             in_flight_ids: VecDeque::new(),
             committed: 0,
             last_held: Arc::default(),
+            opened: BTreeSet::new(),
         }
     }
 
@@ -154,6 +158,17 @@ impl Recall {
         self.in_flight.clear();
         self.in_flight_ids.clear();
         self.last_held = Arc::default();
+        self.opened.clear();
+    }
+
+    /// Of which transfers and fences the log says, or will say, that homes here opened on them.
+    pub(super) fn opened(&self) -> &BTreeSet<Need> {
+        &self.opened
+    }
+
+    /// The log says, or will say, that homes here opened on `need`.
+    pub(super) fn note_opened(&mut self, need: Need) {
+        self.opened.insert(need);
     }
 
     /// Blocks up to `number` are durable, so their events can be found in the log.

@@ -170,6 +170,8 @@ struct Trouble {
 struct Log {
     held: Head,
     current: Option<Subscription>,
+    // The subscription whose next block waits for other logs.
+    held_back: Option<u64>,
     // Since when another peer is known to hold more while nothing comes.
     stalled_since: Option<Instant>,
     trouble: BTreeMap<RegionId, Trouble>,
@@ -199,6 +201,7 @@ impl Puller {
         let log = |log| Log {
             held: Head::empty(log),
             current: None,
+            held_back: None,
             stalled_since: None,
             trouble: BTreeMap::new(),
             alarms: BTreeMap::new(),
@@ -322,6 +325,14 @@ impl Puller {
         }
         actions.extend(self.decide(now, ended.log));
         actions
+    }
+
+    /// Whether what `by` brings has to wait for other logs: then it is no fault of the peer's that our copy does not
+    /// grow.
+    pub fn handle_held_back(&mut self, by: Subscription, is_held_back: bool) {
+        if let Some(log) = self.logs.get_mut(&by.log) {
+            log.held_back = is_held_back.then_some(by.id);
+        }
     }
 
     /// What is being pulled now.
@@ -462,7 +473,7 @@ impl Puller {
                         .and_then(|heads| heads.get(id))
                         .is_some_and(|head| head.position > held)
             });
-            if !another_is_ahead {
+            if !another_is_ahead || log.held_back == Some(current.id) {
                 log.stalled_since = None;
                 continue;
             }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use meridian_clock::{LogId, Position, Timestamp};
 use meridian_event::Block;
@@ -18,6 +19,8 @@ use super::wire::{MessageReader, MessageWriter, WireError, unexpected};
 use crate::frame::{Blocks, Head, Lane, Message};
 use crate::link::{Ended, InboundError, InboundSubscription, Subscription, Verdict};
 
+// How long what a block rests on is waited for before it is asked whether it still does.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 // A window below this would stop and go with every block.
 const WINDOW_BYTES_MIN: u64 = 1 << 20;
 
@@ -144,6 +147,7 @@ async fn pull_alone(
 
     let failed = Arc::new(CommitWatch::default());
     let mut stamps: VecDeque<(Position, Timestamp)> = VecDeque::new();
+    let mut held_back: Option<HeldBack> = None;
     loop {
         tokio::select! {
             biased;
@@ -163,21 +167,91 @@ async fn pull_alone(
                 let settled: Vec<_> = stamps.drain(..settled).map(|(_, stamp)| stamp).collect();
                 shared.delayed(subscription.log.origin, &settled);
             }
-            message = reader.read() => match message?.ok_or(WireError::Ended)? {
-                Message::Blocks(blocks) => {
-                    let mut ack = take(shared, &source, &mut inbound, &mut stamps, blocks, &failed).await?;
-                    if planted(Bug::AckUnsynced) {
-                        ack = inbound.handle_durable(inbound.accepted())?.map(Message::Ack);
-                    }
-                    if let Some(ack) = ack {
-                        writer.write(&ack).await?;
-                    }
+            blocks = next(shared, &source, &mut reader, &mut held_back, &failed) => {
+                let Some(blocks) = blocks? else {
+                    continue;
+                };
+                let taken = take(shared, &source, &mut inbound, &mut stamps, blocks, &failed).await?;
+                let mut ack = taken.give_back;
+                held_back = taken.held_back;
+                if planted(Bug::AckUnsynced) {
+                    ack = inbound.handle_durable(inbound.accepted())?.map(Message::Ack);
                 }
-                Message::NotServed(reason) => return Err(Failure::NotServed(reason)),
-                other => return Err(unexpected("Blocks", &other).into()),
+                if let Some(ack) = ack {
+                    writer.write(&ack).await?;
+                }
             }
         }
     }
+}
+
+/// A block that has been judged, and rests on more of other logs than is here.
+struct HeldBack {
+    block: Block,
+    missing: Vec<(LogId, Position)>,
+    // What came behind it.
+    rest: Blocks,
+    // Whether an operator can see that it waits.
+    is_told: bool,
+}
+
+// What to take next: what came behind a block that was held back, once that is handed over, else what the peer sends.
+// `None` when the block that is held back still has to wait. It may be dropped while it waits: nothing is lost by that.
+async fn next(
+    shared: &Arc<Shared>,
+    source: &Source,
+    reader: &mut MessageReader,
+    held_back: &mut Option<HeldBack>,
+    failed: &Arc<CommitWatch>,
+) -> Result<Option<Blocks>, Failure> {
+    let Some(held) = held_back else {
+        return match reader.read().await?.ok_or(WireError::Ended)? {
+            Message::Blocks(blocks) => Ok(Some(blocks)),
+            Message::NotServed(reason) => Err(Failure::NotServed(reason)),
+            other => Err(unexpected("Blocks", &other).into()),
+        };
+    };
+    let is_late = !come(&shared.store, &held.missing).await;
+    // What it waits for may count no more: that is asked anew each time.
+    if let Some(missing) = submit(shared, source, &held.block, failed).await? {
+        held.missing = missing;
+        if is_late && !held.is_told {
+            tell(source.subscription, &held.missing);
+            held.is_told = true;
+        }
+        return Ok(None);
+    }
+    shared
+        .lock()
+        .puller
+        .handle_held_back(source.subscription, false);
+    Ok(held_back.take().map(|held| held.rest))
+}
+
+// Waits until `missing` is here, or it is time to ask again. Whether it is here.
+async fn come(store: &Store, missing: &[(LogId, Position)]) -> bool {
+    let mut committed = store.committed();
+    let here = async {
+        let is_here = |(log, position): &(LogId, Position)| store.head(*log).position >= *position;
+        while !missing.iter().all(is_here) && committed.changed().await.is_ok() {}
+    };
+    timeout(ASK_AGAIN, here).await.is_ok()
+}
+
+fn tell(subscription: Subscription, missing: &[(LogId, Position)]) {
+    let Subscription { log, via, .. } = subscription;
+    for (other, position) in missing {
+        tracing::info!(%log, peer = %via, "this log goes on here once log {other} is here to {position}");
+    }
+}
+
+/// What became of blocks that came.
+#[derive(Default)]
+struct Taken {
+    // Sent at once, if any.
+    give_back: Option<Message>,
+    // The first of them that has to wait, and all behind it.
+    held_back: Option<HeldBack>,
 }
 
 /// Judges each block and hands it to the store without waiting until it is durable.
@@ -188,16 +262,21 @@ async fn take(
     stamps: &mut VecDeque<(Position, Timestamp)>,
     blocks: Blocks,
     failed: &Arc<CommitWatch>,
-) -> Result<Option<Message>, Failure> {
+) -> Result<Taken, Failure> {
     let subscription = source.subscription;
     odd::pause("blocks that came wait to be judged").await;
     // The store decodes a block before it finds that it has no room for it, so ask first.
     room(shared).await?;
-    let mut give_back = None;
+    let mut taken = Taken::default();
     let mut received_bytes = 0;
     let mut newest = Timestamp::ZERO;
     let generations = shared.generations(subscription.log);
-    for block in blocks.blocks {
+    let Blocks {
+        blocks,
+        mut promise,
+    } = blocks;
+    let mut blocks = blocks.into_iter();
+    while let Some(block) = blocks.next() {
         received_bytes += block.bytes().len() as u64;
         let header = block.header();
         let admitted =
@@ -211,18 +290,31 @@ async fn take(
                 newest = newest.max(header.last_timestamp);
                 stamps.push_back((header.last_position(), header.last_timestamp));
                 note_way(shared, subscription);
-                submit(shared, source, block, failed).await?;
+                if let Some(missing) = submit(shared, source, &block, failed).await? {
+                    reached("what a new home wrote waited for what it had opened on");
+                    shared.lock().puller.handle_held_back(subscription, true);
+                    taken.held_back = Some(HeldBack {
+                        block,
+                        missing,
+                        rest: Blocks {
+                            blocks: blocks.collect(),
+                            promise: promise.take(),
+                        },
+                        is_told: false,
+                    });
+                    break;
+                }
             }
             Verdict::AlreadyHeld(ack) => {
                 reached("a block came that was already held");
-                give_back = Some(Message::Ack(ack));
+                taken.give_back = Some(Message::Ack(ack));
             }
         }
     }
     if newest > Timestamp::ZERO {
         shared.stamped(subscription.log.origin, newest);
     }
-    if let Some(promise) = blocks.promise {
+    if let Some(promise) = promise {
         shared.promised(&[promise]);
     }
     let mut state = shared.lock();
@@ -233,7 +325,7 @@ async fn take(
     state
         .puller
         .handle_position(subscription.via, subscription.log, accepted);
-    Ok(give_back)
+    Ok(taken)
 }
 
 /// Where blocks come from.
@@ -277,12 +369,13 @@ impl Source {
     }
 }
 
+// Hands the block to the store, unless it rests on more than is here: then that is told.
 async fn submit(
     shared: &Arc<Shared>,
     source: &Source,
-    block: Block,
+    block: &Block,
     failed: &Arc<CommitWatch>,
-) -> Result<(), Failure> {
+) -> Result<Option<Vec<(LogId, Position)>>, Failure> {
     loop {
         let Some(submitted) = source.submit(&shared.store, block.clone(), failed) else {
             reached("a block of a peer's earlier start was not taken");
@@ -291,7 +384,8 @@ async fn submit(
             ));
         };
         match submitted {
-            Ok(()) => return Ok(()),
+            Ok(()) => return Ok(None),
+            Err(SubmitError::RestsOn { missing, .. }) => return Ok(Some(missing)),
             Err(SubmitError::Full) => room(shared).await?,
             Err(SubmitError::WrongChain { log, position, .. }) => {
                 return Err(InboundError::WrongChain {

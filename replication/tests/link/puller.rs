@@ -181,6 +181,23 @@ fn an_origin_that_brings_something_now_and_then_is_not_passed_over() {
 }
 
 #[test]
+fn an_origin_whose_log_waits_for_other_logs_here_is_not_passed_over() {
+    let mut world = World::linked();
+    let current = |world: &World| {
+        let mut all = world.puller.subscriptions();
+        all.find(|it| it.log == log_of(C)).expect("it is pulled")
+    };
+    let waiting = current(&world);
+    world.puller.handle_held_back(waiting, true);
+    world.hear(B, &[head(C, 8)]);
+    world.pass(6000, &[B, C]);
+    assert_eq!(current(&world), waiting);
+    world.puller.handle_held_back(waiting, false);
+    world.pass(1700, &[B, C]);
+    assert_eq!(world.via(C), Some(B));
+}
+
+#[test]
 fn a_silent_origin_is_left_for_a_peer_that_is_heard() {
     let mut world = World::linked();
     world.pass(1600, &[B]);

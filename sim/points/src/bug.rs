@@ -72,6 +72,8 @@ bugs! {
     OpenEarly, "open-early", "A stream's new home takes writes before it holds what the old one wrote.";
     OpenUnheld, "open-unheld",
         "A new home takes writes for a fenced category before a majority holds what the old one wrote.";
+    TakeUnheld, "take-unheld",
+        "A region takes what a stream's new home wrote before it holds what the home opened on.";
     KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";
     SealByMajority, "seal-by-majority", "A fence decides its cut when a majority has sealed, not all who remain.";
     OpenBeforeBackfill, "open-before-backfill", "A fence opens, and its homes with it, before those who remain hold all up to the cut.";

@@ -13,7 +13,7 @@ mod table;
 use std::io;
 
 use meridian_clock::{Epoch, Incarnation, LogId, Position, RegionId, Timestamp};
-use meridian_event::{Block, BlockError, Chain, Revision};
+use meridian_event::{Block, BlockError, Chain, EventRef, Revision};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use file::{FileIndex, write_index};
@@ -88,12 +88,16 @@ pub(crate) fn stream_hash(stream: &str) -> u128 {
     xxhash_rust::xxh3::xxh3_128(stream.as_bytes())
 }
 
-/// The keys of every event of `block`, in order.
-pub(crate) fn keys_of(block: &Block) -> Result<Vec<EventKeys>, BlockError> {
+/// The keys of every event of `block`, in order. Each event is shown to `look` on the way.
+pub(crate) fn keys_of(
+    block: &Block,
+    mut look: impl FnMut(&EventRef<'_>),
+) -> Result<Vec<EventKeys>, BlockError> {
     let open = block.open()?;
     let mut keys = Vec::with_capacity(block.header().count.min(1 << 16) as usize);
     for event in open.events() {
         let event = event?;
+        look(&event);
         keys.push(EventKeys {
             stream: stream_hash(event.stream),
             revision: event.revision,

@@ -8,5 +8,6 @@ mod golden;
 mod ordered;
 mod reads;
 mod real;
+mod rests_on;
 mod strand;
 mod world;
