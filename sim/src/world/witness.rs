@@ -102,11 +102,14 @@ impl Witness {
         for (region, vector) in &*node.held_elsewhere() {
             let holder = usize::from(region.0).saturating_sub(1);
             for (log, believed) in vector.iter() {
-                // What others hold of our own log answers for what we write there now.
+                // What others hold of our own log answers for what we write there now. A node that lost it takes it
+                // back generation by generation, and writes none of it before it has the last.
                 let own = log.origin == node.config().region;
                 let furthest = match own {
                     true => {
-                        self.furthest_in(holder, log, Mark::of(&node.store().head(log)).generation)
+                        let here = Mark::of(&node.store().head(log)).generation;
+                        let there = self.latest_generation(holder, log);
+                        self.furthest_in(holder, log, here.max(there))
                     }
                     false => self.furthest(holder, log),
                 };
@@ -160,6 +163,14 @@ impl Witness {
         let committed = self.committed.get(&(index, log)).into_iter().flatten();
         committed
             .map(|(_, position)| *position)
+            .max()
+            .unwrap_or_default()
+    }
+
+    fn latest_generation(&self, index: usize, log: LogId) -> usize {
+        let committed = self.committed.get(&(index, log)).into_iter().flatten();
+        committed
+            .map(|(number, _)| *number)
             .max()
             .unwrap_or_default()
     }
