@@ -8,6 +8,7 @@
 //! Start reading at [`Homes::to_open`] and [`rests_on`].
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_client::{AppendRequest, Durability, Expected};
@@ -15,6 +16,7 @@ use meridian_clock::{LogId, PartitionId, Position, RegionId};
 use meridian_event::{EventId, EventRef, EventType, NewEvent, StreamId};
 use meridian_store::ReadError;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{CATEGORY, Homes, NAMESPACE, Sitting, stream_of, transfer_id};
@@ -131,13 +133,17 @@ impl Homes {
     }
 }
 
-/// What must be here of other logs before the log that `event` is in may go on with it here; nothing unless it says what
-/// a home opened on.
-pub(crate) fn rests_on(federation: &Federation, event: &EventRef<'_>) -> Vec<(LogId, Position)> {
+/// What must be here of other logs before the log that `event` is in may go on with it here, by what is `decided`;
+/// nothing unless it says what a home opened on. Asked for every event, so what is decided is looked at only then.
+pub(crate) fn rests_on(
+    decided: &watch::Receiver<Arc<Federation>>,
+    event: &EventRef<'_>,
+) -> Vec<(LogId, Position)> {
     let is_of_homes = event.stream.strip_prefix(CATEGORY);
     if event.event_type != OPENED || !is_of_homes.is_some_and(|rest| rest.starts_with('-')) {
         return Vec::new();
     }
+    let federation = Arc::clone(&decided.borrow());
     let Ok(opening) = serde_json::from_slice::<Opening>(event.data) else {
         return Vec::new();
     };
@@ -195,8 +201,8 @@ mod tests {
 
     #[test]
     fn a_log_rests_on_what_a_home_opened_on_and_on_nothing_that_users_write() {
-        let federation = Federation::default();
-        let needed = rests_on(&federation, &event("$homes-4", OPENED, TEXT));
+        let (_, decided) = watch::channel(Arc::new(Federation::default()));
+        let needed = rests_on(&decided, &event("$homes-4", OPENED, TEXT));
         let log = |region| LogId::new(RegionId(region), PartitionId(5));
         let expected = [(log(1), Position(104)), (log(3), Position(90))];
         assert_eq!(needed, expected);
@@ -206,7 +212,7 @@ mod tests {
             ("$homes-4", "$home-transfer", TEXT),
             ("$homes-4", OPENED, "{"),
         ] {
-            let needed = rests_on(&federation, &event(stream, event_type, data));
+            let needed = rests_on(&decided, &event(stream, event_type, data));
             assert!(needed.is_empty(), "{stream} {event_type} {data}");
         }
     }

@@ -275,7 +275,7 @@ impl Node {
         // Before any block of a peer's comes.
         let decided = plane.federation();
         store.set_rests_on(Box::new(move |event| {
-            crate::homes::rests_on(&decided.borrow(), event)
+            crate::homes::rests_on(&decided, event)
         }));
 
         let names_of = |member: &crate::config::MemberConfig| (member.name.clone(), member.id);
