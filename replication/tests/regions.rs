@@ -97,7 +97,7 @@ async fn two_regions_that_cannot_reach_each_other_are_relayed_by_a_third() {
 async fn a_log_waits_for_the_other_log_that_it_rests_on_and_acknowledges_what_came_before() {
     let mut world = World::new(3);
     let (a, b) = (world.start(A), world.start(B));
-    b.store.set_rests_on(Box::new(|event| {
+    b.store.set_dependencies(Box::new(|event| {
         match (event.dot.origin, event.dot.position) {
             (A, Position(15)) => vec![(log_of(C), Position(8))],
             _ => Vec::new(),

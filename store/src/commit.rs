@@ -52,7 +52,7 @@ impl Core {
         })?;
         if !missing.is_empty() && !planted(Bug::TakeUnheld) && !planted(Bug::OpenUnheld) {
             let log = block.header().log;
-            return Err(SubmitError::RestsOn { log, missing });
+            return Err(SubmitError::MissingDependencies { log, missing });
         }
         let chain = block.chain();
         let head = head_after(&block, chain);
@@ -79,10 +79,10 @@ impl Core {
 
     // Adds what `event` rests on and is not durable here: what is only queued may yet fail alone.
     fn note_missing(&self, event: &EventRef<'_>, missing: &mut Vec<(LogId, Position)>) {
-        let Some(rests_on) = self.rests_on.get() else {
+        let Some(dependencies) = self.dependencies.get() else {
             return;
         };
-        for (log, position) in rests_on(event) {
+        for (log, position) in dependencies(event) {
             let held = self.view().heads.get(&log).map(|head| head.position);
             if held.unwrap_or_default() < position {
                 missing.push((log, position));

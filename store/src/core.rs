@@ -18,7 +18,7 @@ use crate::files::Files;
 use crate::index::{Index, IndexError, Summary};
 use crate::queue::Queue;
 use crate::segment::{SEGMENT_HEADER_BYTES, segment_path};
-use crate::store::RestsOn;
+use crate::store::Dependencies;
 use crate::walk::{Window, next_envelope};
 use crate::{DamagedRange, Disk, LogHead, LogOffset, ReadError, StoreOptions};
 
@@ -63,7 +63,8 @@ pub(crate) struct Core {
     rebuilding: Mutex<()>,
     pub(crate) committed: watch::Sender<u64>,
     pub(crate) room: Notify,
-    pub(crate) rests_on: OnceLock<RestsOn>,
+    /// What events depend on in other logs, once somebody can tell.
+    pub(crate) dependencies: OnceLock<Dependencies>,
     pub(crate) driver: Notify,
     pub(crate) counters: Counters,
     /// The folder's lock. Here, so that it outlives every lane that could still write.
@@ -109,7 +110,7 @@ impl Core {
             rebuilding: Mutex::new(()),
             committed: watch::Sender::new(0),
             room: Notify::new(),
-            rests_on: OnceLock::new(),
+            dependencies: OnceLock::new(),
             driver: Notify::new(),
             counters: Counters::default(),
             lock: Mutex::new(None),

@@ -84,9 +84,9 @@ pub enum SubmitError {
         source: NotAdmitted,
     },
     /// The block rests on more of other logs than is here, see
-    /// [`Store::set_rests_on`](crate::Store::set_rests_on). Submit it again once `missing` is.
+    /// [`Store::set_dependencies`](crate::Store::set_dependencies). Submit it again once `missing` is.
     #[error("log {log} goes on here once what it rests on is: {}", list(missing))]
-    RestsOn {
+    MissingDependencies {
         /// The log.
         log: LogId,
         /// The other logs, each with the position up to which it is needed.

@@ -54,7 +54,7 @@ pub use options::{Lanes, StoreOptions};
 pub use ordered::{OrderedReader, Reached};
 pub use scrub::{ScrubCursor, ScrubStep};
 pub use small::{KeyValue, SmallError, SmallState};
-pub use store::{CommitGroup, Done, RestsOn, Store};
+pub use store::{CommitGroup, Dependencies, Done, Store};
 pub use strand::{StrandError, Stranded, strand};
 pub use stranded::{ReadStrandedError, StrandedTail, read_stranded, stranded};
 pub use verify::{Damage, VerifyError, VerifyReport, verify};

@@ -28,9 +28,9 @@ pub(crate) const LOCK_PATH: &str = "lock";
 /// Runs when a block is durable and can be read, or is not.
 pub type Done = Box<dyn FnOnce(Result<(), CommitError>) + Send>;
 
-/// Tells what must be here of other logs before the log that an event is in goes on with it: each with the position up
-/// to which it is needed. Asked for every event that is submitted.
-pub type RestsOn = Box<dyn Fn(&EventRef<'_>) -> Vec<(LogId, Position)> + Send + Sync>;
+/// Tells an event's causal dependencies: what must be here of other logs before its own log goes on with it, each with
+/// the position up to which it is needed. Asked for every event that is submitted.
+pub type Dependencies = Box<dyn Fn(&EventRef<'_>) -> Vec<(LogId, Position)> + Send + Sync>;
 
 /// A group of blocks that was written and is not yet synced; see [`Store::commit_begin`].
 #[must_use = "what was written is lost to its writers until it is finished"]
@@ -116,8 +116,8 @@ impl Store {
 
     /// From the return of this call on no block is taken before what its events rest on is durable here. So of whatever
     /// part of a log is here, all is here that it rests on. Not kept across an opening; the first call counts.
-    pub fn set_rests_on(&self, rests_on: RestsOn) {
-        let _ = self.core.rests_on.set(rests_on);
+    pub fn set_dependencies(&self, dependencies: Dependencies) {
+        let _ = self.core.dependencies.set(dependencies);
     }
 
     /// Queues `block`, which must be the exact next one of its log.

@@ -29,9 +29,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use bytes::Bytes;
+use meridian_client::{AppendRequest, Durability, Expected};
 use meridian_clock::{Epoch, Hlc, LogId, PartitionId, Position, RegionId};
 use meridian_conflict::{Isolation, Mode, Policies};
-use meridian_event::{EventId, StreamId, partition_of};
+use meridian_event::{EventId, EventType, NewEvent, StreamId, partition_of};
 use meridian_points::{Bug, planted, reached};
 use meridian_store::{ReadError, Store};
 use serde::{Deserialize, Serialize};
@@ -345,6 +347,29 @@ impl Homes {
                 && (!is_fenced || fence.is_none_or(may_open))
         });
         has_opened && (!is_fenced || !matches!(self.lease(), Some(Hold::Lapsed { .. })))
+    }
+
+    // Asks for an event that hands a home over in `partition`, in this region's own stream for such.
+    fn event(
+        &self,
+        partition: PartitionId,
+        id: EventId,
+        name: &str,
+        data: &impl Serialize,
+    ) -> AppendRequest {
+        let event_type = EventType::new(name).expect("a short name without controls");
+        let data = serde_json::to_vec(data).expect("numbers always encode");
+        AppendRequest {
+            stream: stream_of(partition, self.partitions),
+            expected: Expected::Any,
+            durability: Durability::Region,
+            events: vec![NewEvent {
+                id,
+                event_type,
+                data: data.into(),
+                metadata: Bytes::new(),
+            }],
+        }
     }
 
     /// Why this region may not order anything yet: its own log tells of a decision that this node does

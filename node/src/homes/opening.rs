@@ -10,16 +10,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bytes::Bytes;
-use meridian_client::{AppendRequest, Durability, Expected};
+use meridian_client::AppendRequest;
 use meridian_clock::{LogId, PartitionId, Position, RegionId};
-use meridian_event::{EventId, EventRef, EventType, NewEvent, StreamId};
+use meridian_event::{EventId, EventRef, StreamId};
 use meridian_store::ReadError;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use super::{CATEGORY, Homes, NAMESPACE, Sitting, stream_of, transfer_id};
+use super::{CATEGORY, Homes, NAMESPACE, Sitting, transfer_id};
 use crate::control::Federation;
 use crate::control::federation::Need;
 
@@ -75,7 +74,8 @@ impl Homes {
                     from,
                     rests_on,
                 };
-                Ok((*need, self.request(partition, &opening)))
+                let id = opening_id(*need, LogId::new(self.region, partition));
+                Ok((*need, self.event(partition, id, OPENED, &opening)))
             })
             .collect()
     }
@@ -113,23 +113,6 @@ impl Homes {
             add(region, held);
         }
         Ok(())
-    }
-
-    fn request(&self, partition: PartitionId, opening: &Opening) -> AppendRequest {
-        let own = LogId::new(self.region, partition);
-        let event_type = EventType::new(OPENED).expect("a short name without controls");
-        let data = serde_json::to_vec(opening).expect("numbers always encode");
-        AppendRequest {
-            stream: stream_of(partition, self.partitions),
-            expected: Expected::Any,
-            durability: Durability::Region,
-            events: vec![NewEvent {
-                id: opening_id((opening.from, opening.change), own),
-                event_type,
-                data: data.into(),
-                metadata: Bytes::new(),
-            }],
-        }
     }
 }
 

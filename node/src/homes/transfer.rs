@@ -4,17 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use meridian_client::{AppendRequest, Durability, Expected};
 use meridian_clock::{LogId, PartitionId};
-use meridian_event::{EventType, NewEvent};
 use meridian_points::{buggify, reached};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::arrival::Arrival;
-use super::{Homes, TRANSFER, Transfer, stream_of, transfer_id};
+use super::{Homes, TRANSFER, Transfer, transfer_id};
 use crate::control::federation::GiveUp;
 use crate::control::{Command, Consensus, Federation};
 use crate::sequencer::{Outcome, Sequencer};
@@ -112,19 +109,7 @@ async fn write(
         held: others.map(|it| (it.log.origin, it.position)).collect(),
     };
     let own = LogId::new(homes.region, partition);
-    let request = AppendRequest {
-        stream: stream_of(partition, homes.partitions),
-        expected: Expected::Any,
-        durability: Durability::Region,
-        events: vec![NewEvent {
-            id: transfer_id(change, own),
-            event_type: EventType::new(TRANSFER).map_err(|error| error.to_string())?,
-            data: serde_json::to_vec(&transfer)
-                .map_err(|error| error.to_string())?
-                .into(),
-            metadata: Bytes::new(),
-        }],
-    };
+    let request = homes.event(partition, transfer_id(change, own), TRANSFER, &transfer);
     let sequencer = sequencers
         .get(usize::from(partition.0))
         .ok_or("there is no such partition")?;

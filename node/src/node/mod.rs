@@ -274,7 +274,7 @@ impl Node {
         }
         // Before any block of a peer's comes.
         let decided = plane.federation();
-        store.set_rests_on(Box::new(move |event| {
+        store.set_dependencies(Box::new(move |event| {
             crate::homes::rests_on(&decided, event)
         }));
 

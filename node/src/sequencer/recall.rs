@@ -14,6 +14,8 @@ use crate::control::federation::Need;
 
 /// Stream heads that are kept; beyond it, those that are committed can be looked up again.
 const HEADS_MAX: usize = 65_536;
+/// What homes here opened on, as far as it is kept; beyond it, that can be looked up again.
+const OPENED_MAX: usize = 65_536;
 
 /// What an earlier append of the same events came to.
 #[derive(Clone, Debug)]
@@ -168,6 +170,9 @@ impl Recall {
 
     /// The log says, or will say, that homes here opened on `need`.
     pub(super) fn note_opened(&mut self, need: Need) {
+        if self.opened.len() >= OPENED_MAX {
+            self.opened.clear();
+        }
         self.opened.insert(need);
     }
 

@@ -385,7 +385,7 @@ async fn submit(
         };
         match submitted {
             Ok(()) => return Ok(None),
-            Err(SubmitError::RestsOn { missing, .. }) => return Ok(Some(missing)),
+            Err(SubmitError::MissingDependencies { missing, .. }) => return Ok(Some(missing)),
             Err(SubmitError::Full) => room(shared).await?,
             Err(SubmitError::WrongChain { log, position, .. }) => {
                 return Err(InboundError::WrongChain {

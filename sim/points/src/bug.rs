@@ -71,7 +71,7 @@ bugs! {
     ReadBehind, "read-behind", "A read with a session's token is answered whether or not the region has caught up.";
     OpenEarly, "open-early", "A stream's new home takes writes before it holds what the old one wrote.";
     OpenUnheld, "open-unheld",
-        "A new home takes writes for a fenced category before a majority holds what the old one wrote.";
+        "A new home takes writes for a fenced category before a majority holds what the old one wrote, and others take what it writes.";
     TakeUnheld, "take-unheld",
         "A region takes what a stream's new home wrote before it holds what the home opened on.";
     KeepHome, "keep-home", "A stream's old home goes on taking writes after its transfer.";

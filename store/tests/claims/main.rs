@@ -2,12 +2,12 @@
 
 mod crash;
 mod damage;
+mod dependencies;
 mod faults;
 mod generations;
 mod golden;
 mod ordered;
 mod reads;
 mod real;
-mod rests_on;
 mod strand;
 mod world;

@@ -9,7 +9,7 @@ use crate::world::{Answers, Writer, commit, log, open, settle, submit};
 fn missing(store: &Store, block: &Block) -> Vec<u64> {
     let refused = Box::new(|_| panic!("it was refused"));
     match store.submit(block.clone(), refused) {
-        Err(SubmitError::RestsOn { log: of, missing }) => {
+        Err(SubmitError::MissingDependencies { log: of, missing }) => {
             assert_eq!(of, block.header().log);
             let each = missing.into_iter();
             each.map(|(other, position)| {
@@ -25,7 +25,7 @@ fn missing(store: &Store, block: &Block) -> Vec<u64> {
 #[test]
 fn a_log_goes_on_once_what_it_rests_on_is_durable() {
     let (store, _) = open(&SimDisk::new(1));
-    store.set_rests_on(Box::new(|event| match event.stream {
+    store.set_dependencies(Box::new(|event| match event.stream {
         "opened" => vec![(log(1), Position(3))],
         _ => Vec::new(),
     }));
